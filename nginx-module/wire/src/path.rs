@@ -1,0 +1,134 @@
+//! The paths of the API, made and taken apart in one place.
+
+use std::fmt::Write as _;
+
+pub const OVERVIEW: &str = "/v1";
+pub const UPSTREAMS: &str = "/v1/upstreams";
+pub const MARKS: &str = "/v1/marks";
+pub const RENEW: &str = "/v1/renew";
+pub const EVENTS: &str = "/v1/events";
+
+/// What a path names. Names are percent-decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    Overview,
+    Upstreams,
+    Upstream(String),
+    Peer { upstream: String, peer: String },
+    Drained { upstream: String, peer: String },
+    Marks,
+    Renew,
+    Events,
+}
+
+impl Path {
+    /// Takes apart a request path (without its query). A trailing slash means the same as none.
+    pub fn parse(path: &str) -> Option<Self> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let mut segments = path.strip_prefix("/v1")?.split('/');
+        // What stands before the first slash: nothing, or this is /v1something.
+        if !segments.next()?.is_empty() {
+            return None;
+        }
+        let segments: Vec<String> = segments.map(decode).collect::<Option<_>>()?;
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        Some(match *segments.as_slice() {
+            [] => Self::Overview,
+            ["upstreams"] => Self::Upstreams,
+            ["upstreams", name] => Self::Upstream(name.to_owned()),
+            ["upstreams", upstream, "peers", peer] => {
+                Self::Peer { upstream: upstream.to_owned(), peer: peer.to_owned() }
+            }
+            ["upstreams", upstream, "peers", peer, "drained"] => {
+                Self::Drained { upstream: upstream.to_owned(), peer: peer.to_owned() }
+            }
+            ["marks"] => Self::Marks,
+            ["renew"] => Self::Renew,
+            ["events"] => Self::Events,
+            _ => return None,
+        })
+    }
+}
+
+pub fn upstream(upstream: &str) -> String {
+    format!("{UPSTREAMS}/{}", encode(upstream))
+}
+
+pub fn peer(upstream: &str, peer: &str) -> String {
+    format!("{UPSTREAMS}/{}/peers/{}", encode(upstream), encode(peer))
+}
+
+pub fn drained(upstream: &str, peer: &str) -> String {
+    format!("{UPSTREAMS}/{}/peers/{}/drained", encode(upstream), encode(peer))
+}
+
+/// Percent-encodes everything but unreserved characters and the colon and brackets of addresses.
+fn encode(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'[' | b']' => {
+                out.push(char::from(byte));
+            }
+            // Writing to a String cannot fail.
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+        out
+    })
+}
+
+fn decode(segment: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'%' => {
+                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+                let value = digit(bytes.next())? * 16 + digit(bytes.next())?;
+                u8::try_from(value).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_made_is_the_path_that_is_read() {
+        for address in ["127.0.0.1:3000", "[::1]:3000", "unix:/run/app/1.sock"] {
+            let made = drained("my app", address);
+            let read = Path::parse(&made);
+            assert_eq!(
+                read,
+                Some(Path::Drained { upstream: "my app".into(), peer: address.into() }),
+                "{made}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_trailing_slash_changes_nothing() {
+        assert_eq!(Path::parse("/v1/"), Some(Path::Overview));
+        assert_eq!(Path::parse("/v1"), Some(Path::Overview));
+        assert_eq!(Path::parse("/v1/upstreams/"), Some(Path::Upstreams));
+    }
+
+    #[test]
+    fn what_is_not_a_path_names_nothing() {
+        for path in [
+            "",
+            "/",
+            "/v2",
+            "/v1x",
+            "/v1/upstreams//x/y",
+            "/v1/marks/1",
+            "/v1/upstreams/%zz",
+            "/v1/upstreams/%ff",
+        ] {
+            assert_eq!(Path::parse(path), None, "{path}");
+        }
+    }
+}

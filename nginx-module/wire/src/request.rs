@@ -1,0 +1,57 @@
+//! What a client asks for.
+
+use crate::{Expect, Owner, Span, State};
+use serde::{Deserialize, Serialize};
+
+/// `PUT /v1/marks`: an owner says what it holds of one or more peers. All of it is done, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkSet {
+    pub owner: Owner,
+    /// How long the marks live without being renewed. Absent: the owner's default
+    /// ([`DEFAULT_LEASE`](crate::DEFAULT_LEASE), and none for `operator` and `plus`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Span>,
+    /// Do it even if nobody is left to serve.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+    pub marks: Vec<MarkRequest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkRequest {
+    /// Absent: every upstream that has the peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    pub peer: String,
+    /// `up` removes the owner's own mark and nothing else.
+    pub state: State,
+    #[serde(default)]
+    pub expect: Expect,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// With `up`: remove the marks of every owner.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+}
+
+/// `POST /v1/renew`: the owner is alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Renew {
+    pub owner: Owner,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Span>,
+    /// Fencing: refused if one of these is no longer the mark that the owner set. Absent: all that the owner holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marks: Option<Vec<RenewMark>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewMark {
+    pub upstream: String,
+    pub peer: String,
+    pub epoch: u64,
+}

@@ -1,0 +1,117 @@
+//! What the server answers.
+
+use crate::{Expect, Owner, PeerState, Span, State};
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Overview {
+    pub api: u32,
+    /// The module's version.
+    pub version: String,
+    pub nginx: String,
+    /// Changes when nginx lost its memory: after a restart, a binary upgrade, or a changed `handoff_zone`.
+    pub instance: String,
+    /// Grows with every change of a mark or of the configuration.
+    pub generation: u64,
+    pub zone: ZoneView,
+    pub processes: Vec<ProcessView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ZoneView {
+    /// Bytes.
+    pub size: u64,
+    pub peers: u32,
+    pub peers_max: u32,
+    /// Peers for which there was no room: nginx serves them as if they were in no upstream of ours.
+    pub peers_uncovered: u32,
+    pub processes_max: u32,
+}
+
+/// One nginx process that can have requests in flight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessView {
+    /// 0: processes that found no row of their own.
+    pub pid: u32,
+    pub in_flight: u64,
+}
+
+/// `GET /v1/upstreams`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Upstreams {
+    pub instance: String,
+    pub generation: u64,
+    pub upstreams: Vec<UpstreamView>,
+}
+
+/// `GET /v1/upstreams/{upstream}`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpstreamView {
+    pub name: String,
+    pub peers: Vec<PeerView>,
+}
+
+/// `GET /v1/upstreams/{upstream}/peers/{peer}`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerView {
+    pub address: String,
+    pub state: PeerState,
+    pub marks: Vec<MarkView>,
+    /// Requests that nginx has with this peer now, in all its processes.
+    pub in_flight: u64,
+    /// Attempts begun on this peer since the instance began.
+    pub requests: u64,
+    /// Attempts that nginx counted as failed.
+    pub fails: u64,
+    /// Times the balancer chose this peer and was sent on because of a mark.
+    pub refused: u64,
+    /// Connections opened before this number are not reused (nginx's connection counter).
+    pub retired_before: u64,
+    /// Whether the running configuration names this peer; one that was removed stays until its requests end.
+    pub configured: bool,
+    pub weight: u32,
+    pub backup: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MarkView {
+    pub owner: Owner,
+    pub state: State,
+    pub expect: Expect,
+    pub reason: String,
+    pub epoch: u64,
+    /// What is left of the lease; absent if the mark has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Span>,
+    pub age: Span,
+}
+
+/// The answer to `PUT /v1/marks` and `POST /v1/renew`. Once it is written, no nginx worker begins a request on a peer
+/// whose state here is not `up`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ack {
+    pub instance: String,
+    pub generation: u64,
+    pub marks: Vec<AckedMark>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AckedMark {
+    pub upstream: String,
+    pub peer: String,
+    /// The effective state: the most severe of all owners' marks.
+    pub state: State,
+    /// The epoch of the owner's mark; 0 if it now holds none.
+    pub epoch: u64,
+    pub in_flight: u64,
+}
+
+/// `GET /v1/upstreams/{upstream}/peers/{peer}/drained?timeout=5s`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drained {
+    /// True: the peer gets no new request and nginx waits for nothing from it.
+    pub drained: bool,
+    pub state: State,
+    pub in_flight: u64,
+}

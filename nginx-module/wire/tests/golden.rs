@@ -1,0 +1,63 @@
+//! The wire as bytes: a change of these strings is a change of the contract.
+
+use handoff_wire::*;
+use serde_json::{from_str, to_string};
+
+#[test]
+fn a_mark_request_is_read_as_it_is_written() {
+    let text = r#"{"owner":"pm2:812","lease":"10s","marks":[{"upstream":"myapp","peer":"127.0.0.1:3000","state":"draining","expect":"back","reason":"pm2 is stopping it"}]}"#;
+    let request: MarkSet = from_str(text).unwrap();
+    assert_eq!(request.lease, Some(Span::from_secs(10)));
+    assert_eq!(request.marks[0].state, State::Draining);
+    assert_eq!(to_string(&request).unwrap(), text);
+}
+
+#[test]
+fn the_shortest_mark_request_is_enough() {
+    let request: MarkSet =
+        from_str(r#"{"owner":"operator","marks":[{"peer":"[::1]:3000","state":"up"}]}"#).unwrap();
+    assert_eq!((request.lease, request.force), (None, false));
+    assert_eq!((request.marks[0].upstream.as_deref(), request.marks[0].expect), (None, Expect::Gone));
+}
+
+#[test]
+fn a_misspelt_request_is_refused_with_its_place() {
+    for (text, says) in [
+        (r#"{"owner":"operator","mark":[]}"#, "unknown field `mark`"),
+        (r#"{"owner":"operator"}"#, "missing field `marks`"),
+        (r#"{"owner":"me","marks":[]}"#, "unknown owner"),
+        (r#"{"owner":"operator","lease":10,"marks":[]}"#, "expected a string"),
+        (r#"{"owner":"operator","lease":"10","marks":[]}"#, "write a whole number with its unit"),
+        (r#"{"owner":"operator","marks":[{"peer":"a","state":"drain"}]}"#, "unknown variant `drain`"),
+    ] {
+        let error = from_str::<MarkSet>(text).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("column"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_renewal_may_be_fenced() {
+    let text = r#"{"owner":"rollout:a1","marks":[{"upstream":"myapp","peer":"127.0.0.1:3000","epoch":7}]}"#;
+    assert_eq!(to_string(&from_str::<Renew>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn an_acknowledgement_says_what_is_still_in_flight() {
+    let text = r#"{"instance":"00c0ffee","generation":12,"marks":[{"upstream":"myapp","peer":"127.0.0.1:3000","state":"draining","epoch":7,"in_flight":3}]}"#;
+    assert_eq!(to_string(&from_str::<Ack>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn a_refusal_has_a_status_a_code_and_a_sentence() {
+    let body = ErrorBody { error: Code::Floor.says("nobody would be left") };
+    let text = r#"{"error":{"status":409,"code":"Floor","text":"nobody would be left"}}"#;
+    assert_eq!(to_string(&body).unwrap(), text);
+    let newer: ErrorBody = from_str(r#"{"error":{"status":418,"code":"Teapot","text":"x"}}"#).unwrap();
+    assert_eq!(newer.error.code, Code::Unknown);
+}
+
+#[test]
+fn a_peer_view_uses_the_six_words() {
+    let text = r#"{"address":"127.0.0.1:3000","state":"unavail","marks":[{"owner":"operator","state":"down","expect":"gone","reason":"disk","epoch":3,"age":"1500ms"}],"in_flight":0,"requests":10,"fails":1,"refused":2,"retired_before":0,"configured":true,"weight":1,"backup":false}"#;
+    assert_eq!(to_string(&from_str::<PeerView>(text).unwrap()).unwrap(), text);
+}
