@@ -25,9 +25,10 @@ setup: ## install what is missing: nginx, headers, libclang, Node packages
 .PHONY: build
 build: setup sidecar module ## all that a user installs, in dist/
 
+# Cargo's default members, not -p: the features of a dependency are then the same for every command below, and it is built once.
 .PHONY: sidecar
 sidecar:
-	cargo build --release $(LOCKED) -p handoff
+	cargo build --release $(LOCKED) --bin handoff
 	install -D target/release/handoff dist/bin/handoff
 	if [ -d sidecar/preload ]; then install -D -m 644 sidecar/preload/handoff.cjs dist/preload/handoff.cjs; fi
 
@@ -41,14 +42,14 @@ else
 endif
 
 .PHONY: test
-test: build lint policy loom unit e2e ## everything that must hold before a change lands
+test: build lint policy loom tests ## everything that must hold before a change lands
 
 .PHONY: lint
 lint: module ## formatting, clippy (the module too), shell scripts, lock files
 	cargo fmt --all --check
 	cargo clippy $(LOCKED) --all-targets -- -D warnings
-	for version in $$(ls dist/modules | sed 's/^nginx-//'); do \
-		build/with-nginx $$version cargo clippy $(LOCKED) --release -p $(MODULE) -- -D warnings || exit; \
+	for tree in target/nginx/*/; do \
+		build/with-nginx $$(basename $$tree) cargo clippy $(LOCKED) --release -p $(MODULE) -- -D warnings || exit; \
 	done
 	shellcheck .ci/run $$(grep -lr '^#!/usr/bin/env bash' build)
 	build/check-lock-files
@@ -60,34 +61,34 @@ policy:
 	build/deny --if-installed
 
 .PHONY: loom
-loom: ## core's atomics under every interleaving
-ifneq ($(wildcard nginx-module/core/tests/loom*.rs),)
-	RUSTFLAGS="--cfg loom" cargo test $(LOCKED) --release -p handoff-core --test 'loom*' --target-dir target/loom
-endif
+loom: ## core's claim and drain under every interleaving; the wrong order must be caught
+	build/loom
 
 .PHONY: unit
-unit: ## core, wire and sidecar: a Rust toolchain is enough
+unit: ## core, wire and sidecar alone: a Rust toolchain is enough
+	cargo test $(LOCKED) -p handoff-core -p handoff-wire -p handoff
+
+# One run for all of them: cargo then builds each dependency once, and the last lines count every test.
+.PHONY: tests
+tests: build
 ifdef NEXTEST
-	cargo nextest run $(LOCKED) --workspace --exclude $(MODULE) --exclude e2e --no-tests pass
+	cargo nextest run $(LOCKED)
 else
-	cargo test $(LOCKED) --workspace --exclude $(MODULE) --exclude e2e --lib --bins --tests
+	cargo test $(LOCKED) --lib --bins --tests -- --test-threads=1
 endif
 
-.PHONY: e2e
-e2e: build ## real nginx, real PM2, real Node apps
-ifdef NEXTEST
-	cargo nextest run $(LOCKED) -p e2e
-else
-	cargo test $(LOCKED) -p e2e --lib --bins --tests -- --test-threads=1
-endif
+.PHONY: barrier
+barrier: build ## hundreds of drains under load: nothing starts after the acknowledgement
+	HANDOFF_WRONG_ORDER_MODULE=$$(build/module pinned look_before_claim) \
+		cargo test --release $(LOCKED) --test barrier -- --include-ignored --test-threads=1
 
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes
-	cargo run --release $(LOCKED) -p e2e --bin demo
+	cargo run --release $(LOCKED) --bin demo
 
 .PHONY: scenario
 scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0
-	cargo run --release $(LOCKED) -p e2e --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL)
+	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL)
 
 .PHONY: clean
 clean: ## remove all that was built or installed in this folder
