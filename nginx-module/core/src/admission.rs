@@ -1,0 +1,144 @@
+//! Claim, then look.
+//!
+//! A request is counted in its process's ledger *before* the gate is read; a drain closes the gate *before* the ledger is
+//! read. Whatever the timing, one of the two sees the other: either the request finds the gate closed and leaves, or the
+//! drain's acknowledgement counts it. In the other order a request that looked just before the drain could be counted
+//! just after the acknowledgement: it would be served by a worker that everybody believes to be drained.
+//!
+//! The proof needs no `SeqCst`: [`InFlight::settle`] reads by a read-modify-write, so the claim and the reading have one
+//! order. If the reading came first, the claim synchronizes with it and sees the closed gate. loom walks through it
+//! (`tests/loom.rs`), and finds the hole at once when the two lines below change places (`--cfg look_before_claim`).
+
+use crate::sync::{AtomicU32, Ordering};
+use handoff_wire::State;
+
+/// The effective state of a peer, as one word that the request path reads. Zero is `up`.
+#[derive(Debug, Default)]
+pub struct Gate(AtomicU32);
+
+/// How many requests one nginx process has with one peer.
+#[derive(Debug, Default)]
+pub struct InFlight(AtomicU32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    Admitted,
+    Refused(State),
+}
+
+/// Asks to begin a request. Whoever is admitted owes one [`InFlight::release`].
+#[cfg(not(look_before_claim))]
+#[inline]
+pub fn claim(gate: &Gate, in_flight: &InFlight) -> Admission {
+    in_flight.claim();
+    match gate.state() {
+        State::Up => Admission::Admitted,
+        state => {
+            in_flight.release();
+            Admission::Refused(state)
+        }
+    }
+}
+
+/// The mistake, kept so that the tests can prove that they would see it.
+#[cfg(look_before_claim)]
+pub fn claim(gate: &Gate, in_flight: &InFlight) -> Admission {
+    match gate.state() {
+        State::Up => {
+            #[cfg(not(loom))]
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            in_flight.claim();
+            Admission::Admitted
+        }
+        state => Admission::Refused(state),
+    }
+}
+
+// === impl Gate ===
+
+impl Gate {
+    #[inline]
+    pub fn state(&self) -> State {
+        decode(self.0.load(Ordering::Acquire)).unwrap_or(State::Down)
+    }
+
+    /// Opens or closes the gate and answers what it was.
+    pub fn set(&self, state: State) -> State {
+        decode(self.0.swap(encode(state), Ordering::AcqRel)).unwrap_or(State::Down)
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    #[inline]
+    fn claim(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    #[inline]
+    pub fn release(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A glance, for views.
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The reading that an acknowledgement rests on: every claim is either in it, or sees the gate as it is now.
+    pub fn settle(&self) -> u32 {
+        self.0.fetch_add(0, Ordering::AcqRel)
+    }
+
+    /// For a process that takes over the row of a dead one.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+pub(crate) fn encode(state: State) -> u32 {
+    match state {
+        State::Up => 0,
+        State::Checking => 1,
+        State::Unhealthy => 2,
+        State::Draining => 3,
+        State::Down => 4,
+    }
+}
+
+pub(crate) fn decode(code: u32) -> Option<State> {
+    State::ALL.into_iter().find(|&state| encode(state) == code)
+}
+
+#[cfg(all(test, not(loom), not(look_before_claim)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_gate_admits_and_counts() {
+        let (gate, in_flight) = (Gate::default(), InFlight::default());
+        assert_eq!(claim(&gate, &in_flight), Admission::Admitted);
+        assert_eq!(in_flight.settle(), 1);
+        in_flight.release();
+        assert_eq!(in_flight.get(), 0);
+    }
+
+    #[test]
+    fn every_state_but_up_refuses_and_counts_nothing() {
+        let (gate, in_flight) = (Gate::default(), InFlight::default());
+        for state in [State::Checking, State::Unhealthy, State::Draining, State::Down] {
+            gate.set(state);
+            assert_eq!(claim(&gate, &in_flight), Admission::Refused(state));
+            assert_eq!(in_flight.get(), 0);
+        }
+    }
+
+    #[test]
+    fn a_state_survives_its_code() {
+        for state in State::ALL {
+            assert_eq!(decode(encode(state)), Some(state));
+        }
+        assert_eq!(decode(99), None);
+    }
+}

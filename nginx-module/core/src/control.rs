@@ -1,0 +1,359 @@
+//! The control path: an owner sets a mark, renews it, takes it away, or falls silent.
+//!
+//! Everything here runs under the shell's control lock, one writer at a time. A command is checked whole before any of it
+//! is done; then marks change, gates follow, and only then is the ledger read for the acknowledgement.
+
+use crate::floor;
+use crate::mark::{Claim, MAX_REASON, Mark};
+use crate::slot::Slot;
+use crate::table::{Process, RowId, SlotId, Table};
+use handoff_wire::{
+    Ack, AckedMark, Code, DEFAULT_LEASE, Event, EventKind, Expect, MAX_LEASE, MIN_LEASE, MarkRequest,
+    MarkSet, Owner, Refusal, Renew, Span, State,
+};
+
+/// Both clocks, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Never goes back, and is the same for all processes of the machine.
+    pub mono: u64,
+    /// Since 1970.
+    pub unix: u64,
+}
+
+/// What only the shell can know.
+pub trait World {
+    fn alive(&self, process: Process) -> bool;
+    /// The peers that the running configuration names in an upstream.
+    fn peers(&self, upstream: &str) -> Vec<Standing>;
+    /// The upstreams of the running configuration.
+    fn upstreams(&self) -> Vec<String>;
+    /// nginx's connection counter: the number of the next connection.
+    fn connections(&self) -> u64;
+}
+
+/// How nginx itself regards a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub slot: SlotId,
+    pub backup: bool,
+    pub weight: u32,
+    /// Not `down` in the configuration and not left out for its failures.
+    pub available: bool,
+    /// Left out for its failures.
+    pub unavail: bool,
+}
+
+/// What a command did: the answer, and what is to be logged.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    pub ack: Ack,
+    pub events: Vec<Event>,
+}
+
+/// How many marks one command may name.
+pub const MAX_MARKS: usize = 256;
+
+/// One command, or one sweep, at one moment.
+pub struct Control<'a, W> {
+    table: Table<'a>,
+    world: &'a W,
+    now: Moment,
+    living: Vec<RowId>,
+    events: Vec<Event>,
+}
+
+/// One mark of a command, resolved.
+struct Target<'a> {
+    id: SlotId,
+    slot: &'a Slot,
+    request: &'a MarkRequest,
+}
+
+/// Why a mark is taken away.
+#[derive(Clone, Copy)]
+struct Removal<'a> {
+    kind: EventKind,
+    reason: &'a str,
+}
+
+impl<'a, W: World> Control<'a, W> {
+    /// Begins a change. The caller holds the control lock for as long as this lives.
+    pub fn begin(table: Table<'a>, world: &'a W, now: Moment) -> Self {
+        let living = table.living(|process| world.alive(process));
+        let control = Self { table, world, now, living, events: Vec::new() };
+        if table.header.begin() {
+            control.recover();
+        }
+        control
+    }
+
+    /// `PUT /v1/marks`
+    pub fn mark(mut self, set: &'a MarkSet) -> Result<Applied, Refusal> {
+        let lease = lease_of(&set.owner, set.lease)?;
+        let targets = self.resolve(set)?;
+        if set.owner.kind().is_choice() && !set.force {
+            let leaving = targets.iter().filter(|target| target.request.state != State::Up);
+            let leaving: Vec<SlotId> = leaving.map(|target| target.id).collect();
+            floor::check(&self.table, self.world, &leaving)?;
+        }
+        for target in &targets {
+            self.apply(&set.owner, lease, target);
+        }
+        Ok(self.acknowledge(&set.owner, targets.iter().map(|target| target.id)))
+    }
+
+    /// `POST /v1/renew`
+    pub fn renew(self, renew: &Renew) -> Result<Applied, Refusal> {
+        let lease = lease_of(&renew.owner, renew.lease)?;
+        let held = match &renew.marks {
+            None => self.table.ids().filter(|&id| self.mark_of(id, &renew.owner).is_some()).collect(),
+            Some(marks) => {
+                let fenced = marks.iter().map(|mark| {
+                    let id = self.find(&mark.upstream, &mark.peer)?;
+                    let held = self.mark_of(id, &renew.owner).is_some_and(|held| held.epoch() == mark.epoch);
+                    if held { Ok(id) } else { Err(lapsed(&renew.owner, &mark.upstream, &mark.peer)) }
+                });
+                fenced.collect::<Result<Vec<_>, _>>()?
+            }
+        };
+        for mark in held.iter().filter_map(|&id| self.mark_of(id, &renew.owner)) {
+            mark.renew(lease, self.now);
+        }
+        Ok(self.acknowledge(&renew.owner, held.into_iter()))
+    }
+
+    /// Takes away the marks whose owners fell silent.
+    pub fn sweep(mut self) -> Vec<Event> {
+        let now = self.now;
+        let dark: Vec<String> =
+            self.world.upstreams().into_iter().filter(|name| !self.serves(name)).collect();
+        for id in self.table.ids() {
+            let Some(slot) = self.table.slot(id).filter(|slot| slot.has_marks()) else { continue };
+            let somebody_is_up = !dark.contains(&slot.upstream());
+            for mark in slot.marks().iter().filter(|mark| mark.has_lapsed(now, somebody_is_up)) {
+                let reason =
+                    if somebody_is_up { "its lease ran out" } else { "its owner is silent and nobody is up" };
+                self.remove(id, slot, mark, Removal { kind: EventKind::Lapse, reason });
+            }
+        }
+        self.finish()
+    }
+
+    /// A writer died halfway: marks are whole, gates may not have followed.
+    fn recover(&self) {
+        for slot in self.table.ids().filter_map(|id| self.table.slot(id)) {
+            slot.gate.set(slot.effective());
+        }
+    }
+
+    fn serves(&self, upstream: &str) -> bool {
+        let gate = |id| self.table.slot(id).map(|slot| slot.gate.state());
+        self.world.peers(upstream).iter().any(|peer| peer.available && gate(peer.slot) == Some(State::Up))
+    }
+
+    fn mark_of(&self, id: SlotId, owner: &Owner) -> Option<&'a Mark> {
+        self.table.slot(id)?.mark_of(owner)
+    }
+
+    fn find(&self, upstream: &str, peer: &str) -> Result<SlotId, Refusal> {
+        find(&self.table, upstream, peer)
+    }
+
+    fn resolve(&self, set: &'a MarkSet) -> Result<Vec<Target<'a>>, Refusal> {
+        if set.marks.is_empty() || set.marks.len() > MAX_MARKS {
+            return Err(Code::BadRequest.says(format!("\"marks\" must name 1 to {MAX_MARKS} peers")));
+        }
+        let mut targets: Vec<Target<'a>> = Vec::new();
+        for request in &set.marks {
+            check(request)?;
+            let ids = match &request.upstream {
+                Some(upstream) => vec![self.find(upstream, &request.peer)?],
+                None => everywhere(&self.table, &request.peer)?,
+            };
+            for id in ids {
+                let Some(slot) = self.table.slot(id) else { continue };
+                if targets.iter().any(|target| target.id == id) {
+                    return Err(
+                        Code::BadRequest.says(format!("\"marks\" names the peer {} twice", request.peer))
+                    );
+                }
+                let needs_room = request.state != State::Up && slot.mark_of(&set.owner).is_none();
+                if needs_room && slot.free_mark().is_none() {
+                    return Err(Code::MarksFull.says(format!(
+                        "{} owners have a mark on the peer {} already: remove one with `handoff ready --all`",
+                        slot.marks().len(),
+                        request.peer
+                    )));
+                }
+                targets.push(Target { id, slot, request });
+            }
+        }
+        Ok(targets)
+    }
+
+    fn apply(&mut self, owner: &Owner, lease: Option<Span>, target: &Target<'a>) {
+        let Target { id, slot, request } = *target;
+        if request.state != State::Up {
+            let claim =
+                Claim { owner, state: request.state, expect: request.expect, reason: &request.reason, lease };
+            return self.set(id, slot, &claim);
+        }
+        let removal = Removal { kind: EventKind::Ready, reason: &request.reason };
+        for mark in
+            slot.marks().iter().filter(|mark| mark.is_of(owner) || (request.all && mark.state().is_some()))
+        {
+            self.remove(id, slot, mark, removal);
+        }
+    }
+
+    fn set(&mut self, id: SlotId, slot: &Slot, claim: &Claim<'_>) {
+        match slot.mark_of(claim.owner) {
+            Some(mark) if mark.state() == Some(claim.state) => mark.change(claim, self.now),
+            Some(mark) => {
+                mark.change(claim, self.now);
+                self.follow(id, slot, EventKind::Mark, claim.owner.clone(), claim.reason, false);
+            }
+            None => {
+                let Some(mark) = slot.free_mark() else { return };
+                mark.begin(claim, self.table.header.next_epoch(), self.now);
+                self.follow(id, slot, EventKind::Mark, claim.owner.clone(), claim.reason, false);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: SlotId, slot: &Slot, mark: &Mark, removal: Removal<'_>) {
+        let owner = mark.owner();
+        // A lapse says nothing of the worker: only its owner can say that a replacement is complete.
+        let replaced = mark.planned() && matches!(removal.kind, EventKind::Ready);
+        mark.remove();
+        if let Some(owner) = owner {
+            self.follow(id, slot, removal.kind, owner, removal.reason, replaced);
+        }
+    }
+
+    /// Lets the gate follow the marks.
+    fn follow(
+        &mut self,
+        id: SlotId,
+        slot: &Slot,
+        kind: EventKind,
+        owner: Owner,
+        reason: &str,
+        replaced: bool,
+    ) {
+        let change = self.table.header.bump();
+        let to = slot.effective();
+        if to == State::Up && slot.gate.state() != State::Up {
+            // Before anybody is let in: what was opened to the old worker is not used for the new one.
+            slot.retire(self.world.connections());
+            if replaced {
+                slot.ready(change);
+                self.table.header.ready(change);
+            }
+        }
+        let from = slot.gate.set(to);
+        if from == State::Up && to != State::Up {
+            slot.retire(self.world.connections());
+        }
+        let event = Event {
+            seq: 0,
+            at: self.now.unix,
+            kind,
+            upstream: slot.upstream(),
+            peer: slot.address(),
+            owner,
+            from,
+            to,
+            in_flight: self.table.settle(id, &self.living),
+            reason: reason.to_owned(),
+        };
+        self.events.push(self.table.remember(event));
+    }
+
+    fn acknowledge(self, owner: &Owner, ids: impl Iterator<Item = SlotId>) -> Applied {
+        let header = self.table.header;
+        let marks = ids.filter_map(|id| {
+            let slot = self.table.slot(id)?;
+            Some(AckedMark {
+                upstream: slot.upstream(),
+                peer: slot.address(),
+                state: slot.gate.state(),
+                epoch: slot.mark_of(owner).map_or(0, Mark::epoch),
+                in_flight: self.table.settle(id, &self.living),
+            })
+        });
+        let marks = marks.collect();
+        let ack = Ack { instance: header.instance(), generation: header.generation(), marks };
+        Applied { ack, events: self.finish() }
+    }
+
+    fn finish(mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+}
+
+impl<W> Drop for Control<'_, W> {
+    fn drop(&mut self) {
+        self.table.header.end();
+    }
+}
+
+/// The slot of a peer, or what to say to whoever asked for it.
+pub fn find(table: &Table<'_>, upstream: &str, peer: &str) -> Result<SlotId, Refusal> {
+    table.find(upstream, peer).ok_or_else(|| {
+        let known = |slot: &Slot| slot.seen() != 0 && slot.upstream() == upstream;
+        if table.ids().filter_map(|id| table.slot(id)).any(known) {
+            Code::PeerNotFound.says(format!("the upstream {upstream:?} has no peer {peer:?}"))
+        } else {
+            Code::UpstreamNotFound.says(format!(
+                "there is no upstream {upstream:?} with the directive \"handoff\" in nginx's configuration"
+            ))
+        }
+    })
+}
+
+fn everywhere(table: &Table<'_>, peer: &str) -> Result<Vec<SlotId>, Refusal> {
+    let is_it = |&id: &SlotId| table.slot(id).is_some_and(|slot| slot.seen() != 0 && slot.address() == peer);
+    let ids: Vec<SlotId> = table.ids().filter(is_it).collect();
+    if ids.is_empty() {
+        return Err(Code::PeerNotFound
+            .says(format!("no upstream with the directive \"handoff\" has a peer {peer:?}")));
+    }
+    Ok(ids)
+}
+
+fn check(request: &MarkRequest) -> Result<(), Refusal> {
+    let peer = &request.peer;
+    if request.reason.len() > MAX_REASON || request.reason.chars().any(char::is_control) {
+        return Err(Code::BadRequest
+            .says(format!("the reason for {peer:?} must be one line of at most {MAX_REASON} bytes")));
+    }
+    if request.all && request.state != State::Up {
+        return Err(Code::BadRequest.says(format!("\"all\" for {peer:?} goes with \"state\":\"up\" only")));
+    }
+    if request.state == State::Up && request.expect == Expect::Back {
+        return Err(
+            Code::BadRequest.says(format!("\"expect\" for {peer:?} does not go with \"state\":\"up\""))
+        );
+    }
+    Ok(())
+}
+
+fn lease_of(owner: &Owner, asked: Option<Span>) -> Result<Option<Span>, Refusal> {
+    match asked {
+        Some(lease) if !(MIN_LEASE..=MAX_LEASE).contains(&lease) => {
+            Err(Code::BadRequest
+                .says(format!("the lease {lease} is not between {MIN_LEASE} and {MAX_LEASE}")))
+        }
+        Some(lease) => Ok(Some(lease)),
+        None => Ok(owner.kind().is_leased().then_some(DEFAULT_LEASE)),
+    }
+}
+
+fn lapsed(owner: &Owner, upstream: &str, peer: &str) -> Refusal {
+    Code::Lapsed.says(format!(
+        "the mark of {owner} on {peer} in upstream {upstream} is not the one it set: it lapsed or was removed, and nginx \
+         may have used the peer since; drain it again before you stop its worker"
+    ))
+}

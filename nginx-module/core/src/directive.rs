@@ -1,0 +1,117 @@
+//! The values of the directives, read once into what cannot be wrong. The shell adds the place and "in …".
+
+use crate::table::Plan;
+use std::fmt;
+
+/// `handoff_zone size;` if nobody says otherwise: about a thousand peers.
+pub const DEFAULT_ZONE: usize = 4 * 1024 * 1024;
+/// The smallest zone: a few dozen peers.
+pub const MIN_ZONE: usize = 512 * 1024;
+
+/// `handoff_api [write=on|off] [user=name] [group=name] [tcp=allow];`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Api {
+    pub write: bool,
+    pub user: Option<String>,
+    pub group: Option<String>,
+    pub tcp: bool,
+}
+
+/// A refusal in nginx's style, with the mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    Parameter(String),
+    Twice(&'static str),
+    Pointless(&'static str),
+    ZoneTooSmall(usize),
+}
+
+impl Api {
+    pub fn parse<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        let mut write = None;
+        let mut api = Self::default();
+        for argument in arguments {
+            match argument.split_once('=') {
+                Some(("write", "on")) => once(&mut write, true, "write")?,
+                Some(("write", "off")) => once(&mut write, false, "write")?,
+                Some(("user", name)) if !name.is_empty() => once(&mut api.user, name.to_owned(), "user")?,
+                Some(("group", name)) if !name.is_empty() => once(&mut api.group, name.to_owned(), "group")?,
+                Some(("tcp", "allow")) => api.tcp = true,
+                _ => return Err(Invalid::Parameter(argument.to_owned())),
+            }
+        }
+        api.write = write.unwrap_or(false);
+        if !api.write && (api.user.is_some() || api.group.is_some()) {
+            return Err(Invalid::Pointless("\"user\" and \"group\" say who may write"));
+        }
+        if !api.write && api.tcp {
+            return Err(Invalid::Pointless("\"tcp=allow\" lets clients write over TCP"));
+        }
+        Ok(api)
+    }
+}
+
+fn once<T>(place: &mut Option<T>, value: T, name: &'static str) -> Result<(), Invalid> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Invalid::Twice(name)),
+    }
+}
+
+/// Checks the size of `handoff_zone`.
+pub fn zone(bytes: usize) -> Result<Plan, Invalid> {
+    Plan::for_bytes(bytes).filter(|_| bytes >= MIN_ZONE).ok_or(Invalid::ZoneTooSmall(bytes))
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parameter(text) => write!(
+                f,
+                "invalid parameter \"{text}\": use write=on, write=off, user=name, group=name or tcp=allow"
+            ),
+            Self::Twice(name) => write!(f, "duplicate parameter \"{name}\""),
+            Self::Pointless(why) => write!(f, "{why}: add write=on, or leave it out"),
+            Self::ZoneTooSmall(bytes) => {
+                write!(f, "a zone of {bytes} bytes is too small: use at least {}k", MIN_ZONE / 1024)
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_is_read_only_unless_it_says_otherwise() {
+        assert_eq!(Api::parse([]), Ok(Api::default()));
+        assert!(!Api::parse(["write=off"]).unwrap().write);
+        let api = Api::parse(["write=on", "user=deploy", "group=ops", "tcp=allow"]).unwrap();
+        assert!(api.write && api.tcp);
+        assert_eq!((api.user.as_deref(), api.group.as_deref()), (Some("deploy"), Some("ops")));
+    }
+
+    #[test]
+    fn what_an_api_cannot_be_is_refused_with_the_mend() {
+        for (arguments, says) in [
+            (&["writes=on"][..], "invalid parameter \"writes=on\": use write=on"),
+            (&["write=yes"], "invalid parameter \"write=yes\""),
+            (&["write"], "invalid parameter \"write\""),
+            (&["user="], "invalid parameter \"user=\""),
+            (&["write=on", "write=off"], "duplicate parameter \"write\""),
+            (&["user=deploy"], "add write=on, or leave it out"),
+            (&["write=off", "tcp=allow"], "add write=on, or leave it out"),
+        ] {
+            let text = Api::parse(arguments.iter().copied()).unwrap_err().to_string();
+            assert!(text.contains(says), "{arguments:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_default_zone_holds_a_thousand_peers() {
+        assert!(zone(DEFAULT_ZONE).unwrap().slots >= 1000);
+        assert!(zone(MIN_ZONE).unwrap().slots >= 32);
+        assert_eq!(zone(MIN_ZONE - 1), Err(Invalid::ZoneTooSmall(MIN_ZONE - 1)));
+    }
+}

@@ -1,0 +1,132 @@
+//! A peer of an upstream, as the zone knows it.
+
+use crate::admission::Gate;
+use crate::mark::Mark;
+use crate::sync::{AtomicU64, Ordering};
+use crate::text::Text;
+use handoff_wire::{Owner, State};
+
+/// How many owners can have a mark on one peer at the same time.
+pub const MARKS: usize = 8;
+
+/// The longest name of an upstream and of a peer, in bytes. The longest path of a unix socket fits.
+pub const MAX_NAME: usize = 128;
+
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Slot {
+    /// First, with the counters of the request path on the same cache line.
+    pub gate: Gate,
+    retired_before: AtomicU64,
+    requests: AtomicU64,
+    fails: AtomicU64,
+    refused: AtomicU64,
+    /// The change that last brought the peer back from a planned replacement.
+    readied: AtomicU64,
+    /// The newest configuration that names the peer; 0 is a free slot.
+    seen: AtomicU64,
+    upstream: Text<MAX_NAME>,
+    address: Text<MAX_NAME>,
+    marks: [Mark; MARKS],
+}
+
+impl Slot {
+    pub fn is(&self, upstream: &str, address: &str) -> bool {
+        self.seen() != 0 && self.upstream.is(upstream) && self.address.is(address)
+    }
+
+    pub fn upstream(&self) -> String {
+        self.upstream.get()
+    }
+
+    pub fn address(&self) -> String {
+        self.address.get()
+    }
+
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
+    }
+
+    pub fn marks(&self) -> &[Mark; MARKS] {
+        &self.marks
+    }
+
+    pub fn mark_of(&self, owner: &Owner) -> Option<&Mark> {
+        self.marks.iter().find(|mark| mark.is_of(owner))
+    }
+
+    pub fn free_mark(&self) -> Option<&Mark> {
+        self.marks.iter().find(|mark| mark.state().is_none())
+    }
+
+    pub fn has_marks(&self) -> bool {
+        self.marks.iter().any(|mark| mark.state().is_some())
+    }
+
+    /// The most severe of all marks.
+    pub fn effective(&self) -> State {
+        self.marks.iter().filter_map(Mark::state).max().unwrap_or(State::Up)
+    }
+
+    /// Connections with a smaller number were opened before the peer last changed hands, and are not used again.
+    #[inline]
+    pub fn retired_before(&self) -> u64 {
+        self.retired_before.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn retire(&self, connections: u64) {
+        self.retired_before.store(connections, Ordering::Release);
+    }
+
+    pub fn readied(&self) -> u64 {
+        self.readied.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn ready(&self, change: u64) {
+        self.readied.store(change, Ordering::Release);
+    }
+
+    #[inline]
+    pub fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn count_fail(&self) {
+        self.fails.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub fn fails(&self) -> u64 {
+        self.fails.load(Ordering::Relaxed)
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn see(&self, configuration: u64) {
+        self.seen.store(configuration, Ordering::Release);
+    }
+
+    /// Gives the slot to a peer that has none. `seen` is written last: until then nobody finds it.
+    pub(crate) fn take(&self, upstream: &str, address: &str, configuration: u64) {
+        self.seen.store(0, Ordering::Release);
+        self.marks.iter().for_each(Mark::remove);
+        self.gate.set(State::Up);
+        for counter in [&self.retired_before, &self.requests, &self.fails, &self.refused, &self.readied] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.upstream.set(upstream);
+        self.address.set(address);
+        self.see(configuration);
+    }
+}

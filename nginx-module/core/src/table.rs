@@ -1,0 +1,324 @@
+//! The zone: a header, the peers, one row per nginx process, and the recent events.
+//!
+//! Order of events: the master makes the table when the zone is new, and [registers](Table::register) the peers of a
+//! configuration each time it reads one; it [commits](Header::commit) the configuration once nothing can fail any more.
+//! Each worker then [joins](Table::join) with a row of its own and counts there, alone. Nothing is freed when a
+//! configuration goes: the reload may yet fail, and old workers go on for as long as their requests do. A slot is given to
+//! another peer only when no living process can know it any more.
+
+use crate::admission::{self, Admission, Gate, InFlight};
+use crate::event::{EVENTS, Entry};
+use crate::slot::Slot;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use handoff_wire::{Event, Events};
+
+/// How many nginx processes can have a row: the workers of a running nginx and of those still finishing after reloads.
+/// Whoever finds none shares the last row, which is never dropped.
+pub const PROCESSES: usize = 128;
+
+const SHARED_ROW: RowId = RowId(PROCESSES - 1);
+
+/// Bumped whenever the layout changes, so that a module never reads another's table.
+const LAYOUT: u64 = 1;
+
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Header {
+    layout: AtomicU64,
+    instance: AtomicU64,
+    generation: AtomicU64,
+    epochs: AtomicU64,
+    events: AtomicU64,
+    configurations: AtomicU64,
+    committed: AtomicU64,
+    readied: AtomicU64,
+    swept_at: AtomicU64,
+    dirty: AtomicU32,
+    used: AtomicU32,
+}
+
+/// One nginx process.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Row {
+    pid: AtomicU32,
+    start: AtomicU64,
+    configuration: AtomicU64,
+}
+
+/// A process is its pid *and* its start time: pids come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    pub pid: u32,
+    /// As the kernel tells it, in any unit.
+    pub start: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowId(usize);
+
+/// Where everything is. Cheap to copy; the shell casts it from the zone once per process.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    pub header: &'a Header,
+    pub slots: &'a [Slot],
+    pub rows: &'a [Row],
+    /// `rows.len()` × `slots.len()`, a row after the other: a process writes to its own cache lines.
+    pub in_flight: &'a [InFlight],
+    pub events: &'a [Entry],
+}
+
+/// How the memory of a zone is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub slots: usize,
+    pub bytes: usize,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    const FIXED: usize = size_of::<Header>() + PROCESSES * size_of::<Row>() + EVENTS * size_of::<Entry>();
+    const PER_SLOT: usize = size_of::<Slot>() + PROCESSES * size_of::<InFlight>();
+
+    /// As many peers as fit into `bytes`; `None` if not even one does.
+    pub fn for_bytes(bytes: usize) -> Option<Self> {
+        // The words of the ledger are smaller than the alignment of what may follow: leave it last, and room for it.
+        let slots = bytes.checked_sub(Self::FIXED)?.checked_div(Self::PER_SLOT)?;
+        let slots = u32::try_from(slots).map_or(u32::MAX as usize, |_| slots);
+        (slots > 0).then(|| Self { slots, bytes: Self::FIXED + slots * Self::PER_SLOT })
+    }
+}
+
+// === impl Header ===
+
+impl Header {
+    /// Whether this is a table of this module's layout.
+    pub fn is_ours(&self) -> bool {
+        self.layout.load(Ordering::Acquire) == LAYOUT
+    }
+
+    /// Makes a zeroed zone a table.
+    pub fn found(&self, instance: u64) {
+        self.instance.store(instance, Ordering::Relaxed);
+        self.layout.store(LAYOUT, Ordering::Release);
+    }
+
+    pub fn instance(&self) -> String {
+        format!("{:016x}", self.instance.load(Ordering::Relaxed))
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn bump(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+    }
+
+    pub(crate) fn next_epoch(&self) -> u64 {
+        self.epochs.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+    }
+
+    /// The last change that brought a peer back from a planned replacement. The request path compares it with what it saw
+    /// last, to clear nginx's passive failures without being told.
+    #[inline]
+    pub fn readied(&self) -> u64 {
+        self.readied.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn ready(&self, change: u64) {
+        self.readied.store(change, Ordering::Release);
+    }
+
+    /// A number for a configuration that is being read.
+    pub fn next_configuration(&self) -> u64 {
+        self.configurations.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+    }
+
+    /// The configuration is the running one now.
+    pub fn commit(&self, configuration: u64) {
+        self.committed.store(configuration, Ordering::Release);
+        self.bump();
+    }
+
+    /// Whether a sweep is due; answers yes to one process in each interval.
+    pub fn due(&self, now: u64, interval: u64) -> bool {
+        let last = self.swept_at.load(Ordering::Relaxed);
+        now.wrapping_sub(last) >= interval
+            && self.swept_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Says that marks are being changed; true if the last writer died before it was done.
+    pub(crate) fn begin(&self) -> bool {
+        self.dirty.swap(1, Ordering::AcqRel) != 0
+    }
+
+    pub(crate) fn end(&self) {
+        self.dirty.store(0, Ordering::Release);
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    pub fn process(&self) -> Option<Process> {
+        let pid = self.pid.load(Ordering::Acquire);
+        (pid != 0).then(|| Process { pid, start: self.start.load(Ordering::Acquire) })
+    }
+
+    fn is_alive(&self, alive: impl Fn(Process) -> bool) -> bool {
+        self.process().is_some_and(alive)
+    }
+}
+
+// === impl Table ===
+
+impl<'a> Table<'a> {
+    /// Finds or makes the slot of a peer that a new configuration names. `None`: the zone is full.
+    pub fn register(
+        &self,
+        upstream: &str,
+        address: &str,
+        configuration: u64,
+        alive: impl Fn(Process) -> bool,
+    ) -> Option<SlotId> {
+        if let Some(id) = self.find(upstream, address) {
+            self.slot(id)?.see(configuration);
+            return Some(id);
+        }
+        let used = self.used();
+        let id = if (used as usize) < self.slots.len() {
+            self.header.used.store(used.wrapping_add(1), Ordering::Release);
+            SlotId(used)
+        } else {
+            let oldest = self.oldest_configuration(alive);
+            self.ids().find(|&id| self.slot(id).is_some_and(|slot| slot.seen() < oldest))?
+        };
+        self.slot(id)?.take(upstream, address, configuration);
+        Some(id)
+    }
+
+    pub fn find(&self, upstream: &str, address: &str) -> Option<SlotId> {
+        self.ids().find(|&id| self.slot(id).is_some_and(|slot| slot.is(upstream, address)))
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = SlotId> + 'a {
+        (0..self.used()).map(SlotId)
+    }
+
+    fn used(&self) -> u32 {
+        self.header.used.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    pub fn slot(&self, id: SlotId) -> Option<&'a Slot> {
+        self.slots.get(id.0 as usize)
+    }
+
+    /// Gives a process its row. Alone in the control lock.
+    pub fn join(&self, process: Process, configuration: u64, alive: impl Fn(Process) -> bool) -> RowId {
+        let own = self.rows.iter().take(SHARED_ROW.0).position(|row| !row.is_alive(&alive));
+        let Some((id, row)) = own.and_then(|id| Some((RowId(id), self.rows.get(id)?))) else {
+            return SHARED_ROW;
+        };
+        // Nobody counts a row whose pid is 0; what its dead owner had in flight goes with it.
+        row.pid.store(0, Ordering::Release);
+        self.ledger(id).iter().for_each(InFlight::reset);
+        row.start.store(process.start, Ordering::Relaxed);
+        row.configuration.store(configuration, Ordering::Relaxed);
+        row.pid.store(process.pid, Ordering::Release);
+        id
+    }
+
+    /// The process ends and has nothing in flight.
+    pub fn leave(&self, id: RowId) {
+        if id != SHARED_ROW
+            && let Some(row) = self.rows.get(id.0)
+        {
+            row.pid.store(0, Ordering::Release);
+        }
+    }
+
+    fn ledger(&self, id: RowId) -> &'a [InFlight] {
+        let width = self.slots.len();
+        let begin = id.0.saturating_mul(width);
+        self.in_flight.get(begin..begin.saturating_add(width)).unwrap_or_default()
+    }
+
+    #[inline]
+    fn cell(&self, row: RowId, slot: SlotId) -> Option<&'a InFlight> {
+        self.in_flight.get(row.0.saturating_mul(self.slots.len()).saturating_add(slot.0 as usize))
+    }
+
+    /// The request path: asks to begin a request on a peer. Whoever is admitted owes one [`release`](Self::release).
+    #[inline]
+    pub fn claim(&self, row: RowId, id: SlotId) -> Admission {
+        // Ids come from this table, so both are there; if not, nothing of ours stands in the way.
+        match (self.gate(id), self.cell(row, id)) {
+            (Some(gate), Some(cell)) => admission::claim(gate, cell),
+            _ => Admission::Admitted,
+        }
+    }
+
+    #[inline]
+    pub fn release(&self, row: RowId, id: SlotId) {
+        if let Some(cell) = self.cell(row, id) {
+            cell.release();
+        }
+    }
+
+    #[inline]
+    fn gate(&self, id: SlotId) -> Option<&'a Gate> {
+        self.slot(id).map(|slot| &slot.gate)
+    }
+
+    /// Rows that count: living processes, and the one that processes without a row share.
+    pub fn living(&self, alive: impl Fn(Process) -> bool) -> Vec<RowId> {
+        let own = self.rows.iter().take(SHARED_ROW.0).enumerate();
+        own.filter(|(_, row)| row.is_alive(&alive)).map(|(id, _)| RowId(id)).chain([SHARED_ROW]).collect()
+    }
+
+    /// Requests in flight on a peer, so that every later claim sees the gate as it is now.
+    pub fn settle(&self, id: SlotId, living: &[RowId]) -> u64 {
+        living.iter().filter_map(|&row| self.cell(row, id)).map(|cell| u64::from(cell.settle())).sum()
+    }
+
+    /// Requests in flight in one process.
+    pub fn row_in_flight(&self, id: RowId) -> u64 {
+        let used = self.used() as usize;
+        self.ledger(id).iter().take(used).map(|cell| u64::from(cell.get())).sum()
+    }
+
+    pub fn row_process(&self, id: RowId) -> Option<Process> {
+        self.rows.get(id.0)?.process()
+    }
+
+    /// The oldest configuration that any living process may still serve.
+    pub fn oldest_configuration(&self, alive: impl Fn(Process) -> bool) -> u64 {
+        let rows = self.rows.iter().filter(|row| row.is_alive(&alive));
+        let of_rows = rows.map(|row| row.configuration.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
+        of_rows.min(self.header.committed.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn remember(&self, mut event: Event) -> Event {
+        event.seq = self.header.events.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let place = usize::try_from(event.seq).unwrap_or_default().checked_rem(self.events.len());
+        if let Some(entry) = place.and_then(|place| self.events.get(place)) {
+            entry.write(&event);
+        }
+        event
+    }
+
+    /// What happened after the event `after`, as far as it is remembered.
+    pub fn recall(&self, after: u64) -> Events {
+        let mut events: Vec<Event> =
+            self.events.iter().filter_map(Entry::read).filter(|event| event.seq > after).collect();
+        events.sort_unstable_by_key(|event| event.seq);
+        let next = events.last().map_or(after, |event| event.seq);
+        Events { instance: self.header.instance(), events, next }
+    }
+}

@@ -1,0 +1,63 @@
+//! What the API shows of the table.
+
+use crate::control::{Moment, Standing, World};
+use crate::mark::Mark;
+use crate::slot::Slot;
+use crate::table::{SlotId, Table};
+use handoff_wire::{Drained, PeerState, PeerView, ProcessView, State, UpstreamView, Upstreams};
+
+/// Every upstream that takes part. A peer which the configuration no longer names stays for as long as it matters.
+pub fn upstreams<W: World>(table: &Table<'_>, world: &W, now: Moment) -> Upstreams {
+    let upstreams = world.upstreams().iter().map(|name| upstream(table, world, now, name)).collect();
+    Upstreams { instance: table.header.instance(), generation: table.header.generation(), upstreams }
+}
+
+pub fn upstream<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str) -> UpstreamView {
+    let standings = world.peers(name);
+    let living = table.living(|process| world.alive(process));
+    let peers = table.ids().filter_map(|id| {
+        let slot = table.slot(id).filter(|slot| slot.seen() != 0 && slot.upstream() == name)?;
+        let standing = standings.iter().find(|standing| standing.slot == id);
+        let in_flight = table.settle(id, &living);
+        let matters = standing.is_some() || slot.has_marks() || in_flight > 0;
+        matters.then(|| peer(slot, standing, in_flight, now))
+    });
+    UpstreamView { name: name.to_owned(), peers: peers.collect() }
+}
+
+fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {
+    let state = match slot.gate.state() {
+        State::Up if standing.is_some_and(|standing| standing.unavail) => PeerState::Unavail,
+        State::Up if standing.is_some_and(|standing| !standing.available) => PeerState::Down,
+        state => state.into(),
+    };
+    PeerView {
+        address: slot.address(),
+        state,
+        marks: slot.marks().iter().filter_map(|mark: &Mark| mark.view(now)).collect(),
+        in_flight,
+        requests: slot.requests(),
+        fails: slot.fails(),
+        refused: slot.refused(),
+        retired_before: slot.retired_before(),
+        configured: standing.is_some(),
+        weight: standing.map_or(0, |standing| standing.weight),
+        backup: standing.is_some_and(|standing| standing.backup),
+    }
+}
+
+pub fn drained<W: World>(table: &Table<'_>, world: &W, id: SlotId) -> Drained {
+    let state = table.slot(id).map_or(State::Up, |slot| slot.gate.state());
+    let in_flight = table.settle(id, &table.living(|process| world.alive(process)));
+    Drained { drained: state != State::Up && in_flight == 0, state, in_flight }
+}
+
+pub fn processes<W: World>(table: &Table<'_>, world: &W) -> Vec<ProcessView> {
+    let living = table.living(|process| world.alive(process));
+    let views = living.into_iter().map(|row| ProcessView {
+        pid: table.row_process(row).map_or(0, |process| process.pid),
+        in_flight: table.row_in_flight(row),
+    });
+    // The shared row is shown only when it is used.
+    views.filter(|view| view.pid != 0 || view.in_flight > 0).collect()
+}
