@@ -3,7 +3,7 @@
 // The sample application: a small, ordinary Express server, as a team would run it under PM2.
 //
 // BEHAVIOUR  graceful (default): warms up, says `ready`, and on SIGINT or SIGTERM closes its server before it exits.
-//            naive: listens at once, says nothing, handles no signal.
+//            naive: warms up, says nothing, handles no signal.
 //            throws: as graceful, but worker 0 throws 200 ms after it listens, from the moment that CRASH_FILE exists.
 // ORDERS     every order leaves a line here when its execution starts and one when it is done.
 // LIVES      every worker leaves a line here when it boots, listens and begins to close.
@@ -74,7 +74,7 @@ sockets.on('connection', (socket) => socket.on('message', (data, isBinary) => so
 
 async function start() {
   lives('boot', port);
-  if (behaviour !== 'naive') await sleep(WARM_UP.from + Math.random() * (WARM_UP.to - WARM_UP.from));
+  await sleep(WARM_UP.from + Math.random() * (WARM_UP.to - WARM_UP.from));
   server.listen(port, '127.0.0.1', () => {
     lives('listen', port);
     if (behaviour !== 'naive') process.send?.('ready');

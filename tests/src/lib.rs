@@ -1,1 +1,42 @@
-//! stage
+//! The stage: real nginx, real PM2, real Node apps, and a load that accounts for every request.
+//!
+//! A [`runner`] takes one [`scenario`] and one setup, and goes through it in this order: a directory of its own
+//! ([`place`]), the [`app`] under [`pm2`], [`nginx`] in front of it, with Handoff the [`sidecar`], and then the [`load`].
+//! While it runs, [`lives`] sees each worker boot, listen, close and die, and [`peers`] what nginx holds of each of them.
+//! What comes out, a [`runner::Run`], is raw: every visit, every order, every life. [`report`] counts it, [`timeline`]
+//! and [`picture`] draw it, [`verdict`] judges it.
+//!
+//! Whatever was started ends with the value that stands for it, also when a test panics. Nothing here waits for a time
+//! to pass where it could wait for a thing to happen; the pauses that a scenario prescribes are the exception.
+//!
+//! The crate links none of the code under test but the words of the control API.
+
+#![forbid(unsafe_code)]
+
+pub mod access_log;
+pub mod app;
+pub mod clock;
+pub mod command;
+pub mod conf;
+pub mod control;
+pub mod http;
+pub mod lives;
+pub mod load;
+pub mod nginx;
+pub mod orders;
+pub mod peers;
+pub mod picture;
+pub mod place;
+pub mod pm2;
+pub mod ports;
+pub mod process;
+pub mod report;
+pub mod runner;
+pub mod scenario;
+pub mod sidecar;
+pub mod spread;
+pub mod stage;
+pub mod table;
+pub mod timeline;
+pub mod verdict;
+pub mod wait;

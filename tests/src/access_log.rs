@@ -1,0 +1,53 @@
+//! Where nginx tried each visit, in its own words. Failures are never counted from here, only explained.
+
+use anyhow::{Context, Result};
+use std::{collections::HashMap, fs, net::SocketAddr, path::Path};
+
+/// The peers that nginx tried, in order, by the number of the visit.
+#[derive(Clone, Debug, Default)]
+pub struct AccessLog(HashMap<u64, Vec<SocketAddr>>);
+
+impl AccessLog {
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Ok(Self::parse(&text))
+    }
+
+    /// Lines without a visit's number are the stage's own questions.
+    pub fn parse(text: &str) -> Self {
+        Self(text.lines().filter_map(line).collect())
+    }
+
+    pub fn tried(&self, visit: u64) -> &[SocketAddr] {
+        self.0.get(&visit).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Visits that nginx tried more than once.
+    pub fn retried(&self) -> usize {
+        self.0.values().filter(|tried| tried.len() > 1).count()
+    }
+}
+
+fn line(line: &str) -> Option<(u64, Vec<SocketAddr>)> {
+    let mut fields = line.split('|');
+    let visit = fields.next()?.parse().ok()?;
+    // With no peer left, nginx writes the name of the upstream: that was no try.
+    let tried = fields.next()?.split([',', ' ']).filter_map(|word| word.parse().ok()).collect();
+    Some((visit, tried))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visit_that_went_on_to_a_second_peer_was_retried() {
+        let log = AccessLog::parse(
+            "1|127.0.0.1:3000|200\n2|127.0.0.1:3000, 127.0.0.1:3001|502, 200\n-|127.0.0.1:3000|200\n3|myapp|502\n",
+        );
+        assert_eq!(log.tried(1).len(), 1);
+        assert_eq!(log.tried(2).len(), 2);
+        assert!(log.tried(3).is_empty());
+        assert_eq!(log.retried(), 1);
+    }
+}

@@ -1,0 +1,100 @@
+//! The sample application, as an ecosystem file describes it to PM2.
+
+use crate::{orders, place, ports};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+pub const NAME: &str = "myapp";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Says when it is ready, and closes its server before it exits.
+    Graceful,
+    /// Says nothing and handles no signal.
+    Naive,
+    /// Graceful, but worker 0 throws 200 ms after it listens, from the moment that the crash file exists.
+    Throws,
+}
+
+/// Workers in fork mode, one port each.
+#[derive(Clone, Debug)]
+pub struct App {
+    pub behaviour: Behaviour,
+    pub workers: u16,
+    pub first_port: u16,
+    folder: PathBuf,
+    script: PathBuf,
+}
+
+impl App {
+    /// An app on free ports, whose files are in `folder`.
+    pub fn new(behaviour: Behaviour, workers: u16, folder: &Path) -> Result<Self> {
+        Ok(Self {
+            behaviour,
+            workers,
+            first_port: ports::row(workers)?,
+            folder: folder.to_path_buf(),
+            script: place::server_js()?,
+        })
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        (self.first_port..).take(self.workers.into()).map(ports::address).collect()
+    }
+
+    pub fn script(&self) -> &Path {
+        &self.script
+    }
+
+    pub fn orders(&self) -> PathBuf {
+        self.folder.join(orders::FILE)
+    }
+
+    pub fn lives(&self) -> PathBuf {
+        self.folder.join("lives")
+    }
+
+    pub fn crash_file(&self) -> PathBuf {
+        self.folder.join("crash")
+    }
+
+    /// What every worker finds in its environment, but for its own port.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let behaviour = match self.behaviour {
+            Behaviour::Graceful => "graceful",
+            Behaviour::Naive => "naive",
+            Behaviour::Throws => "throws",
+        };
+        let path = |path: PathBuf| path.display().to_string();
+        vec![
+            ("NODE_ENV", "production".to_owned()),
+            ("BEHAVIOUR", behaviour.to_owned()),
+            ("ORDERS", path(self.orders())),
+            ("LIVES", path(self.lives())),
+            ("CRASH_FILE", path(self.crash_file())),
+        ]
+    }
+
+    pub fn ecosystem(&self) -> Value {
+        let mut env: serde_json::Map<String, Value> =
+            self.environment().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        env.insert("PORT".to_owned(), self.first_port.into());
+        json!({ "apps": [{
+            "name": NAME,
+            "script": self.script,
+            "exec_mode": "fork",
+            "instances": self.workers,
+            "increment_var": "PORT",
+            "wait_ready": self.behaviour != Behaviour::Naive,
+            "listen_timeout": 10_000,
+            "kill_timeout": 8_000,
+            "min_uptime": 3_000,
+            "max_restarts": 5,
+            "env": env,
+        }]})
+    }
+}

@@ -1,0 +1,91 @@
+//! A private PM2: its own home, its own daemon, driven by the real command line.
+
+use crate::{app::App, app::NAME, command, place, process};
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use serde::Deserialize;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The newest PM2 that tests/pm2 pins.
+pub const NEWEST: &str = "pm2";
+
+/// Ends its daemon and every worker when it is dropped.
+#[derive(Debug)]
+pub struct Pm2 {
+    home: PathBuf,
+    cli: PathBuf,
+}
+
+/// One line of `pm2 jlist`. All the rest of what PM2 tells is the app's environment.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Worker {
+    pub pid: u32,
+    pub pm_id: u32,
+    pub name: String,
+    pub pm2_env: WorkerState,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct WorkerState {
+    pub status: String,
+    pub restart_time: u32,
+}
+
+impl Pm2 {
+    /// Starts the app, and comes back when PM2 says that it is up.
+    pub async fn start(package: &str, home: &Path, app: &App) -> Result<Self> {
+        fs::create_dir_all(home)?;
+        let pm2 = Self { home: home.to_path_buf(), cli: place::pm2_cli(package)? };
+        let ecosystem = home.join("ecosystem.json");
+        fs::write(&ecosystem, app.ecosystem().to_string())?;
+        pm2.run(&["start", &ecosystem.display().to_string()]).await?;
+        Ok(pm2)
+    }
+
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    pub async fn reload(&self) -> Result<()> {
+        self.run(&["reload", NAME]).await.map(drop)
+    }
+
+    pub async fn workers(&self) -> Result<Vec<Worker>> {
+        let list = self.run(&["jlist"]).await?;
+        // Notes for people may come first.
+        let json = list.lines().find(|line| line.starts_with('[')).context("pm2 jlist printed no list")?;
+        Ok(serde_json::from_str(json)?)
+    }
+
+    pub async fn version(&self) -> Result<String> {
+        Ok(self.run(&["--version"]).await?.lines().last().unwrap_or_default().trim().to_owned())
+    }
+
+    /// Runs PM2's command line. It is a Node program, and starts as one.
+    pub async fn run(&self, arguments: &[&str]) -> Result<String> {
+        let mut pm2 = command::clean("node");
+        pm2.arg(&self.cli).args(arguments).env("PM2_HOME", &self.home).env("PM2_DISCRETE_MODE", "true");
+        command::succeed(&mut pm2).await
+    }
+
+    /// The daemon's pid, if the process with that pid is still our daemon.
+    fn daemon(&self) -> Option<u32> {
+        let pid = fs::read_to_string(self.home.join("pm2.pid")).ok()?.trim().parse().ok()?;
+        let title = process::title(pid)?;
+        (title.contains("PM2") && title.contains(self.home.to_str()?)).then_some(pid)
+    }
+}
+
+impl Drop for Pm2 {
+    fn drop(&mut self) {
+        // The daemon first: it would start its workers again.
+        if let Some(daemon) = self.daemon() {
+            let workers = process::descendants(daemon);
+            process::signal(daemon, Signal::KILL);
+            workers.into_iter().for_each(|worker| process::signal(worker, Signal::KILL));
+        }
+    }
+}

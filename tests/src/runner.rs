@@ -1,0 +1,244 @@
+//! One run of a scenario with one setup, from an empty directory to all that was seen.
+
+use crate::{
+    access_log::AccessLog,
+    app::App,
+    clock::Moment,
+    conf::{Conf, Tuning},
+    control, http,
+    lives::{self, Life},
+    load::{Load, Visit},
+    nginx::{Binary, Nginx},
+    orders::Orders,
+    peers,
+    place::{self, Place},
+    pm2::{self, Pm2},
+    ports, process,
+    scenario::{Action, Scenario, Setup},
+    sidecar::Sidecar,
+    wait,
+};
+use anyhow::{Context, Result};
+use hyper::StatusCode;
+use rustix::process::Signal;
+use std::{fs, time::Duration};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub scenario: Scenario,
+    pub setup: Setup,
+    pub nginx: Binary,
+    /// Whether to measure, at the end, what starting as many Node processes costs without a deploy.
+    pub control: bool,
+}
+
+/// Everything that was seen in one run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub scenario: Scenario,
+    pub setup: Setup,
+    pub pm2: String,
+    pub began: Moment,
+    pub ended: Moment,
+    pub visits: Vec<Visit>,
+    pub orders: Orders,
+    pub log: AccessLog,
+    pub lives: Vec<Life>,
+    pub changes: Vec<peers::Change>,
+    pub done: Vec<Done>,
+    /// From when to when the control was played.
+    pub control: Option<(Moment, Moment)>,
+}
+
+/// An action, from the start of its command to the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    pub action: Action,
+    pub began: Moment,
+    pub ended: Moment,
+    /// When the last worker that it replaced was ready again, if that came later.
+    pub settled: Moment,
+    /// Whom it killed.
+    pub victim: Option<u32>,
+}
+
+/// What stands while a run is on. Fields are dropped in this order: first those who ask, last those who answer.
+struct Stage {
+    sidecar: Option<Sidecar>,
+    nginx: Nginx,
+    pm2: Pm2,
+    app: App,
+    place: Place,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    pub async fn play(&self) -> Result<Run> {
+        let stage = Stage::set(self).await?;
+        let lives = lives::Watch::new(&stage.app.lives());
+        let peers = stage.sidecar.is_some().then(|| peers::Watch::new(&stage.place.control_socket()));
+
+        // The scenarios prescribe this pause.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let began = Moment::now();
+        let load = Load::start(ports::address(stage.nginx.port()), self.scenario.rate);
+        let done = self.act(&stage, began).await?;
+        let control = if self.control { Some(stage.play_control().await?) } else { None };
+        let ended = Moment::now();
+        let visits = load.stop().await;
+
+        let changes = match peers {
+            Some(peers) => peers.finish().await?,
+            None => Vec::new(),
+        };
+        let run = Run {
+            scenario: self.scenario,
+            setup: self.setup,
+            pm2: stage.pm2.version().await?,
+            began,
+            ended,
+            visits,
+            orders: Orders::read(&stage.app.orders())?,
+            log: AccessLog::default(),
+            lives: lives.finish().await?,
+            changes,
+            done,
+            control,
+        };
+        Ok(Run { log: stage.strike().await?, ..run })
+    }
+
+    async fn act(&self, stage: &Stage, began: Moment) -> Result<Vec<Done>> {
+        let pace = self.scenario.pace;
+        let mut done = Vec::new();
+        let mut last = began;
+        for &at in pace.actions {
+            (began + at).max(last + pace.gap).reached().await;
+            let this = stage.act(self.scenario.action).await?;
+            last = this.settled;
+            done.push(this);
+        }
+        (began + pace.at_least).max(last + pace.after).reached().await;
+        Ok(done)
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    async fn set(plan: &Plan) -> Result<Self> {
+        let Plan { scenario, setup, nginx, .. } = plan;
+        let place = Place::new()?;
+        let app = App::new(scenario.behaviour, scenario.workers, place.path())?;
+        let tuning = match setup {
+            Setup::Stock => Tuning::Stock,
+            Setup::Tuned => Tuning::Tuned,
+            Setup::Handoff => {
+                place::handoff()?;
+                Tuning::Handoff { module: place::module(&nginx.version)?, control: place.control_socket() }
+            }
+        };
+        let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await?;
+        for address in app.addresses() {
+            wait::until("every worker to answer", PATIENCE, async || {
+                http::status(address, "/health").await.filter(StatusCode::is_success)
+            })
+            .await?;
+        }
+        let conf = Conf { port: ports::row(1)?, servers: app.addresses(), tuning };
+        let nginx = Nginx::start(nginx, &place.nginx_prefix(), &conf).await?;
+        let sidecar = match setup {
+            Setup::Stock | Setup::Tuned => None,
+            Setup::Handoff => {
+                let log = place.file("handoff.log");
+                let control = place.control_socket();
+                Some(Sidecar::start(&log, pm2.home(), &control, &app.addresses()).await?)
+            }
+        };
+        Ok(Self { sidecar, nginx, pm2, app, place })
+    }
+
+    async fn act(&self, action: Action) -> Result<Done> {
+        let began = Moment::now();
+        let victim = match action {
+            Action::Reload => {
+                self.pm2.reload().await?;
+                None
+            }
+            Action::Kill => Some(self.kill_one()?),
+            Action::Crash => {
+                fs::write(self.app.crash_file(), "")?;
+                None
+            }
+        };
+        let ended = Moment::now();
+        let settled = match action {
+            Action::Reload => self.ready_again(self.app.workers.into(), began).await?.max(ended),
+            Action::Kill => self.ready_again(1, began).await?,
+            Action::Crash => self.given_up().await?,
+        };
+        Ok(Done { action, began, ended, settled, victim })
+    }
+
+    /// Kills the worker that has lived longest.
+    fn kill_one(&self) -> Result<u32> {
+        let lives = lives::read(&self.app.lives())?;
+        let serving = lives.iter().filter(|life| process::is_alive(life.worker));
+        let victim = serving.min_by_key(|life| life.booted).context("no worker to kill")?.worker;
+        process::signal(victim, Signal::KILL);
+        Ok(victim)
+    }
+
+    /// When so many workers that booted since then have listened.
+    async fn ready_again(&self, workers: usize, since: Moment) -> Result<Moment> {
+        wait::until("every replaced worker to listen", PATIENCE, async || {
+            let lives = lives::read(&self.app.lives()).ok()?;
+            let new = lives.iter().filter(|life| life.booted > since);
+            let listened: Vec<Moment> = new.filter_map(|life| life.listened).collect();
+            listened.iter().max().copied().filter(|_| listened.len() >= workers)
+        })
+        .await
+    }
+
+    /// When PM2 no longer starts the worker that crashes.
+    async fn given_up(&self) -> Result<Moment> {
+        const LONGER_THAN_A_LIFE: Duration = Duration::from_secs(4);
+        wait::until("PM2 to give up", Duration::from_secs(60), async || {
+            let lives = lives::read(&self.app.lives()).ok()?;
+            let last = lives.iter().rfind(|life| life.port == self.app.first_port)?;
+            let gone =
+                !process::is_alive(last.worker) && Moment::now().since(last.booted) > LONGER_THAN_A_LIFE;
+            gone.then(Moment::now)
+        })
+        .await
+    }
+
+    /// Between two pauses, so that nothing else is in what is measured.
+    async fn play_control(&self) -> Result<(Moment, Moment)> {
+        let control = control::play(&self.app).await?;
+        (control.1 + crate::scenario::SETTLING).reached().await;
+        Ok(control)
+    }
+
+    /// Takes all down in order; what nginx logged is complete only when it has ended.
+    async fn strike(self) -> Result<AccessLog> {
+        if let Some(sidecar) = self.sidecar {
+            sidecar.stop()?;
+        }
+        let log = self.nginx.access_log();
+        self.nginx.quit().await?;
+        AccessLog::read(&log)
+    }
+}
+
+// === impl Done ===
+
+impl Done {
+    /// What counts as deploying: until the last worker was ready, and a while more.
+    pub fn covers(&self, moment: Moment) -> bool {
+        (self.began..self.settled + crate::scenario::SETTLING).contains(&moment)
+    }
+}

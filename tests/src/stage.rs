@@ -1,0 +1,34 @@
+//! How a program of the stage runs: until it is done, or until somebody stops it; either way nothing is left behind.
+
+use crate::{command, nginx::Binary, runner::Run};
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
+
+/// Dropping the play ends all that it started.
+pub fn enter(play: impl Future<Output = Result<()>>) -> Result<()> {
+    Runtime::new()?.block_on(async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            result = play => result,
+            _ = terminated.recv() => bail!("terminated"),
+            _ = interrupted.recv() => bail!("interrupted"),
+        }
+    })
+}
+
+/// Of everything that takes part.
+pub async fn versions(nginx: &Binary, runs: &[Run]) -> BTreeMap<String, String> {
+    let node = command::succeed(command::clean("node").arg("--version")).await.unwrap_or_default();
+    let pm2 = runs.first().map(|run| run.pm2.clone()).unwrap_or_default();
+    BTreeMap::from([
+        ("handoff".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("nginx".to_owned(), nginx.version.clone()),
+        ("node".to_owned(), node.trim().trim_start_matches('v').to_owned()),
+        ("pm2".to_owned(), pm2),
+    ])
+}
