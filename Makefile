@@ -10,9 +10,12 @@ LOCKED := $(if $(CI),--locked)
 NEXTEST := $(shell command -v cargo-nextest)
 MODULE := ngx-http-handoff-module
 
-S ?= S4
-RUNS ?= 3
-LEVEL ?= L0
+S = S4
+RUNS = 3
+LEVEL = L0
+
+# What follows takes its results from target/.
+unexport CARGO_TARGET_DIR
 
 .PHONY: help
 help: ## this list
