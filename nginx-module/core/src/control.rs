@@ -126,6 +126,10 @@ impl<'a, W: World> Control<'a, W> {
     /// Takes away the marks whose owners fell silent.
     pub fn sweep(mut self) -> Vec<Event> {
         let now = self.now;
+        let is_marked = |id| self.table.slot(id).is_some_and(Slot::has_marks);
+        if !self.table.ids().any(is_marked) {
+            return Vec::new();
+        }
         let dark: Vec<String> =
             self.world.upstreams().into_iter().filter(|name| !self.serves(name)).collect();
         for id in self.table.ids() {

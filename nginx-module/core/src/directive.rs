@@ -23,6 +23,7 @@ pub enum Invalid {
     Parameter(String),
     Twice(&'static str),
     Pointless(&'static str),
+    NoSuch(&'static str, String),
     ZoneTooSmall(usize),
 }
 
@@ -72,6 +73,9 @@ impl fmt::Display for Invalid {
             ),
             Self::Twice(name) => write!(f, "duplicate parameter \"{name}\""),
             Self::Pointless(why) => write!(f, "{why}: add write=on, or leave it out"),
+            Self::NoSuch(what, name) => {
+                write!(f, "there is no {what} \"{name}\" on this machine: create it, or name another")
+            }
             Self::ZoneTooSmall(bytes) => {
                 write!(f, "a zone of {bytes} bytes is too small: use at least {}k", MIN_ZONE / 1024)
             }

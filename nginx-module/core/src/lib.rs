@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod admission;
 pub mod control;
 pub mod directive;

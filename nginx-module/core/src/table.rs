@@ -16,7 +16,7 @@ use handoff_wire::{Event, Events};
 /// Whoever finds none shares the last row, which is never dropped.
 pub const PROCESSES: usize = 128;
 
-const SHARED_ROW: RowId = RowId(PROCESSES - 1);
+pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
 const LAYOUT: u64 = 1;

@@ -1,0 +1,67 @@
+//! Who may change marks.
+
+/// What `handoff_api write=on` says, with names looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// `root`, the user of nginx's master, and `user=`.
+    pub users: Vec<u32>,
+    /// `group=`.
+    pub groups: Vec<u32>,
+    /// `tcp=allow`.
+    pub tcp: bool,
+}
+
+/// Who is at the other end of the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// On a unix socket the kernel vouches for the user and all of its groups.
+    Local { user: u32, groups: Vec<u32> },
+    /// Over TCP nobody does.
+    Remote,
+}
+
+impl Access {
+    /// Whether `caller` may write to a worker that runs as `worker`.
+    pub fn allows(&self, caller: &Caller, worker: u32) -> bool {
+        match caller {
+            Caller::Remote => self.tcp,
+            Caller::Local { user, groups } => {
+                *user == worker
+                    || self.users.contains(user)
+                    || groups.iter().any(|group| self.groups.contains(group))
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const NOBODY: u32 = 65534;
+    const WORKER: u32 = 33;
+
+    #[test]
+    fn nobody_may_not_write() {
+        let access = Access { users: vec![0], ..Access::default() };
+        let local = |user, groups: &[u32]| Caller::Local { user, groups: groups.to_vec() };
+        assert!(access.allows(&local(0, &[0]), WORKER));
+        assert!(access.allows(&local(WORKER, &[WORKER]), WORKER));
+        assert!(!access.allows(&local(NOBODY, &[NOBODY]), WORKER));
+        assert!(!access.allows(&Caller::Remote, WORKER));
+    }
+
+    #[test]
+    fn a_named_user_or_group_may() {
+        let access = Access { users: vec![0, 1000], groups: vec![50], tcp: false };
+        let local = |user, groups: &[u32]| Caller::Local { user, groups: groups.to_vec() };
+        assert!(access.allows(&local(1000, &[]), WORKER));
+        assert!(access.allows(&local(NOBODY, &[7, 50]), WORKER));
+        assert!(!access.allows(&local(1001, &[7]), WORKER));
+    }
+
+    #[test]
+    fn tcp_is_allowed_only_by_name() {
+        assert!(Access { tcp: true, ..Access::default() }.allows(&Caller::Remote, WORKER));
+    }
+}

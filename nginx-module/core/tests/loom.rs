@@ -1,0 +1,137 @@
+//! Every interleaving of claims, releases and drains, on the admission that is shipped.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p handoff-core --test loom --release` must pass; with `--cfg look_before_claim` as
+//! well the acknowledgement's tests must fail. A process has a row of its own, so each thread counts in its own cell.
+
+#![cfg(loom)]
+
+use handoff_core::admission::{self, Admission, Gate, InFlight};
+use handoff_wire::State;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use loom::thread::{self, JoinHandle};
+
+/// One peer, as two nginx processes see it.
+#[derive(Default)]
+struct Peer {
+    gate: Gate,
+    cells: [InFlight; 2],
+    begun: AtomicU32,
+    ended: AtomicU32,
+    /// The worker behind the peer, after somebody believed that it had nothing left to do.
+    stopped: AtomicBool,
+}
+
+impl Peer {
+    fn claim(&self, process: usize) -> bool {
+        admission::claim(&self.gate, &self.cells[process]) == Admission::Admitted
+    }
+
+    /// What an acknowledgement says. It tells nothing of the order of cells: a sum over rows is read one by one.
+    fn settle(&self) -> u32 {
+        self.cells.iter().map(InFlight::settle).sum()
+    }
+
+    fn drain(&self) -> u32 {
+        self.gate.set(State::Draining);
+        self.settle()
+    }
+
+    fn is_drained(&self) -> bool {
+        self.gate.state() != State::Up && self.settle() == 0
+    }
+
+    /// A request from its claim to its release: if the worker is stopped meanwhile, a user notices.
+    fn serve(&self, process: usize) {
+        if self.claim(process) {
+            self.begun.fetch_add(1, Relaxed);
+            assert!(!self.stopped.load(Relaxed), "begun on a worker that was believed to be drained");
+            self.ended.fetch_add(1, Relaxed);
+            self.cells[process].release();
+        }
+    }
+
+    fn stop(&self) {
+        assert_eq!(self.begun.load(Relaxed), self.ended.load(Relaxed), "drained with a request in flight");
+        self.stopped.store(true, Relaxed);
+    }
+}
+
+fn in_thread<T: 'static>(peer: &Arc<Peer>, run: impl FnOnce(&Peer) -> T + 'static) -> JoinHandle<T> {
+    let peer = Arc::clone(peer);
+    thread::spawn(move || run(&peer))
+}
+
+fn two_claims(peer: &Arc<Peer>) -> [JoinHandle<bool>; 2] {
+    [0, 1].map(|process| in_thread(peer, move |peer| peer.claim(process)))
+}
+
+fn admitted(claims: [JoinHandle<bool>; 2]) -> u32 {
+    claims.into_iter().map(|claim| u32::from(claim.join().unwrap())).sum()
+}
+
+#[test]
+fn an_acknowledged_drain_has_counted_whoever_was_admitted() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let claims = two_claims(&peer);
+        let acknowledged = peer.drain();
+        let admitted = admitted(claims);
+        assert!(admitted <= acknowledged, "{admitted} admitted, {acknowledged} acknowledged");
+        assert_eq!(peer.settle(), admitted, "whoever is refused leaves no trace");
+    });
+}
+
+#[test]
+fn a_second_drain_counts_whoever_came_in_between() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let claims = two_claims(&peer);
+        peer.drain();
+        peer.gate.set(State::Up);
+        let acknowledged = peer.drain();
+        let admitted = admitted(claims);
+        assert!(admitted <= acknowledged, "{admitted} admitted, {acknowledged} acknowledged");
+    });
+}
+
+#[test]
+fn a_claim_after_the_acknowledgement_is_refused() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let early = in_thread(&peer, |peer| peer.claim(0));
+        let acknowledged = peer.drain();
+        // The acknowledgement travels, and whoever has heard of it claims.
+        let late = in_thread(&peer, |peer| peer.claim(1));
+        assert!(!late.join().unwrap());
+        assert!(u32::from(early.join().unwrap()) <= acknowledged);
+    });
+}
+
+#[test]
+fn whoever_drains_and_sees_nobody_left_may_stop_the_worker() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let requests = [0, 1].map(|process| in_thread(&peer, move |peer| peer.serve(process)));
+        peer.gate.set(State::Draining);
+        if peer.is_drained() || peer.is_drained() {
+            peer.stop();
+        }
+        requests.into_iter().for_each(|request| request.join().unwrap());
+        assert!(peer.is_drained(), "nobody is left behind");
+    });
+}
+
+#[test]
+fn whoever_waits_for_a_drain_of_another_process_may_stop_the_worker() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let request = in_thread(&peer, |peer| peer.serve(0));
+        let drain = in_thread(&peer, |peer| _ = peer.gate.set(State::Draining));
+        if peer.is_drained() {
+            peer.stop();
+        }
+        request.join().unwrap();
+        drain.join().unwrap();
+    });
+}

@@ -1,0 +1,326 @@
+//! The API: takes a request apart, asks core, answers.
+
+use crate::conf::{LocationConf, MainConf};
+use crate::nginx::{log_of, moment, rc, text};
+use crate::wait::{self, Wait};
+use crate::zone::{Locked, Zone};
+use crate::{Handoff, body, log, reply};
+use handoff_core::access::Caller;
+use handoff_core::control::{Applied, Control, find};
+use handoff_core::{Table, view};
+use handoff_wire::path::Path;
+use handoff_wire::{API_VERSION, Code, MAX_WAIT, MarkSet, Overview, Refusal, Renew, Span, ZoneView};
+use nginx_sys::{
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, nginx_version,
+    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
+    ngx_http_request_t, ngx_int_t, ngx_uint_t,
+};
+use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
+use serde::de::DeserializeOwned;
+
+/// What a request wants.
+enum Call {
+    Read(Read),
+    Write(Write),
+}
+
+enum Read {
+    Overview,
+    Upstreams,
+    Upstream(String),
+    Peer { upstream: String, peer: String },
+    Events { after: u64 },
+    Drained { upstream: String, peer: String, timeout: Span },
+}
+
+#[derive(Clone, Copy)]
+enum Write {
+    Marks,
+    Renew,
+}
+
+/// A refusal, and the methods that would have been right.
+struct Rejected {
+    refusal: Refusal,
+    allow: Option<&'static str>,
+}
+
+impl From<Refusal> for Rejected {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, allow: None }
+    }
+}
+
+/// The content handler of a location with `handoff_api`.
+pub(crate) unsafe extern "C" fn handle(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: nginx passes a valid request, which is ours until we return.
+    let request = unsafe { &mut *r };
+    match begin(request) {
+        Ok(Call::Read(read)) => {
+            // SAFETY: a request whose body nobody reads.
+            let status = unsafe { ngx_http_discard_request_body(r) };
+            if status != rc::OK { status } else { serve(request, read) }
+        }
+        Ok(Call::Write(_)) => {
+            // SAFETY: nginx calls apply() once the body is there.
+            let status = unsafe { ngx_http_read_client_request_body(r, Some(apply)) };
+            if status >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t { status } else { rc::DONE }
+        }
+        Err(rejected) => {
+            // SAFETY: as above.
+            let status = unsafe { ngx_http_discard_request_body(r) };
+            if status != rc::OK { status } else { reject(request, rejected) }
+        }
+    }
+}
+
+fn reject(r: &mut ngx_http_request_t, rejected: Rejected) -> ngx_int_t {
+    if let Some(methods) = rejected.allow {
+        reply::allow(r, methods);
+    }
+    reply::refusal(r, rejected.refusal)
+}
+
+/// Everything that can be said before the body is read.
+fn begin(r: &ngx_http_request_t) -> Result<Call, Rejected> {
+    let call = parse(r)?;
+    if let Call::Write(_) = call {
+        authorize(r)?;
+        if body::is_too_large(r) {
+            return Err(body::too_large().into());
+        }
+    }
+    Ok(call)
+}
+
+fn parse(r: &ngx_http_request_t) -> Result<Call, Rejected> {
+    let uri = text(&r.unparsed_uri);
+    let (full, query) = uri.split_once('?').unwrap_or((&uri, ""));
+    let unknown = || {
+        let text = format!("there is nothing at {full}: begin at /v{API_VERSION}");
+        Rejected::from(Code::PathNotFound.says(text))
+    };
+    let path = Path::parse(below_location(r, full)).ok_or_else(unknown)?;
+    let method = r.method as u32;
+    let read = matches!(method, NGX_HTTP_GET | NGX_HTTP_HEAD);
+    let call = match path {
+        Path::Marks if method == NGX_HTTP_PUT => Call::Write(Write::Marks),
+        Path::Renew if method == NGX_HTTP_POST => Call::Write(Write::Renew),
+        Path::Marks => return Err(not_allowed(r, "PUT")),
+        Path::Renew => return Err(not_allowed(r, "POST")),
+        _ if !read => return Err(not_allowed(r, "GET, HEAD")),
+        Path::Overview => Call::Read(Read::Overview),
+        Path::Upstreams => Call::Read(Read::Upstreams),
+        Path::Upstream(name) => Call::Read(Read::Upstream(name)),
+        Path::Peer { upstream, peer } => Call::Read(Read::Peer { upstream, peer }),
+        Path::Events => Call::Read(Read::Events { after: parameter(query, "after")?.unwrap_or(0) }),
+        Path::Drained { upstream, peer } => {
+            let timeout = parameter(query, "timeout")?.unwrap_or_default();
+            if timeout > MAX_WAIT {
+                let text =
+                    format!("\"timeout\" is {timeout}, more than {MAX_WAIT}: ask again when that has passed");
+                return Err(Code::BadRequest.says(text).into());
+            }
+            return Ok(Call::Read(Read::Drained { upstream, peer, timeout }));
+        }
+    };
+    if matches!(call, Call::Read(Read::Events { .. })) { Ok(call) } else { without_query(query, call) }
+}
+
+fn without_query(query: &str, call: Call) -> Result<Call, Rejected> {
+    if query.is_empty() {
+        return Ok(call);
+    }
+    Err(Code::BadRequest.says(format!("this path takes no parameters, not {query:?}")).into())
+}
+
+fn not_allowed(r: &ngx_http_request_t, methods: &'static str) -> Rejected {
+    let refusal =
+        Code::MethodNotAllowed.says(format!("{} is not for this path: use {methods}", text(&r.method_name)));
+    Rejected { refusal, allow: Some(methods) }
+}
+
+/// The path below the location's own, which may be "/" or anything an operator chose.
+fn below_location<'a>(r: &ngx_http_request_t, path: &'a str) -> &'a str {
+    let name = NgxHttpCoreModule::location_conf(r).map(|location| text(&location.name)).unwrap_or_default();
+    path.strip_prefix(name.trim_end_matches('/')).unwrap_or(path)
+}
+
+/// The one parameter that a path takes.
+fn parameter<T: std::str::FromStr<Err: std::fmt::Display>>(
+    query: &str,
+    name: &str,
+) -> Result<Option<T>, Refusal> {
+    if query.is_empty() {
+        return Ok(None);
+    }
+    let value = query.strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
+    let value = value.ok_or_else(|| Code::BadRequest.says(format!("{query:?} is not {name}=…")))?;
+    value.parse().map(Some).map_err(|error| Code::BadRequest.says(format!("{name}={value}: {error}")))
+}
+
+/// Who may write is said by the kernel, not by the client.
+fn authorize(r: &ngx_http_request_t) -> Result<(), Refusal> {
+    let conf: Option<&LocationConf> = Handoff::location_conf(r);
+    let Some(api) = conf.and_then(|conf| conf.api.as_ref()).filter(|api| api.write) else {
+        return Err(
+            Code::Forbidden.says("this location is read-only: say \"handoff_api write=on\" where you write")
+        );
+    };
+    // SAFETY: a request has a connection.
+    let fd = unsafe { (*r.connection).fd };
+    // SAFETY: cannot fail.
+    let worker = unsafe { libc::geteuid() };
+    let caller = caller(fd);
+    if api.access.allows(&caller, worker) {
+        return Ok(());
+    }
+    let who = match caller {
+        Caller::Local { user, .. } => format!("user {user}"),
+        Caller::Remote => "a client over TCP".to_owned(),
+    };
+    Err(Code::Forbidden.says(format!(
+        "{who} may not write: be root or nginx's own user, or name a user= or group= in \"handoff_api write=on\""
+    )))
+}
+
+fn caller(fd: libc::c_int) -> Caller {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    // SAFETY: writes at most `len` bytes to `peer`.
+    let got = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &raw mut len)
+    };
+    // TCP has no credentials: the kernel answers with a pid of 0.
+    if got != 0 || peer.pid == 0 {
+        return Caller::Remote;
+    }
+    let mut groups = vec![0 as libc::gid_t; 64];
+    let mut len = libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or_default();
+    // SAFETY: writes at most `len` bytes to `groups`, and says how many.
+    let got = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut len)
+    };
+    groups.truncate(if got == 0 { len as usize / size_of::<libc::gid_t>() } else { 0 });
+    groups.push(peer.gid);
+    Caller::Local { user: peer.uid, groups }
+}
+
+fn serve(r: &mut ngx_http_request_t, read: Read) -> ngx_int_t {
+    match look(r, read) {
+        Ok(status) => status,
+        Err(refusal) => reply::refusal(r, refusal),
+    }
+}
+
+fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
+    let (conf, zone) = place(r)?;
+    let table = zone.table;
+    if let Read::Drained { upstream, peer, timeout } = read {
+        return Ok(wait::drained(r, Wait { conf, slot: find(&table, &upstream, &peer)?, timeout }));
+    }
+    // Marks are read whole: nobody changes them meanwhile.
+    let locked = lock(zone)?;
+    let now = moment();
+    Ok(match read {
+        Read::Overview => reply::json(r, &overview(conf, &table)),
+        Read::Events { after } => reply::json(r, &table.recall(after)),
+        Read::Upstreams => reply::json(r, &view::upstreams(&table, conf, now)),
+        Read::Upstream(name) => reply::json(r, &upstream(conf, &table, &name)?),
+        Read::Peer { upstream: name, peer } => {
+            find(&table, &name, &peer)?;
+            let view = view::upstream(&table, conf, now, &name);
+            let gone =
+                || Code::PeerNotFound.says(format!("the upstream {name:?} has no peer {peer:?} any more"));
+            let view = view.peers.into_iter().find(|view| view.address == peer).ok_or_else(gone)?;
+            drop(locked);
+            reply::json(r, &view)
+        }
+        Read::Drained { .. } => rc::ERROR,
+    })
+}
+
+fn upstream(conf: &MainConf, table: &Table<'_>, name: &str) -> Result<handoff_wire::UpstreamView, Refusal> {
+    if conf.upstream(name).is_none() {
+        return Err(Code::UpstreamNotFound.says(format!(
+            "there is no upstream {name:?} with the directive \"handoff\" in nginx's configuration"
+        )));
+    }
+    Ok(view::upstream(table, conf, moment(), name))
+}
+
+fn overview(conf: &MainConf, table: &Table<'_>) -> Overview {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Overview {
+        api: API_VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        nginx: format!(
+            "{}.{}.{}",
+            nginx_version / 1_000_000,
+            nginx_version / 1_000 % 1_000,
+            nginx_version % 1_000
+        ),
+        instance: table.header.instance(),
+        generation: table.header.generation(),
+        zone: ZoneView {
+            size: conf.size() as u64,
+            peers: number(table.ids().count()),
+            peers_max: number(table.slots.len()),
+            peers_uncovered: conf.uncovered.get(),
+            processes_max: number(table.rows.len()),
+        },
+        processes: view::processes(table, conf),
+    }
+}
+
+/// nginx calls this when the body of a write is there.
+unsafe extern "C" fn apply(r: *mut ngx_http_request_t) {
+    // SAFETY: nginx passes the request that it read the body for.
+    let request = unsafe { &mut *r };
+    let status = match write(request) {
+        Ok(applied) => {
+            log::tell(log_of(request), &applied.events);
+            reply::json(request, &applied.ack)
+        }
+        Err(rejected) => reject(request, rejected),
+    };
+    // SAFETY: the count that reading the body added is given back here.
+    unsafe { ngx_http_finalize_request(r, status) };
+}
+
+fn write(r: &ngx_http_request_t) -> Result<Applied, Rejected> {
+    let Call::Write(write) = parse(r)? else {
+        return Err(Code::BadRequest.says("this path takes no body").into());
+    };
+    let bytes = body::take(r)?;
+    let (conf, zone) = place(r)?;
+    Ok(match write {
+        Write::Marks => {
+            let set: MarkSet = read(&bytes)?;
+            let _locked = lock(zone)?;
+            Control::begin(zone.table, conf, moment()).mark(&set)?
+        }
+        Write::Renew => {
+            let renew: Renew = read(&bytes)?;
+            let _locked = lock(zone)?;
+            Control::begin(zone.table, conf, moment()).renew(&renew)?
+        }
+    })
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Code::BadRequest.says(format!("the body is not understood: {error}")))
+}
+
+fn place(r: &ngx_http_request_t) -> Result<(&'static MainConf, &'static Zone), Refusal> {
+    let conf = Handoff::main_conf(r);
+    let zone = conf.and_then(|conf| Some((conf, conf.zone()?)));
+    zone.ok_or_else(|| Code::Busy.says("this nginx has no handoff_zone: look into its error log"))
+}
+
+fn lock(zone: &Zone) -> Result<Locked, Refusal> {
+    zone.lock().ok_or_else(|| Code::Busy.says("another nginx process holds handoff_zone: try again"))
+}
+
+const _: () = assert!(NGX_HTTP_SPECIAL_RESPONSE as ngx_uint_t == 300);

@@ -1,0 +1,154 @@
+//! What nginx says in C, said once in Rust.
+
+use crate::Handoff;
+use crate::conf::MainConf;
+use handoff_core::Moment;
+use nginx_sys::{
+    ngx_array_t, ngx_cached_time, ngx_connection_counter, ngx_connection_t, ngx_current_msec, ngx_cycle_t,
+    ngx_exiting, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_quit, ngx_str_t,
+    ngx_terminate, ngx_uint_t, sockaddr,
+};
+use ngx::http::HttpModuleMainConf;
+use std::borrow::Cow;
+use std::ptr;
+
+/// The words of an `ngx_str_t`.
+pub(crate) fn text(string: &ngx_str_t) -> Cow<'_, str> {
+    String::from_utf8_lossy(string.as_bytes())
+}
+
+/// The elements of an `ngx_array_t`; empty if there is none.
+///
+/// # Safety
+///
+/// `array` is null or an array of `T`, and nobody changes it while the slice lives.
+pub(crate) unsafe fn array<'a, T>(array: *const ngx_array_t) -> &'a [T] {
+    // SAFETY: null or valid, says the caller.
+    let Some(array) = (unsafe { array.as_ref() }) else { return &[] };
+    if array.nelts == 0 {
+        return &[];
+    }
+    // SAFETY: nginx keeps nelts initialized elements there.
+    unsafe { std::slice::from_raw_parts(array.elts.cast(), array.nelts) }
+}
+
+/// Now, by the clocks that nginx read when it woke up.
+pub(crate) fn moment() -> Moment {
+    // SAFETY: a word that only this process writes, between events.
+    let mono = unsafe { (&raw const ngx_current_msec).read() };
+    // SAFETY: points to one of nginx's static time slots from the first ngx_time_init() on.
+    let now = unsafe { &*ngx_cached_time };
+    let seconds = u64::try_from(now.sec).unwrap_or_default();
+    Moment { mono: mono as u64, unix: seconds.saturating_mul(1000).saturating_add(now.msec as u64) }
+}
+
+/// The number that the next connection gets; one counter for all nginx processes.
+pub(crate) fn connections() -> u64 {
+    // SAFETY: set in the event module's init, before any worker runs; a word of shared memory, read like nginx reads it.
+    unsafe { ngx_connection_counter.as_ref() }.map_or(0, |counter| {
+        // SAFETY: other processes add to it at any time.
+        let count = unsafe { ptr::from_ref(counter).read_volatile() };
+        count as u64
+    })
+}
+
+/// Whether this worker is on its way out.
+pub(crate) fn is_exiting() -> bool {
+    // SAFETY: plain words that signal handlers and the cycle of this process write.
+    let exiting = unsafe { (&raw const ngx_exiting).read() != 0 };
+    // SAFETY: as above.
+    let quit = unsafe { (&raw const ngx_quit).read() != 0 };
+    // SAFETY: as above.
+    let terminate = unsafe { (&raw const ngx_terminate).read() != 0 };
+    exiting || quit || terminate
+}
+
+/// Our configuration in a cycle that has an http block.
+pub(crate) fn main_conf(cycle: *mut ngx_cycle_t) -> Option<&'static MainConf> {
+    // SAFETY: nginx passes a cycle whose configuration has been read.
+    let cycle = unsafe { cycle.as_ref() }?;
+    Handoff::main_conf(cycle)
+}
+
+/// The log of a request.
+pub(crate) fn log_of(r: &ngx_http_request_t) -> *mut ngx_log_t {
+    // SAFETY: a request has a connection for as long as it lives.
+    unsafe { (*r.connection).log }
+}
+
+/// What a balancer and nginx tell each other about one attempt. nginx owns it; we only pass by.
+#[derive(Clone, Copy)]
+pub(crate) struct PeerConnection(pub(crate) *mut ngx_peer_connection_t);
+
+impl PeerConnection {
+    fn get(&self) -> &mut ngx_peer_connection_t {
+        // SAFETY: nginx passes a valid pointer to each hook; the reference does not outlive the expression it is used in.
+        unsafe { &mut *self.0 }
+    }
+
+    pub(crate) fn sockaddr(self) -> *const sockaddr {
+        self.get().sockaddr
+    }
+
+    pub(crate) fn tries(self) -> ngx_uint_t {
+        self.get().tries
+    }
+
+    pub(crate) fn set_tries(self, tries: ngx_uint_t) {
+        self.get().tries = tries;
+    }
+
+    /// The number of the connection, if there is one.
+    pub(crate) fn number(self) -> Option<u64> {
+        // SAFETY: null, or the connection of this attempt.
+        unsafe { self.get().connection.as_ref() }.map(|c| c.number as u64)
+    }
+
+    /// Takes the choice of the balancer back; nginx needs a name to log.
+    pub(crate) fn forget(self, name: *mut ngx_str_t) {
+        let pc = self.get();
+        pc.sockaddr = ptr::null_mut();
+        pc.name = name;
+    }
+
+    /// Closes a connection that the keepalive cache gave us, as that cache would close it.
+    pub(crate) fn close_cached(self) {
+        let pc = self.get();
+        let connection = std::mem::replace(&mut pc.connection, ptr::null_mut());
+        pc.set_cached(0);
+        if !connection.is_null() {
+            close(connection);
+        }
+    }
+}
+
+fn close(connection: *mut ngx_connection_t) {
+    #[cfg(ngx_feature = "ssl")]
+    shut_tls(connection);
+    // SAFETY: a cached connection has a pool of its own that nobody else uses any more.
+    unsafe { nginx_sys::ngx_destroy_pool((*connection).pool) };
+    // SAFETY: it was ours since the cache gave it away.
+    unsafe { nginx_sys::ngx_close_connection(connection) };
+}
+
+/// Both flags make the shutdown quiet, so that it is complete at once and never waits for the peer.
+#[cfg(ngx_feature = "ssl")]
+fn shut_tls(connection: *mut ngx_connection_t) {
+    // SAFETY: the connection is open; its TLS part is null without TLS.
+    if let Some(ssl) = unsafe { (*connection).ssl.as_mut() } {
+        ssl.set_no_wait_shutdown(1);
+        ssl.set_no_send_shutdown(1);
+        // SAFETY: the connection is open and has a TLS part.
+        unsafe { nginx_sys::ngx_ssl_shutdown(connection) };
+    }
+}
+
+/// nginx's numbers, in the type that its hooks return.
+pub(crate) mod rc {
+    use super::ngx_int_t;
+
+    pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
+    pub(crate) const ERROR: ngx_int_t = nginx_sys::NGX_ERROR as ngx_int_t;
+    pub(crate) const BUSY: ngx_int_t = nginx_sys::NGX_BUSY as ngx_int_t;
+    pub(crate) const DONE: ngx_int_t = nginx_sys::NGX_DONE as ngx_int_t;
+}

@@ -1,0 +1,74 @@
+//! An answer: a status, JSON, and nothing that depends on the client.
+
+use crate::nginx::rc;
+use handoff_wire::{ErrorBody, Refusal};
+use nginx_sys::{
+    NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_chain_t, ngx_create_temp_buf, ngx_http_output_filter,
+    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_str_t, ngx_table_elt_t,
+    ngx_uint_t,
+};
+use serde::Serialize;
+use std::ptr;
+
+const FAILED: ngx_int_t = NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
+
+pub(crate) fn json(r: &mut ngx_http_request_t, view: &impl Serialize) -> ngx_int_t {
+    send(r, 200, view)
+}
+
+pub(crate) fn refusal(r: &mut ngx_http_request_t, refusal: Refusal) -> ngx_int_t {
+    send(r, refusal.status, &ErrorBody { error: refusal })
+}
+
+/// The methods that a path takes, for a 405.
+pub(crate) fn allow(r: &mut ngx_http_request_t, methods: &'static str) {
+    // SAFETY: the headers of a request that has not been answered.
+    let header = unsafe { ngx_list_push(&raw mut r.headers_out.headers) }.cast::<ngx_table_elt_t>();
+    if header.is_null() {
+        return;
+    }
+    let element =
+        ngx_table_elt_t { hash: 1, key: ngx::ngx_string!("Allow"), value: fixed(methods), ..element() };
+    // SAFETY: fresh memory for one element.
+    unsafe { header.write(element) };
+}
+
+fn element() -> ngx_table_elt_t {
+    // SAFETY: all of its fields may be zero; which there are depends on the version of nginx.
+    unsafe { std::mem::zeroed() }
+}
+
+fn fixed(text: &'static str) -> ngx_str_t {
+    ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() }
+}
+
+fn send(r: &mut ngx_http_request_t, status: u16, view: &impl Serialize) -> ngx_int_t {
+    let Ok(mut text) = serde_json::to_vec(view) else { return FAILED };
+    text.push(b'\n');
+    r.headers_out.status = ngx_uint_t::from(status);
+    r.headers_out.content_type = fixed("application/json");
+    r.headers_out.content_type_len = r.headers_out.content_type.len;
+    r.headers_out.content_length_n = i64::try_from(text.len()).unwrap_or_default();
+    // SAFETY: a request that has not been answered.
+    let status = unsafe { ngx_http_send_header(r) };
+    if status == rc::ERROR || status > rc::OK || r.header_only() != 0 {
+        return status;
+    }
+    body(r, &text)
+}
+
+fn body(r: &mut ngx_http_request_t, text: &[u8]) -> ngx_int_t {
+    // SAFETY: the pool of the request; null when there is no memory.
+    let buf = unsafe { ngx_create_temp_buf(r.pool, text.len()) };
+    // SAFETY: null or fresh.
+    let Some(buf) = (unsafe { buf.as_mut() }) else { return FAILED };
+    // SAFETY: the buffer has room for all of it.
+    unsafe { ptr::copy_nonoverlapping(text.as_ptr(), buf.pos, text.len()) };
+    // SAFETY: within the buffer.
+    buf.last = unsafe { buf.pos.add(text.len()) };
+    buf.set_last_buf(1);
+    buf.set_last_in_chain(1);
+    let mut link = ngx_chain_t { buf, next: ptr::null_mut() };
+    // SAFETY: nginx copies the link; the buffer lives in the pool.
+    unsafe { ngx_http_output_filter(r, &raw mut link) }
+}

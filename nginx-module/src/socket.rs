@@ -1,0 +1,80 @@
+//! The control socket never keeps nginx down.
+//!
+//! After a boot /run is empty, and a master that was killed leaves its socket behind: nginx would refuse to start in both
+//! cases. So before it binds, the missing directory is made, and a socket on which nobody answers is removed. Whatever is
+//! there and answers, or is not a socket, is left alone: nginx then says itself what is wrong.
+
+use crate::conf::group;
+use nginx_sys::{NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_log_t};
+use ngx::ngx_log_error;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// The group that may enter a directory we make, if nobody names another.
+const GROUP: &str = "handoff";
+
+/// The file of a unix socket; `None` for any other address, and for one without a file.
+pub(crate) fn path(at: *const libc::sockaddr, len: libc::socklen_t) -> Option<PathBuf> {
+    // SAFETY: the address of a listen directive.
+    if unsafe { at.as_ref() }.is_none_or(|at| libc::c_int::from(at.sa_family) != libc::AF_UNIX) {
+        return None;
+    }
+    // SAFETY: an address of this family is of this size.
+    let path = unsafe { &(*at.cast::<libc::sockaddr_un>()).sun_path };
+    // SAFETY: bytes are bytes, signed or not.
+    let path = unsafe { std::slice::from_raw_parts(path.as_ptr().cast::<u8>(), path.len()) };
+    let room = (len as usize).saturating_sub(std::mem::offset_of!(libc::sockaddr_un, sun_path));
+    let path = path.get(..room).unwrap_or(path).split(|byte| *byte == 0).next()?;
+    (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
+}
+
+/// Makes the way free. What cannot be done is logged, and nginx's own bind() decides.
+pub(crate) fn prepare(path: &Path, group: Option<&str>, log: *mut ngx_log_t) {
+    if let Err(error) = make_parent(path, group, log) {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "handoff: cannot make the directory of {}: {error}",
+            path.display()
+        );
+    }
+    if let Err(error) = remove_stale(path, log) {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "handoff: cannot remove the stale socket {}: {error}",
+            path.display()
+        );
+    }
+}
+
+fn make_parent(path: &Path, named: Option<&str>, log: *mut ngx_log_t) -> io::Result<()> {
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
+    match DirBuilder::new().mode(0o750).create(parent) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    if let Some(gid) = group(named.unwrap_or(GROUP)) {
+        chown(parent, None, Some(gid))?;
+    }
+    ngx_log_error!(NGX_LOG_NOTICE, log, "handoff: made the directory {}", parent.display());
+    Ok(())
+}
+
+fn remove_stale(path: &Path, log: *mut ngx_log_t) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => {}
+        _ => return Ok(()),
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+        _ => return Ok(()),
+    }
+    ngx_log_error!(NGX_LOG_NOTICE, log, "handoff: removed the stale socket {}", path.display());
+    Ok(())
+}

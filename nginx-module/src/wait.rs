@@ -1,0 +1,115 @@
+//! A call that waits: "tell me when it is drained".
+//!
+//! It polls the ledger every few milliseconds, answers when nothing is in flight, when its time is over, or when the
+//! worker is asked to go; a client that hangs up ends it at once.
+
+use crate::conf::MainConf;
+use crate::nginx::{is_exiting, moment, rc};
+use crate::reply;
+use handoff_core::table::SlotId;
+use handoff_core::view;
+use handoff_wire::{Drained, Span};
+use nginx_sys::{
+    NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_cleanup_add,
+    ngx_http_finalize_request, ngx_http_request_t, ngx_http_run_posted_requests, ngx_http_test_reading,
+    ngx_int_t, ngx_msec_t, ngx_pcalloc,
+};
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+/// How often a waiting call looks. It costs a few reads of shared memory.
+const POLL_MS: ngx_msec_t = 5;
+
+pub(crate) struct Wait {
+    pub(crate) conf: &'static MainConf,
+    pub(crate) slot: SlotId,
+    pub(crate) timeout: Span,
+}
+
+/// A waiting call, in the pool of its request. The event comes first: nginx hands us nothing else.
+#[repr(C)]
+struct Waiter {
+    event: ngx_event_t,
+    request: NonNull<ngx_http_request_t>,
+    wait: Wait,
+    until: u64,
+}
+
+/// Answers at once if there is nothing to wait for.
+pub(crate) fn drained(r: &mut ngx_http_request_t, wait: Wait) -> ngx_int_t {
+    let now = moment().mono;
+    let until = now.saturating_add(wait.timeout.as_millis());
+    let drained = look(&wait);
+    if is_over(&drained, now, until) {
+        return reply::json(r, &drained);
+    }
+    park(r, wait, until).unwrap_or(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t)
+}
+
+fn look(wait: &Wait) -> Drained {
+    wait.conf
+        .zone()
+        .map_or(Drained { drained: false, state: handoff_wire::State::Up, in_flight: 0 }, |zone| {
+            view::drained(&zone.table, wait.conf, wait.slot)
+        })
+}
+
+fn is_over(drained: &Drained, now: u64, until: u64) -> bool {
+    drained.drained || now >= until || is_exiting()
+}
+
+/// `None`: there is no memory.
+fn park(r: &mut ngx_http_request_t, wait: Wait, until: u64) -> Option<ngx_int_t> {
+    // SAFETY: the pool of the request; null when there is no memory.
+    let memory = NonNull::new(unsafe { ngx_pcalloc(r.pool, size_of::<Waiter>()) })?.cast::<Waiter>();
+    // SAFETY: a request that has not been answered; null when there is no memory.
+    let cleanup = unsafe { ngx_http_cleanup_add(r, 0).as_mut() }?;
+    let request = NonNull::from(&mut *r);
+    // SAFETY: all fields of an event may be zero.
+    let event: ngx_event_t = unsafe { std::mem::zeroed() };
+    // SAFETY: fresh memory of this size; pools align for any type.
+    unsafe { memory.write(Waiter { event, request, wait, until }) };
+    // SAFETY: written above, and nobody else knows of it.
+    let waiter = unsafe { &mut *memory.as_ptr() };
+    waiter.event.handler = Some(look_again);
+    waiter.event.data = r.connection.cast();
+    // SAFETY: a request has a connection.
+    waiter.event.log = unsafe { (*r.connection).log };
+    cleanup.handler = Some(forget);
+    cleanup.data = memory.as_ptr().cast();
+    // SAFETY: the event lives as long as the request, whose cleanup takes the timer away.
+    unsafe { ngx_add_timer(&raw mut waiter.event, POLL_MS) };
+    r.read_event_handler = Some(ngx_http_test_reading);
+    // SAFETY: a request belongs to a main request.
+    let main = unsafe { &mut *r.main };
+    main.set_count(main.count().wrapping_add(1));
+    Some(rc::DONE)
+}
+
+unsafe extern "C" fn look_again(event: *mut ngx_event_t) {
+    // SAFETY: the event is the first field of a waiter, whose request still lives: its cleanup takes the timer away.
+    let waiter = unsafe { &mut *event.cast::<Waiter>() };
+    let drained = look(&waiter.wait);
+    if !is_over(&drained, moment().mono, waiter.until) {
+        // SAFETY: as in park().
+        return unsafe { ngx_add_timer(event, POLL_MS) };
+    }
+    let r = waiter.request.as_ptr();
+    // SAFETY: the request lives, see above.
+    let request = unsafe { &mut *r };
+    let connection = request.connection;
+    let status = reply::json(request, &drained);
+    // SAFETY: gives back the count that park() added; the request may be gone after this.
+    unsafe { ngx_http_finalize_request(r, status) };
+    // SAFETY: a connection outlives its requests until the event that closed it is over.
+    unsafe { ngx_http_run_posted_requests(connection) };
+}
+
+unsafe extern "C" fn forget(data: *mut c_void) {
+    // SAFETY: the waiter of a request that is about to be freed.
+    let waiter = unsafe { &mut *data.cast::<Waiter>() };
+    if waiter.event.timer_set() != 0 {
+        // SAFETY: the timer is set.
+        unsafe { ngx_del_timer(&raw mut waiter.event) };
+    }
+}

@@ -1,0 +1,60 @@
+//! What core cannot know by itself: which processes live, and how nginx regards its peers.
+
+use crate::conf::MainConf;
+use crate::nginx;
+use handoff_core::{Process, Standing};
+use std::fs;
+
+impl handoff_core::World for MainConf {
+    fn alive(&self, process: Process) -> bool {
+        alive(process)
+    }
+
+    fn peers(&self, upstream: &str) -> Vec<Standing> {
+        self.upstream(upstream).map(|upstream| upstream.standings()).unwrap_or_default()
+    }
+
+    fn upstreams(&self) -> Vec<String> {
+        self.upstreams().map(|upstream| upstream.name.clone()).collect()
+    }
+
+    fn connections(&self) -> u64 {
+        nginx::connections()
+    }
+}
+
+/// Whether it is still the same process, and not only the same pid.
+pub(crate) fn alive(process: Process) -> bool {
+    start(process.pid) == Some(process.start)
+}
+
+/// This process, as its row names it. Without /proc its start is 0, for all processes alike.
+pub(crate) fn own() -> Process {
+    let pid = std::process::id();
+    Process { pid, start: start(pid).unwrap_or_default() }
+}
+
+/// When a process started, in the kernel's ticks; `None` if it is gone or only waits to be reaped.
+fn start(pid: u32) -> Option<u64> {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return without_proc(pid) };
+    // The name in parentheses may hold anything, the fields after it do not. State is the third field, start the 22nd.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Where /proc is not mounted a pid must do.
+fn without_proc(pid: u32) -> Option<u64> {
+    if fs::exists("/proc/self/stat").unwrap_or(false) {
+        return None;
+    }
+    let pid = libc::pid_t::try_from(pid).ok()?;
+    // SAFETY: signal 0 is only a question.
+    let answer = unsafe { libc::kill(pid, 0) };
+    let is_there = answer == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    is_there.then_some(0)
+}

@@ -1,0 +1,216 @@
+//! The shared zone, and THE cast: from here on the rest of the module sees a [`Table`], safe Rust over atomics.
+//!
+//! The zone outlives a reload as long as its size and the module that made it are the same. nginx then hands us the same
+//! memory again, in the master, while old workers go on using it: nothing in it is moved or freed here.
+
+use crate::conf::MainConf;
+use crate::nginx::{main_conf, rc};
+use crate::world::alive;
+use handoff_core::event::{EVENTS, Entry};
+use handoff_core::slot::Slot;
+use handoff_core::table::{Header, PROCESSES, Row};
+use handoff_core::{InFlight, Plan, Table};
+use nginx_sys::{
+    NGX_LOG_EMERG, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t, ngx_pagesize, ngx_shm_zone_t,
+    ngx_shmtx_lock, ngx_shmtx_t, ngx_shmtx_trylock, ngx_shmtx_unlock, ngx_slab_calloc, ngx_slab_pool_t,
+};
+use ngx::ngx_log_error;
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::thread;
+
+/// A mapped zone. The memory stays mapped for as long as any cycle that names it, and with it any request of that cycle.
+#[derive(Clone, Copy)]
+pub(crate) struct Zone {
+    pub(crate) table: Table<'static>,
+    pool: NonNull<ngx_slab_pool_t>,
+}
+
+/// The control lock, held. It is the zone's slab mutex: if its holder dies, nginx's master opens it.
+pub(crate) struct Locked {
+    mutex: NonNull<ngx_shmtx_t>,
+    /// Released by the process that took it.
+    not_send: PhantomData<*const ()>,
+}
+
+/// How often a busy lock is tried before a control call gives up. Its holders need microseconds; one that is stopped
+/// right inside must not stop the event loops of the others.
+const ATTEMPTS: usize = 200;
+
+/// nginx calls this for each configuration that is read. `old` is null for new memory.
+pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
+    // SAFETY: nginx passes the zone that conf::complete() declared.
+    let shm_zone = unsafe { &mut *shm_zone };
+    // SAFETY: conf::complete() stored the main configuration there, which lives as long as its cycle.
+    let conf = unsafe { &mut *shm_zone.data.cast::<MainConf>() };
+    let log = shm_zone.shm.log;
+    let Some(pool) = NonNull::new(shm_zone.shm.addr.cast::<ngx_slab_pool_t>()) else { return rc::ERROR };
+
+    let plan = Plan::for_bytes(room(pool));
+    let is_new = old.is_null() && shm_zone.shm.exists == 0;
+    let memory =
+        plan.and_then(|plan| if is_new { allocate(pool, plan) } else { found(pool) }.map(|at| (at, plan)));
+    let Some((memory, plan)) = memory else {
+        ngx_log_error!(NGX_LOG_EMERG, log, "handoff_zone has no room for its table: make it larger");
+        return rc::ERROR;
+    };
+    let table = carve(memory, plan);
+    if is_new {
+        table.header.found(random());
+    } else if !table.header.is_ours() {
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            log,
+            "handoff_zone was made by another version: restart nginx, do not reload it"
+        );
+        return rc::ERROR;
+    }
+    let zone = Zone { table, pool };
+    {
+        let _locked = zone.lock_waiting();
+        conf.adopt(zone);
+    }
+    if conf.uncovered.get() > 0 {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "handoff_zone is full: {} peers are served as if they had no \"handoff\"; make it larger and restart nginx",
+            conf.uncovered.get()
+        );
+    }
+    if is_new {
+        let (instance, slots) = (table.header.instance(), table.slots.len());
+        ngx_log_error!(NGX_LOG_NOTICE, log, "handoff: new instance {instance}, room for {slots} peers");
+    }
+    rc::OK
+}
+
+/// Nothing can fail any more: the new configuration is the running one.
+pub(crate) unsafe extern "C" fn commit(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    if let Some(conf) = main_conf(cycle)
+        && let Some(zone) = conf.zone()
+    {
+        zone.table.header.commit(conf.configuration.get());
+    }
+    rc::OK
+}
+
+/// The bytes that one allocation in a fresh pool can have.
+fn room(pool: NonNull<ngx_slab_pool_t>) -> usize {
+    // SAFETY: nginx initialized the pool at the beginning of the zone.
+    let pool = unsafe { pool.as_ref() };
+    // SAFETY: set once when nginx starts.
+    let page = unsafe { (&raw const ngx_pagesize).read() };
+    // One page less: whether the last one is whole depends on the alignment of the first.
+    (pool.end as usize).saturating_sub(pool.start as usize).saturating_sub(page)
+}
+
+fn allocate(pool: NonNull<ngx_slab_pool_t>, plan: Plan) -> Option<NonNull<u8>> {
+    // SAFETY: the pool is initialized; it answers null when it is too small.
+    let memory = NonNull::new(unsafe { ngx_slab_calloc(pool.as_ptr(), plan.bytes) })?;
+    // SAFETY: `data` of a zone's pool belongs to the module that declared the zone.
+    unsafe { (*pool.as_ptr()).data = memory.as_ptr().cast() };
+    Some(memory.cast())
+}
+
+fn found(pool: NonNull<ngx_slab_pool_t>) -> Option<NonNull<u8>> {
+    // SAFETY: the pool is initialized, by an earlier cycle.
+    NonNull::new(unsafe { pool.as_ref() }.data.cast())
+}
+
+/// THE cast.
+fn carve(memory: NonNull<u8>, plan: Plan) -> Table<'static> {
+    /// The next `len` elements of `T`.
+    fn take<T>(at: &mut NonNull<u8>, len: usize) -> &'static [T] {
+        let here = at.cast::<T>();
+        // SAFETY: the plan has room for it; all of them are made of atomics, for which any bytes of a table are valid and
+        // zero is a valid beginning; each part's size is a multiple of its alignment, so the next one is aligned too. The
+        // memory stays mapped for as long as the cycle that this table is given to.
+        let slice = unsafe { std::slice::from_raw_parts(here.as_ptr(), len) };
+        // SAFETY: within the plan, or one past its end.
+        *at = unsafe { here.add(len) }.cast();
+        slice
+    }
+    let mut at = memory;
+    // SAFETY: as in take(): the plan begins with a header.
+    let header: &'static Header = unsafe { at.cast().as_ref() };
+    take::<Header>(&mut at, 1);
+    Table {
+        header,
+        slots: take::<Slot>(&mut at, plan.slots),
+        rows: take::<Row>(&mut at, PROCESSES),
+        events: take::<Entry>(&mut at, EVENTS),
+        in_flight: take::<InFlight>(&mut at, plan.slots.saturating_mul(PROCESSES)),
+    }
+}
+
+fn random() -> u64 {
+    let mut bytes = [0u8; 8];
+    // SAFETY: writes at most the 8 bytes it is given.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 8 {
+        return u64::from_ne_bytes(bytes);
+    }
+    // Only to tell one instance from the next: the clock and the pid do too.
+    crate::nginx::moment().unix ^ (u64::from(std::process::id()) << 40)
+}
+
+// === impl Zone ===
+
+impl Zone {
+    /// For the request and control path of a worker: a few tries, never a wait.
+    pub(crate) fn lock(&self) -> Option<Locked> {
+        let mutex = self.mutex();
+        for attempt in 0..ATTEMPTS {
+            // SAFETY: the mutex of an initialized pool.
+            if unsafe { ngx_shmtx_trylock(mutex.as_ptr()) } != 0 {
+                return Some(Locked { mutex, not_send: PhantomData });
+            }
+            if attempt % 8 == 7 {
+                thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        None
+    }
+
+    /// For the master and for a worker that begins: nobody's request waits for them.
+    pub(crate) fn lock_waiting(&self) -> Locked {
+        let mutex = self.mutex();
+        // SAFETY: the mutex of an initialized pool; this process does not hold it.
+        unsafe { ngx_shmtx_lock(mutex.as_ptr()) };
+        Locked { mutex, not_send: PhantomData }
+    }
+
+    fn mutex(&self) -> NonNull<ngx_shmtx_t> {
+        // SAFETY: a field of the pool, at the same address in every process.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.pool.as_ptr()).mutex) }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: this process took it.
+        unsafe { ngx_shmtx_unlock(self.mutex.as_ptr()) };
+    }
+}
+
+impl MainConf {
+    /// Finds or makes the slots of this configuration's peers.
+    fn adopt(&mut self, zone: Zone) {
+        let configuration = zone.table.header.next_configuration();
+        self.configuration.set(configuration);
+        let mut uncovered = 0u32;
+        for upstream in self.upstreams() {
+            upstream.addresses.fill(|name| {
+                let slot = zone.table.register(&upstream.name, name, configuration, alive);
+                uncovered = uncovered.saturating_add(u32::from(slot.is_none()));
+                slot
+            });
+        }
+        self.uncovered.set(uncovered);
+        self.set_zone(zone);
+    }
+}
