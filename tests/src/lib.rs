@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access_log;
+pub mod alone;
 pub mod app;
 pub mod clock;
 pub mod command;

@@ -72,7 +72,7 @@ impl Pm2 {
     }
 
     /// The daemon's pid, if the process with that pid is still our daemon.
-    fn daemon(&self) -> Option<u32> {
+    pub fn daemon(&self) -> Option<u32> {
         let pid = fs::read_to_string(self.home.join("pm2.pid")).ok()?.trim().parse().ok()?;
         let title = process::title(pid)?;
         (title.contains("PM2") && title.contains(self.home.to_str()?)).then_some(pid)

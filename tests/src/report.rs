@@ -142,7 +142,7 @@ impl Run {
     }
 
     fn is_deploying(&self, visit: &Visit) -> bool {
-        self.done.iter().any(|done| done.covers(visit.due))
+        self.done.iter().any(|done| done.touches(visit))
     }
 
     fn is_control(&self, visit: &Visit) -> bool {

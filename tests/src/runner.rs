@@ -14,7 +14,7 @@ use crate::{
     place::{self, Place},
     pm2::{self, Pm2},
     ports, process,
-    scenario::{Action, Scenario, Setup},
+    scenario::{Action, SETTLING, Scenario, Setup},
     sidecar::Sidecar,
     wait,
 };
@@ -76,7 +76,19 @@ struct Stage {
 // === impl Plan ===
 
 impl Plan {
+    /// Whether everything is here that it needs.
+    pub fn check(&self) -> Result<()> {
+        place::server_js()?;
+        place::pm2_cli(pm2::NEWEST)?;
+        if self.setup == Setup::Handoff {
+            place::handoff()?;
+            place::module(&self.nginx.version)?;
+        }
+        Ok(())
+    }
+
     pub async fn play(&self) -> Result<Run> {
+        self.check()?;
         let stage = Stage::set(self).await?;
         let lives = lives::Watch::new(&stage.app.lives());
         let peers = stage.sidecar.is_some().then(|| peers::Watch::new(&stage.place.control_socket()));
@@ -137,7 +149,6 @@ impl Stage {
             Setup::Stock => Tuning::Stock,
             Setup::Tuned => Tuning::Tuned,
             Setup::Handoff => {
-                place::handoff()?;
                 Tuning::Handoff { module: place::module(&nginx.version)?, control: place.control_socket() }
             }
         };
@@ -219,7 +230,7 @@ impl Stage {
     /// Between two pauses, so that nothing else is in what is measured.
     async fn play_control(&self) -> Result<(Moment, Moment)> {
         let control = control::play(&self.app).await?;
-        (control.1 + crate::scenario::SETTLING).reached().await;
+        (control.1 + SETTLING).reached().await;
         Ok(control)
     }
 
@@ -237,8 +248,9 @@ impl Stage {
 // === impl Done ===
 
 impl Done {
-    /// What counts as deploying: until the last worker was ready, and a while more.
-    pub fn covers(&self, moment: Moment) -> bool {
-        (self.began..self.settled + crate::scenario::SETTLING).contains(&moment)
+    /// What counts as deploying: until the last worker was ready, and a while more. A visit that was under way when it
+    /// began counts too.
+    pub fn touches(&self, visit: &Visit) -> bool {
+        visit.due < self.settled + SETTLING && visit.due + visit.latency >= self.began
     }
 }

@@ -70,7 +70,7 @@ const TWICE: Pace = Pace {
 
 pub const S4: Scenario = Scenario {
     name: "S4",
-    says: "fork x4 on 4 ports, graceful app, pm2 reload",
+    says: "pm2 reload of four workers in fork mode",
     behaviour: Behaviour::Graceful,
     workers: 4,
     rate: 200,
@@ -78,14 +78,19 @@ pub const S4: Scenario = Scenario {
     pace: TWICE,
 };
 
-pub const S4N: Scenario = Scenario { name: "S4n", says: "S4, naive app", behaviour: Behaviour::Naive, ..S4 };
+pub const S4N: Scenario = Scenario {
+    name: "S4n",
+    says: "pm2 reload of four workers that handle no signal",
+    behaviour: Behaviour::Naive,
+    ..S4
+};
 
 pub const S6B: Scenario =
-    Scenario { name: "S6b", says: "fork x4, kill -9 of one worker", action: Action::Kill, ..S4 };
+    Scenario { name: "S6b", says: "kill -9 of one of four workers", action: Action::Kill, ..S4 };
 
 pub const S6C: Scenario = Scenario {
     name: "S6c",
-    says: "fork x4, one worker throws 200 ms after it listens, in a loop",
+    says: "one of four workers throws 200 ms after it listens, in a loop",
     behaviour: Behaviour::Throws,
     action: Action::Crash,
     pace: Pace { actions: &[Duration::from_secs(8)], ..TWICE },

@@ -2,6 +2,12 @@
 
 use std::fmt::Write as _;
 
+/// A fill for where nothing is.
+pub(super) const HATCHED: &str = "url(#hatched)";
+
+const DEFINITIONS: &str = r##"<defs><pattern id="hatched" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="6" height="6" fill="#ffffff"/><rect width="2" height="6" fill="#b9c1cd"/></pattern></defs>
+"##;
+
 #[derive(Debug)]
 pub(super) struct Svg {
     text: String,
@@ -24,6 +30,7 @@ impl Svg {
             text,
             r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="Inter, 'Segoe UI', 'DejaVu Sans', sans-serif">"#
         );
+        text.push_str(DEFINITIONS);
         let mut svg = Self { text };
         svg.rect((0.0, 0.0), (width, height), "#ffffff", "");
         svg
