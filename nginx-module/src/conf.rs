@@ -34,8 +34,8 @@ use std::ptr::{self, NonNull};
 #[derive(Default)]
 pub(crate) struct MainConf {
     size: Option<usize>,
-    /// Boxed: upstream blocks and requests point to them.
-    upstreams: Vec<Box<Upstream>>,
+    /// Upstream blocks and requests point to them: complete and still before the first pointer is taken.
+    upstreams: Vec<Upstream>,
     apis: Vec<ApiPlace>,
     /// This configuration's number in the zone.
     pub(crate) configuration: Cell<u64>,
@@ -203,12 +203,12 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
     // SAFETY: each of them is valid for as long as the configuration; nobody else uses them in postconfiguration.
     let all = || all.iter().filter_map(|us| unsafe { us.as_mut() });
 
-    for us in all().filter(|us| server_conf(us).is_some_and(|conf| conf.enabled)) {
-        let upstream = Box::new(take_part(context, us)?);
+    let taking_part = || all().filter(|us| server_conf(us).is_some_and(|conf| conf.enabled));
+    main.upstreams = taking_part().map(|us| take_part(context, us)).collect::<Result<_, _>>()?;
+    for (us, upstream) in taking_part().zip(&main.upstreams) {
         if let Some(conf) = server_conf(us) {
-            conf.upstream.set(Some(NonNull::from(&*upstream)));
+            conf.upstream.set(Some(NonNull::from(upstream)));
         }
-        main.upstreams.push(upstream);
     }
     warn_of_bypasses(context, main, all());
     if main.upstreams.is_empty() && main.apis.is_empty() {
@@ -332,7 +332,7 @@ fn declare_zone(cf: *mut ngx_conf_t, main: &mut MainConf) -> Result<(), Refused>
 
 impl MainConf {
     pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
-        self.upstreams.iter().map(AsRef::as_ref)
+        self.upstreams.iter()
     }
 
     pub(crate) fn zone(&self) -> Option<&Zone> {
@@ -356,7 +356,7 @@ fn server_conf(us: &ngx_http_upstream_srv_conf_t) -> Option<&'static ServerConf>
 
 /// The upstream behind a block that takes part.
 pub(crate) fn upstream_of(us: &ngx_http_upstream_srv_conf_t) -> Option<&'static Upstream> {
-    // SAFETY: boxed in the main configuration of the same cycle, which lives as long as any request of it.
+    // SAFETY: in the main configuration of the same cycle, which lives as long as any request of it.
     server_conf(us)?.upstream.get().map(|upstream| unsafe { upstream.as_ref() })
 }
 
@@ -377,8 +377,10 @@ fn addresses(server: &ngx_http_upstream_server_t) -> impl Iterator<Item = (Strin
 
 /// The arguments of the directive that is being read.
 fn arguments<'a>(cf: *mut ngx_conf_t) -> &'a [ngx_str_t] {
-    // SAFETY: nginx passes a valid pointer; its arguments live until the directive is done.
-    let words: &[ngx_str_t] = unsafe { array((*cf).args) };
+    // SAFETY: nginx passes a valid pointer.
+    let words = unsafe { (*cf).args };
+    // SAFETY: the words of the directive live until it is done.
+    let words: &[ngx_str_t] = unsafe { array(words) };
     words.get(1..).unwrap_or_default()
 }
 
@@ -421,11 +423,15 @@ fn access(api: &Api) -> Result<Access, Invalid> {
 fn user(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     // SAFETY: nginx reads its configuration in one thread, as the function demands.
-    unsafe { libc::getpwnam(name.as_ptr()).as_ref() }.map(|user| user.pw_uid)
+    let user = unsafe { libc::getpwnam(name.as_ptr()) };
+    // SAFETY: null, or valid until the next call.
+    unsafe { user.as_ref() }.map(|user| user.pw_uid)
 }
 
 pub(crate) fn group(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     // SAFETY: as above.
-    unsafe { libc::getgrnam(name.as_ptr()).as_ref() }.map(|group| group.gr_gid)
+    let group = unsafe { libc::getgrnam(name.as_ptr()) };
+    // SAFETY: as above.
+    unsafe { group.as_ref() }.map(|group| group.gr_gid)
 }

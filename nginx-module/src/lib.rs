@@ -32,8 +32,9 @@ pub(crate) struct Handoff;
 
 impl HttpModule for Handoff {
     fn module() -> &'static ngx_module_t {
+        let module = &raw const ngx_http_handoff_module;
         // SAFETY: nginx writes to it while it loads modules, before any of our code runs, and never again.
-        unsafe { &*(&raw const ngx_http_handoff_module) }
+        unsafe { &*module }
     }
 
     unsafe extern "C" fn preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {

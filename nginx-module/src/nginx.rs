@@ -4,13 +4,22 @@ use crate::Handoff;
 use crate::conf::MainConf;
 use handoff_core::Moment;
 use nginx_sys::{
-    ngx_array_t, ngx_cached_time, ngx_connection_counter, ngx_connection_t, ngx_current_msec, ngx_cycle_t,
-    ngx_exiting, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_peer_connection_t, ngx_quit, ngx_str_t,
-    ngx_terminate, ngx_uint_t, sockaddr,
+    ngx_array_t, ngx_connection_t, ngx_cycle_t, ngx_http_request_t, ngx_int_t, ngx_log_t,
+    ngx_peer_connection_t, ngx_str_t, ngx_uint_t, sockaddr,
 };
 use ngx::http::HttpModuleMainConf;
 use std::borrow::Cow;
 use std::ptr;
+
+/// Reads one of nginx's global variables, which Rust sees as mutable statics.
+macro_rules! global {
+    ($name:ident) => {{
+        let at = &raw const nginx_sys::$name;
+        // SAFETY: a static of this process. nginx writes it between events or in a signal handler, a whole word each time.
+        unsafe { at.read_volatile() }
+    }};
+}
+pub(crate) use global;
 
 /// The words of an `ngx_str_t`.
 pub(crate) fn text(string: &ngx_str_t) -> Cow<'_, str> {
@@ -34,33 +43,27 @@ pub(crate) unsafe fn array<'a, T>(array: *const ngx_array_t) -> &'a [T] {
 
 /// Now, by the clocks that nginx read when it woke up.
 pub(crate) fn moment() -> Moment {
-    // SAFETY: a word that only this process writes, between events.
-    let mono = unsafe { (&raw const ngx_current_msec).read() };
+    let mono = global!(ngx_current_msec);
+    let now = global!(ngx_cached_time);
     // SAFETY: points to one of nginx's static time slots from the first ngx_time_init() on.
-    let now = unsafe { &*ngx_cached_time };
+    let now = unsafe { &*now };
     let seconds = u64::try_from(now.sec).unwrap_or_default();
     Moment { mono: mono as u64, unix: seconds.saturating_mul(1000).saturating_add(now.msec as u64) }
 }
 
 /// The number that the next connection gets; one counter for all nginx processes.
 pub(crate) fn connections() -> u64 {
-    // SAFETY: set in the event module's init, before any worker runs; a word of shared memory, read like nginx reads it.
-    unsafe { ngx_connection_counter.as_ref() }.map_or(0, |counter| {
-        // SAFETY: other processes add to it at any time.
-        let count = unsafe { ptr::from_ref(counter).read_volatile() };
-        count as u64
-    })
+    let counter = global!(ngx_connection_counter);
+    if counter.is_null() {
+        return 0;
+    }
+    // SAFETY: a word of nginx's shared memory, which other processes add to at any time; read like nginx reads it.
+    unsafe { counter.read_volatile() }
 }
 
 /// Whether this worker is on its way out.
 pub(crate) fn is_exiting() -> bool {
-    // SAFETY: plain words that signal handlers and the cycle of this process write.
-    let exiting = unsafe { (&raw const ngx_exiting).read() != 0 };
-    // SAFETY: as above.
-    let quit = unsafe { (&raw const ngx_quit).read() != 0 };
-    // SAFETY: as above.
-    let terminate = unsafe { (&raw const ngx_terminate).read() != 0 };
-    exiting || quit || terminate
+    global!(ngx_exiting) != 0 || global!(ngx_quit) != 0 || global!(ngx_terminate) != 0
 }
 
 /// Our configuration in a cycle that has an http block.
@@ -81,8 +84,8 @@ pub(crate) fn log_of(r: &ngx_http_request_t) -> *mut ngx_log_t {
 pub(crate) struct PeerConnection(pub(crate) *mut ngx_peer_connection_t);
 
 impl PeerConnection {
-    fn get(&self) -> &mut ngx_peer_connection_t {
-        // SAFETY: nginx passes a valid pointer to each hook; the reference does not outlive the expression it is used in.
+    fn get<'a>(self) -> &'a mut ngx_peer_connection_t {
+        // SAFETY: nginx passes a valid pointer to each hook; every reference is gone before anybody else is called.
         unsafe { &mut *self.0 }
     }
 
@@ -101,7 +104,7 @@ impl PeerConnection {
     /// The number of the connection, if there is one.
     pub(crate) fn number(self) -> Option<u64> {
         // SAFETY: null, or the connection of this attempt.
-        unsafe { self.get().connection.as_ref() }.map(|c| c.number as u64)
+        unsafe { self.get().connection.as_ref() }.map(|c| c.number)
     }
 
     /// Takes the choice of the balancer back; nginx needs a name to log.
@@ -125,8 +128,10 @@ impl PeerConnection {
 fn close(connection: *mut ngx_connection_t) {
     #[cfg(ngx_feature = "ssl")]
     shut_tls(connection);
-    // SAFETY: a cached connection has a pool of its own that nobody else uses any more.
-    unsafe { nginx_sys::ngx_destroy_pool((*connection).pool) };
+    // SAFETY: the connection is open.
+    let pool = unsafe { (*connection).pool };
+    // SAFETY: a cached connection has a pool of its own, which nobody else uses any more.
+    unsafe { nginx_sys::ngx_destroy_pool(pool) };
     // SAFETY: it was ours since the cache gave it away.
     unsafe { nginx_sys::ngx_close_connection(connection) };
 }
@@ -134,8 +139,10 @@ fn close(connection: *mut ngx_connection_t) {
 /// Both flags make the shutdown quiet, so that it is complete at once and never waits for the peer.
 #[cfg(ngx_feature = "ssl")]
 fn shut_tls(connection: *mut ngx_connection_t) {
-    // SAFETY: the connection is open; its TLS part is null without TLS.
-    if let Some(ssl) = unsafe { (*connection).ssl.as_mut() } {
+    // SAFETY: the connection is open.
+    let ssl = unsafe { (*connection).ssl };
+    // SAFETY: null without TLS, else the TLS part of an open connection.
+    if let Some(ssl) = unsafe { ssl.as_mut() } {
         ssl.set_no_wait_shutdown(1);
         ssl.set_no_send_shutdown(1);
         // SAFETY: the connection is open and has a TLS part.

@@ -43,13 +43,13 @@ struct Inner {
 pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> ngx_int_t {
     // A worker that could not take its place serves as nginx alone would.
     let (Some(place), Some(request)) = (upstream.place(), NonNull::new(r)) else { return rc::OK };
-    // SAFETY: nginx passes a valid request, which has an upstream by now.
-    let (pool, u) = unsafe { ((*r).pool, (*r).upstream) };
+    // SAFETY: nginx passes a valid request.
+    let r = unsafe { request.as_ref() };
     // SAFETY: the pool of the request; null when there is no memory.
-    let memory = unsafe { ngx_palloc(pool, size_of::<PeerData>()) }.cast::<PeerData>();
+    let memory = unsafe { ngx_palloc(r.pool, size_of::<PeerData>()) }.cast::<PeerData>();
     let Some(memory) = NonNull::new(memory) else { return rc::ERROR };
-    // SAFETY: the upstream of the request, which nobody else uses now.
-    let pc = unsafe { &mut (*u).peer };
+    // SAFETY: a request that is to be passed has an upstream, which nobody else uses now.
+    let pc = unsafe { &mut (*r.upstream).peer };
     let inner = Inner {
         data: pc.data,
         get: pc.get.replace(get),

@@ -7,7 +7,7 @@ use crate::zone::Zone;
 use handoff_core::Standing;
 use handoff_core::table::{RowId, SlotId};
 use nginx_sys::{
-    ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
+    ngx_atomic_t, ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_rwlock_rlock,
     ngx_rwlock_unlock, ngx_rwlock_wlock, ngx_str_t, ngx_time,
 };
@@ -149,19 +149,27 @@ unsafe extern "C" fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream
 /// is held.
 struct Peers {
     peers: NonNull<ngx_http_upstream_rr_peers_t>,
+    lock: *mut ngx_atomic_t,
 }
 
 impl Peers {
     fn read(peers: NonNull<ngx_http_upstream_rr_peers_t>) -> Self {
+        let lock = Self::lock(peers);
         // SAFETY: the lock of a list that lives as long as its cycle.
-        unsafe { ngx_rwlock_rlock(&raw mut (*peers.as_ptr()).rwlock) };
-        Self { peers }
+        unsafe { ngx_rwlock_rlock(lock) };
+        Self { peers, lock }
     }
 
     fn write(peers: NonNull<ngx_http_upstream_rr_peers_t>) -> Self {
+        let lock = Self::lock(peers);
         // SAFETY: as above.
-        unsafe { ngx_rwlock_wlock(&raw mut (*peers.as_ptr()).rwlock) };
-        Self { peers }
+        unsafe { ngx_rwlock_wlock(lock) };
+        Self { peers, lock }
+    }
+
+    fn lock(peers: NonNull<ngx_http_upstream_rr_peers_t>) -> *mut ngx_atomic_t {
+        // SAFETY: a field of a list that lives as long as its cycle.
+        unsafe { &raw mut (*peers.as_ptr()).rwlock }
     }
 
     fn iter(&self) -> impl Iterator<Item = NonNull<ngx_http_upstream_rr_peer_t>> {
@@ -175,7 +183,7 @@ impl Peers {
 impl Drop for Peers {
     fn drop(&mut self) {
         // SAFETY: locked by this guard.
-        unsafe { ngx_rwlock_unlock(&raw mut (*self.peers.as_ptr()).rwlock) };
+        unsafe { ngx_rwlock_unlock(self.lock) };
     }
 }
 

@@ -62,8 +62,10 @@ fn is_over(drained: &Drained, now: u64, until: u64) -> bool {
 fn park(r: &mut ngx_http_request_t, wait: Wait, until: u64) -> Option<ngx_int_t> {
     // SAFETY: the pool of the request; null when there is no memory.
     let memory = NonNull::new(unsafe { ngx_pcalloc(r.pool, size_of::<Waiter>()) })?.cast::<Waiter>();
-    // SAFETY: a request that has not been answered; null when there is no memory.
-    let cleanup = unsafe { ngx_http_cleanup_add(r, 0).as_mut() }?;
+    // SAFETY: a request that has not been answered.
+    let cleanup = unsafe { ngx_http_cleanup_add(r, 0) };
+    // SAFETY: null when there is no memory.
+    let cleanup = unsafe { cleanup.as_mut() }?;
     let request = NonNull::from(&mut *r);
     // SAFETY: all fields of an event may be zero.
     let event: ngx_event_t = unsafe { std::mem::zeroed() };

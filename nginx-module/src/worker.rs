@@ -2,7 +2,7 @@
 
 use crate::conf::MainConf;
 use crate::log;
-use crate::nginx::{main_conf, moment, rc};
+use crate::nginx::{global, main_conf, moment, rc};
 use crate::upstream::Place;
 use crate::world;
 use crate::zone::Zone;
@@ -10,7 +10,7 @@ use handoff_core::control::Control;
 use handoff_core::table::{RowId, SHARED_ROW};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_connection_t, ngx_cycle_t,
-    ngx_event_t, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_process,
+    ngx_event_t, ngx_int_t, ngx_log_t, ngx_msec_t,
 };
 use ngx::ngx_log_error;
 use std::mem;
@@ -35,8 +35,7 @@ struct Timer {
 
 /// nginx calls this in each new process.
 pub(crate) unsafe extern "C" fn begin(cycle: *mut ngx_cycle_t) -> ngx_int_t {
-    // SAFETY: set before any process begins.
-    let process = unsafe { (&raw const ngx_process).read() };
+    let process = global!(ngx_process);
     if process != NGX_PROCESS_WORKER as usize && process != NGX_PROCESS_SINGLE as usize {
         return rc::OK;
     }

@@ -4,15 +4,15 @@
 //! memory again, in the master, while old workers go on using it: nothing in it is moved or freed here.
 
 use crate::conf::MainConf;
-use crate::nginx::{main_conf, rc};
+use crate::nginx::{global, main_conf, rc};
 use crate::world::alive;
 use handoff_core::event::{EVENTS, Entry};
 use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row};
 use handoff_core::{InFlight, Plan, Table};
 use nginx_sys::{
-    NGX_LOG_EMERG, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t, ngx_pagesize, ngx_shm_zone_t,
-    ngx_shmtx_lock, ngx_shmtx_t, ngx_shmtx_trylock, ngx_shmtx_unlock, ngx_slab_calloc, ngx_slab_pool_t,
+    NGX_LOG_EMERG, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_shmtx_lock,
+    ngx_shmtx_t, ngx_shmtx_trylock, ngx_shmtx_unlock, ngx_slab_calloc, ngx_slab_pool_t,
 };
 use ngx::ngx_log_error;
 use std::ffi::c_void;
@@ -100,8 +100,7 @@ pub(crate) unsafe extern "C" fn commit(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 fn room(pool: NonNull<ngx_slab_pool_t>) -> usize {
     // SAFETY: nginx initialized the pool at the beginning of the zone.
     let pool = unsafe { pool.as_ref() };
-    // SAFETY: set once when nginx starts.
-    let page = unsafe { (&raw const ngx_pagesize).read() };
+    let page = global!(ngx_pagesize);
     // One page less: whether the last one is whole depends on the alignment of the first.
     (pool.end as usize).saturating_sub(pool.start as usize).saturating_sub(page)
 }
@@ -186,7 +185,9 @@ impl Zone {
 
     fn mutex(&self) -> NonNull<ngx_shmtx_t> {
         // SAFETY: a field of the pool, at the same address in every process.
-        unsafe { NonNull::new_unchecked(&raw mut (*self.pool.as_ptr()).mutex) }
+        let mutex = unsafe { &raw mut (*self.pool.as_ptr()).mutex };
+        // SAFETY: a field of what is not null.
+        unsafe { NonNull::new_unchecked(mutex) }
     }
 }
 
