@@ -1,0 +1,51 @@
+//! This host as the kernel shows it: processes, who listens where, which addresses are ours.
+//!
+//! Everything here reads `/proc`; nothing decides. What could not be read is said ([`Unknown`]) and never guessed.
+
+pub mod death;
+pub mod listeners;
+pub mod locals;
+pub mod process;
+pub mod tree;
+
+pub use listeners::Listeners;
+pub use locals::Locals;
+pub use process::Process;
+pub use tree::Processes;
+
+use std::path::{Path, PathBuf};
+
+/// `/proc`, or what a test puts in its place.
+#[derive(Clone, Debug)]
+pub struct Proc(PathBuf);
+
+/// Why a worker's processes could not be examined.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    #[error("its process {0} belongs to user {1}, which PM2's daemon of user {2} does not speak for")]
+    OtherUser(u32, u32, u32),
+    #[error("its process {0} is in another network namespace: map it by configuration")]
+    OtherNamespace(u32),
+    #[error("the open files of its process {0} cannot be read: run handoff as the same user or as root")]
+    NotAllowed(u32),
+}
+
+impl Default for Proc {
+    fn default() -> Self {
+        Self("/proc".into())
+    }
+}
+
+impl Proc {
+    pub fn at(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn of(&self, pid: u32) -> PathBuf {
+        self.0.join(pid.to_string())
+    }
+}

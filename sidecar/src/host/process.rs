@@ -1,0 +1,86 @@
+//! A process is its number and the moment it began: numbers are used again.
+
+use super::Proc;
+use serde::{Deserialize, Serialize};
+use std::fs;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    /// In clock ticks since the host started.
+    pub start: u64,
+}
+
+/// What `/proc/<pid>/stat` says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) parent: u32,
+    pub(super) start: u64,
+    pub(super) is_dead: bool,
+}
+
+impl Process {
+    /// The living process with this number. One that ended and waits for its parent is not alive.
+    pub fn find(proc: &Proc, pid: u32) -> Option<Self> {
+        let stat = Stat::read(proc, pid).filter(|stat| !stat.is_dead)?;
+        Some(Self { pid, start: stat.start })
+    }
+
+    pub fn is_alive(self, proc: &Proc) -> bool {
+        Self::find(proc, self.pid) == Some(self)
+    }
+
+    /// This very process.
+    pub fn own() -> Option<Self> {
+        Self::find(&Proc::default(), std::process::id())
+    }
+}
+
+/// The user that a process runs as.
+pub(super) fn user(proc: &Proc, pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(proc.of(pid).join("status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+impl Stat {
+    pub(super) fn read(proc: &Proc, pid: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(proc.of(pid).join("stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The name in parentheses may hold anything, parentheses too.
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        // Field 22 of the manual; the state is the third.
+        let start = fields.nth(17)?.parse().ok()?;
+        Some(Self { parent, start, is_dead: matches!(state, "Z" | "X" | "x") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_look_like_the_rest_of_the_line() {
+        let line = "812 (node) S 1 (x) R 811 812 812 0 -1 4194560 1 0 0 0 2 1 0 0 20 0 11 0 98765 1 2 3";
+        let stat = Stat::parse(line);
+        assert_eq!(stat, Some(Stat { parent: 811, start: 98765, is_dead: false }));
+    }
+
+    #[test]
+    fn a_zombie_is_dead() {
+        let line = "812 (node) Z 811 812 812 0 -1 4194560 1 0 0 0 2 1 0 0 20 0 11 0 98765 1 2 3";
+        assert!(Stat::parse(line).unwrap().is_dead);
+    }
+
+    #[test]
+    fn we_are_alive() {
+        let own = Process::own().unwrap();
+        assert!(own.is_alive(&Proc::default()));
+        assert!(!Process { start: own.start + 1, ..own }.is_alive(&Proc::default()));
+        assert_eq!(user(&Proc::default(), own.pid), Some(rustix::process::getuid().as_raw()));
+    }
+}
