@@ -4,7 +4,7 @@
 //
 // BEHAVIOUR  graceful (default): warms up, says `ready`, and on SIGINT or SIGTERM closes its server before it exits.
 //            naive: warms up, says nothing, handles no signal.
-//            throws: as graceful, but worker 0 throws 200 ms after it listens, from the moment that CRASH_FILE exists.
+//            throws: as graceful, but worker 0 throws 200 ms after it listens, as long as CRASH_FILE exists.
 // ORDERS     every order leaves a line here when its execution starts and one when it is done.
 // LIVES      every worker leaves a line here when it boots, listens and begins to close.
 //

@@ -16,7 +16,7 @@ pub enum Behaviour {
     Graceful,
     /// Says nothing and handles no signal.
     Naive,
-    /// Graceful, but worker 0 throws 200 ms after it listens, from the moment that the crash file exists.
+    /// Graceful, but worker 0 throws 200 ms after it listens, as long as the crash file exists.
     Throws,
 }
 

@@ -24,6 +24,8 @@ use rustix::process::Signal;
 use std::{fs, time::Duration};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any proxy's ban of a peer that failed.
+const CRASHING: Duration = Duration::from_secs(12);
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -181,7 +183,7 @@ impl Stage {
             }
             Action::Kill => Some(self.kill_one()?),
             Action::Crash => {
-                fs::write(self.app.crash_file(), "")?;
+                self.crash().await?;
                 None
             }
         };
@@ -189,9 +191,17 @@ impl Stage {
         let settled = match action {
             Action::Reload => self.ready_again(self.app.workers.into(), began).await?.max(ended),
             Action::Kill => self.ready_again(1, began).await?,
-            Action::Crash => self.given_up().await?,
+            Action::Crash => self.crashes_no_more().await?.max(ended),
         };
         Ok(Done { action, began, ended, settled, victim })
+    }
+
+    /// Lets a worker throw each time it has listened for a while.
+    async fn crash(&self) -> Result<()> {
+        let file = self.app.crash_file();
+        fs::write(&file, "")?;
+        tokio::time::sleep(CRASHING).await;
+        Ok(fs::remove_file(file)?)
     }
 
     /// Kills the worker that has lived longest.
@@ -214,15 +224,15 @@ impl Stage {
         .await
     }
 
-    /// When PM2 no longer starts the worker that crashes.
-    async fn given_up(&self) -> Result<Moment> {
-        const LONGER_THAN_A_LIFE: Duration = Duration::from_secs(4);
-        wait::until("PM2 to give up", Duration::from_secs(60), async || {
+    /// When the first worker listens and lives on.
+    async fn crashes_no_more(&self) -> Result<Moment> {
+        const THROWN_BY_NOW: Duration = Duration::from_millis(500);
+        wait::until("the first worker to stay", PATIENCE, async || {
             let lives = lives::read(&self.app.lives()).ok()?;
             let last = lives.iter().rfind(|life| life.port == self.app.first_port)?;
-            let gone =
-                !process::is_alive(last.worker) && Moment::now().since(last.booted) > LONGER_THAN_A_LIFE;
-            gone.then(Moment::now)
+            let listened = last.listened?;
+            let stays = Moment::now().since(listened) > THROWN_BY_NOW && process::is_alive(last.worker);
+            stays.then_some(listened)
         })
         .await
     }

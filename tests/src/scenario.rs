@@ -25,7 +25,7 @@ pub enum Action {
     Reload,
     /// `kill -9` of one worker.
     Kill,
-    /// One worker begins to throw 200 ms after it listens, again and again.
+    /// For a while, one worker throws 200 ms after it listens, again and again.
     Crash,
 }
 

@@ -2,14 +2,25 @@
 
 use crate::{command, nginx::Binary, runner::Run};
 use anyhow::{Result, bail};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, process::ExitCode};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
 };
 
 /// Dropping the play ends all that it started.
-pub fn enter(play: impl Future<Output = Result<()>>) -> Result<()> {
+pub fn enter(play: impl Future<Output = Result<()>>) -> ExitCode {
+    match play_or_stop(play) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // For the person at the terminal: what is wrong, and no backtrace.
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play_or_stop(play: impl Future<Output = Result<()>>) -> Result<()> {
     Runtime::new()?.block_on(async {
         let mut terminated = signal(SignalKind::terminate())?;
         let mut interrupted = signal(SignalKind::interrupt())?;

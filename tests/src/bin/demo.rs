@@ -10,6 +10,7 @@ use e2e::{
     scenario::{S4, Setup},
     stage, table, timeline,
 };
+use std::process::ExitCode;
 
 const SETUPS: [Setup; 2] = [Setup::Tuned, Setup::Handoff];
 
@@ -24,7 +25,7 @@ struct Options {
     setups: Vec<Setup>,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     stage::enter(play(Options::parse()))
 }
 

@@ -11,6 +11,7 @@ use e2e::{
     scenario::{Action, Level, Scenario, Setup},
     stage, table, verdict,
 };
+use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
 #[command(about)]
@@ -35,7 +36,7 @@ struct Options {
     control: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     stage::enter(play(Options::parse()))
 }
 
