@@ -7,12 +7,14 @@ use serde::Deserialize;
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// The newest PM2 that tests/pm2 pins.
 pub const NEWEST: &str = "pm2";
 
-/// Ends its daemon and every worker when it is dropped.
+/// Its daemon and every worker are killed when it is dropped.
 #[derive(Debug)]
 pub struct Pm2 {
     home: PathBuf,
@@ -71,21 +73,22 @@ impl Pm2 {
         command::succeed(&mut pm2).await
     }
 
-    /// The daemon's pid, if the process with that pid is still our daemon.
-    pub fn daemon(&self) -> Option<u32> {
-        let pid = fs::read_to_string(self.home.join("pm2.pid")).ok()?.trim().parse().ok()?;
-        let title = process::title(pid)?;
-        (title.contains("PM2") && title.contains(self.home.to_str()?)).then_some(pid)
+    /// The daemon and its workers: all that were started with this home.
+    pub fn processes(&self) -> Vec<u32> {
+        process::with_environment(&format!("PM2_HOME={}", self.home.display()))
     }
 }
 
 impl Drop for Pm2 {
     fn drop(&mut self) {
-        // The daemon first: it would start its workers again.
-        if let Some(daemon) = self.daemon() {
-            let workers = process::descendants(daemon);
-            process::signal(daemon, Signal::KILL);
-            workers.into_iter().for_each(|worker| process::signal(worker, Signal::KILL));
+        // Again, for a daemon that was just starting a worker when it was killed.
+        for _ in 0..100 {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            left.into_iter().for_each(|pid| process::signal(pid, Signal::KILL));
+            thread::sleep(Duration::from_millis(10));
         }
     }
 }

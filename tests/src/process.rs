@@ -56,10 +56,13 @@ pub fn descendants(ancestor: u32) -> Vec<u32> {
     found
 }
 
-/// What `ps` shows: the arguments, or the title that the process gave itself.
-pub fn title(pid: u32) -> Option<String> {
-    let text = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    Some(String::from_utf8_lossy(&text).replace('\0', " "))
+/// Those of our own processes that were started with `NAME=value` in their environment.
+pub fn with_environment(variable: &str) -> Vec<u32> {
+    let has = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    numbered_entries("/proc").into_iter().filter(has).collect()
 }
 
 pub fn is_alive(pid: u32) -> bool {

@@ -19,9 +19,11 @@ async fn pm2_its_workers_and_nginx_end_with_the_values_that_stand_for_them() {
     let binary = Binary::find(None).await.unwrap();
     let nginx = Nginx::start(&binary, &place.nginx_prefix(), &conf).await.unwrap();
 
-    let mut pids: Vec<u32> = lives::read(&app.lives()).unwrap().iter().map(|life| life.worker).collect();
-    assert_eq!(pids.len(), 2, "both workers");
-    pids.push(pm2.daemon().expect("a daemon"));
+    let workers: Vec<u32> = lives::read(&app.lives()).unwrap().iter().map(|life| life.worker).collect();
+    let mut pids = pm2.processes();
+    assert_eq!(workers.len(), 2);
+    assert!(workers.iter().all(|worker| pids.contains(worker)), "{workers:?} in {pids:?}");
+    assert!(pids.len() > workers.len(), "and the daemon");
     pids.push(nginx.pid());
     pids.extend(process::descendants(nginx.pid()));
     assert!(pids.iter().all(|&pid| process::is_alive(pid)));
