@@ -75,6 +75,8 @@ struct Target<'a> {
 struct Removal<'a> {
     kind: EventKind,
     reason: &'a str,
+    /// Whether it completes a replacement that was planned.
+    replaced: bool,
 }
 
 impl<'a, W: World> Control<'a, W> {
@@ -90,7 +92,8 @@ impl<'a, W: World> Control<'a, W> {
 
     /// `PUT /v1/marks`
     pub fn mark(mut self, set: &'a MarkSet) -> Result<Applied, Refusal> {
-        let lease = lease_of(&set.owner, set.lease)?;
+        check_lease(set.lease)?;
+        let lease = set.lease.or_else(|| set.owner.kind().is_leased().then_some(DEFAULT_LEASE));
         let targets = self.resolve(set)?;
         if set.owner.kind().is_choice() && !set.force {
             let leaving = targets.iter().filter(|target| target.request.state != State::Up);
@@ -105,7 +108,7 @@ impl<'a, W: World> Control<'a, W> {
 
     /// `POST /v1/renew`
     pub fn renew(self, renew: &Renew) -> Result<Applied, Refusal> {
-        let lease = lease_of(&renew.owner, renew.lease)?;
+        check_lease(renew.lease)?;
         let held = match &renew.marks {
             None => self.table.ids().filter(|&id| self.mark_of(id, &renew.owner).is_some()).collect(),
             Some(marks) => {
@@ -118,7 +121,8 @@ impl<'a, W: World> Control<'a, W> {
             }
         };
         for mark in held.iter().filter_map(|&id| self.mark_of(id, &renew.owner)) {
-            mark.renew(lease, self.now);
+            // A renewal says that the owner is alive. It changes the lease only if it says so.
+            mark.renew(renew.lease.or(mark.lease()), self.now);
         }
         Ok(self.acknowledge(&renew.owner, held.into_iter()))
     }
@@ -138,7 +142,8 @@ impl<'a, W: World> Control<'a, W> {
             for mark in slot.marks().iter().filter(|mark| mark.has_lapsed(now, somebody_is_up)) {
                 let reason =
                     if somebody_is_up { "its lease ran out" } else { "its owner is silent and nobody is up" };
-                self.remove(id, slot, mark, Removal { kind: EventKind::Lapse, reason });
+                // It says nothing of the worker: only an owner can say that a replacement is complete.
+                self.remove(id, slot, mark, Removal { kind: EventKind::Lapse, reason, replaced: false });
             }
         }
         self.finish()
@@ -147,8 +152,9 @@ impl<'a, W: World> Control<'a, W> {
     /// A writer died halfway: marks are whole, gates may not have followed.
     fn recover(&self) {
         for slot in self.table.ids().filter_map(|id| self.table.slot(id)) {
-            slot.gate.set(slot.effective());
+            self.turn(slot, slot.effective());
         }
+        self.table.header.bump();
     }
 
     fn serves(&self, upstream: &str) -> bool {
@@ -203,10 +209,11 @@ impl<'a, W: World> Control<'a, W> {
                 Claim { owner, state: request.state, expect: request.expect, reason: &request.reason, lease };
             return self.set(id, slot, &claim);
         }
-        let removal = Removal { kind: EventKind::Ready, reason: &request.reason };
-        for mark in
-            slot.marks().iter().filter(|mark| mark.is_of(owner) || (request.all && mark.state().is_some()))
-        {
+        let is_leaving = |mark: &&Mark| mark.is_of(owner) || (request.all && mark.state().is_some());
+        let leaving = || slot.marks().iter().filter(is_leaving);
+        let replaced = leaving().any(Mark::planned);
+        let removal = Removal { kind: EventKind::Ready, reason: &request.reason, replaced };
+        for mark in leaving() {
             self.remove(id, slot, mark, removal);
         }
     }
@@ -228,11 +235,9 @@ impl<'a, W: World> Control<'a, W> {
 
     fn remove(&mut self, id: SlotId, slot: &Slot, mark: &Mark, removal: Removal<'_>) {
         let owner = mark.owner();
-        // A lapse says nothing of the worker: only its owner can say that a replacement is complete.
-        let replaced = mark.planned() && matches!(removal.kind, EventKind::Ready);
         mark.remove();
         if let Some(owner) = owner {
-            self.follow(id, slot, removal.kind, owner, removal.reason, replaced);
+            self.follow(id, slot, removal.kind, owner, removal.reason, removal.replaced);
         }
     }
 
@@ -248,18 +253,11 @@ impl<'a, W: World> Control<'a, W> {
     ) {
         let change = self.table.header.bump();
         let to = slot.effective();
-        if to == State::Up && slot.gate.state() != State::Up {
-            // Before anybody is let in: what was opened to the old worker is not used for the new one.
-            slot.retire(self.world.connections());
-            if replaced {
-                slot.ready(change);
-                self.table.header.ready(change);
-            }
+        if replaced && to == State::Up && slot.gate.state() != State::Up {
+            slot.ready(change);
+            self.table.header.ready(change);
         }
-        let from = slot.gate.set(to);
-        if from == State::Up && to != State::Up {
-            slot.retire(self.world.connections());
-        }
+        let from = self.turn(slot, to);
         let event = Event {
             seq: 0,
             at: self.now.unix,
@@ -273,6 +271,20 @@ impl<'a, W: World> Control<'a, W> {
             reason: reason.to_owned(),
         };
         self.events.push(self.table.remember(event));
+    }
+
+    /// Opens or closes the gate, and answers what it was.
+    fn turn(&self, slot: &Slot, to: State) -> State {
+        let from = slot.gate.state();
+        if from != State::Up && to == State::Up {
+            // Before anybody is let in: what was opened to the old worker is not used for the new one.
+            slot.retire(self.world.connections());
+        }
+        slot.gate.set(to);
+        if from == State::Up && to != State::Up {
+            slot.retire(self.world.connections());
+        }
+        from
     }
 
     fn acknowledge(self, owner: &Owner, ids: impl Iterator<Item = SlotId>) -> Applied {
@@ -344,14 +356,13 @@ fn check(request: &MarkRequest) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn lease_of(owner: &Owner, asked: Option<Span>) -> Result<Option<Span>, Refusal> {
+fn check_lease(asked: Option<Span>) -> Result<(), Refusal> {
     match asked {
         Some(lease) if !(MIN_LEASE..=MAX_LEASE).contains(&lease) => {
             Err(Code::BadRequest
                 .says(format!("the lease {lease} is not between {MIN_LEASE} and {MAX_LEASE}")))
         }
-        Some(lease) => Ok(Some(lease)),
-        None => Ok(owner.kind().is_leased().then_some(DEFAULT_LEASE)),
+        _ => Ok(()),
     }
 }
 

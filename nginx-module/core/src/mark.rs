@@ -10,7 +10,7 @@ use handoff_wire::{Expect, MarkView, Owner, Span, State};
 pub const MAX_REASON: usize = 128;
 
 /// A place for one mark. It holds one while `state` is not zero, so that is written last and cleared first: a writer that
-/// dies halfway leaves either the old mark, the new one, or none.
+/// dies halfway leaves no mark, the old one or the new one; at worst an old state with a new reason.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Mark {
@@ -68,6 +68,7 @@ impl Mark {
         self.epoch.store(epoch, Ordering::Relaxed);
         let planned = claim.owner.kind().is_choice() || claim.state == State::Draining;
         self.planned.store(u32::from(planned), Ordering::Relaxed);
+        self.set_at.store(now.mono, Ordering::Relaxed);
         self.change(claim, now);
     }
 
@@ -75,7 +76,6 @@ impl Mark {
     pub(crate) fn change(&self, claim: &Claim<'_>, now: Moment) {
         self.back.store(u32::from(claim.expect == Expect::Back), Ordering::Relaxed);
         self.reason.set(claim.reason);
-        self.set_at.store(now.mono, Ordering::Relaxed);
         self.renew(claim.lease, now);
         self.state.store(encode(claim.state), Ordering::Release);
     }

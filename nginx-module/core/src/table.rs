@@ -148,7 +148,8 @@ impl Header {
     /// Whether a sweep is due; answers yes to one process in each interval.
     pub fn due(&self, now: u64, interval: u64) -> bool {
         let last = self.swept_at.load(Ordering::Relaxed);
-        now.wrapping_sub(last) >= interval
+        // The clock of another process may be a moment ahead.
+        now.saturating_sub(last) >= interval
             && self.swept_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
@@ -168,6 +169,15 @@ impl Row {
     pub fn process(&self) -> Option<Process> {
         let pid = self.pid.load(Ordering::Acquire);
         (pid != 0).then(|| Process { pid, start: self.start.load(Ordering::Acquire) })
+    }
+
+    fn configuration(&self) -> u64 {
+        self.configuration.load(Ordering::Relaxed)
+    }
+
+    /// Of the shared row: the oldest configuration of all who ever shared it.
+    fn shared(&self) -> Option<u64> {
+        Some(self.configuration()).filter(|&configuration| configuration != 0)
     }
 
     fn is_alive(&self, alive: impl Fn(Process) -> bool) -> bool {
@@ -223,6 +233,7 @@ impl<'a> Table<'a> {
     pub fn join(&self, process: Process, configuration: u64, alive: impl Fn(Process) -> bool) -> RowId {
         let own = self.rows.iter().take(SHARED_ROW.0).position(|row| !row.is_alive(&alive));
         let Some((id, row)) = own.and_then(|id| Some((RowId(id), self.rows.get(id)?))) else {
+            self.share(configuration);
             return SHARED_ROW;
         };
         // Nobody counts a row whose pid is 0; what its dead owner had in flight goes with it.
@@ -232,6 +243,14 @@ impl<'a> Table<'a> {
         row.configuration.store(configuration, Ordering::Relaxed);
         row.pid.store(process.pid, Ordering::Release);
         id
+    }
+
+    /// Nobody can tell when the last process without a row of its own is gone: what they know is never forgotten.
+    fn share(&self, configuration: u64) {
+        if let Some(row) = self.rows.get(SHARED_ROW.0) {
+            let oldest = row.shared().map_or(configuration, |shared| shared.min(configuration));
+            row.configuration.store(oldest, Ordering::Relaxed);
+        }
     }
 
     /// The process ends and has nothing in flight.
@@ -299,9 +318,10 @@ impl<'a> Table<'a> {
 
     /// The oldest configuration that any living process may still serve.
     pub fn oldest_configuration(&self, alive: impl Fn(Process) -> bool) -> u64 {
-        let rows = self.rows.iter().filter(|row| row.is_alive(&alive));
-        let of_rows = rows.map(|row| row.configuration.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
-        of_rows.min(self.header.committed.load(Ordering::Acquire))
+        let own = self.rows.iter().filter(|row| row.is_alive(&alive)).map(Row::configuration);
+        let shared = self.rows.get(SHARED_ROW.0).and_then(Row::shared);
+        let committed = self.header.committed.load(Ordering::Acquire);
+        own.chain(shared).fold(committed, u64::min)
     }
 
     pub(crate) fn remember(&self, mut event: Event) -> Event {
