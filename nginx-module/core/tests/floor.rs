@@ -1,0 +1,99 @@
+//! No choice leaves an upstream without anybody to serve; facts are so whether we like it or not.
+
+mod common;
+
+use common::*;
+use handoff_wire::State::*;
+use handoff_wire::{Code, MarkSet};
+
+/// Three peers, of which two are gone: the last one is C.
+fn one_left() -> Stage {
+    let stage = Stage::new();
+    stage.mark("pm2:1", A, Down);
+    stage.mark("pm2:1", B, Down);
+    stage
+}
+
+#[test]
+fn a_choice_that_would_leave_nobody_is_refused() {
+    for owner in ["operator", "plus", "rollout:1", "health"] {
+        for state in [Checking, Unhealthy, Draining, Down] {
+            let stage = one_left();
+            let refusal = stage.put(&set(owner, &[(C, state)])).unwrap_err();
+            assert_eq!((refusal.code, refusal.status), (Code::Floor, 409), "{owner} {state}");
+            assert!(refusal.text.contains("nobody would be left to serve the upstream \"app\""), "{refusal}");
+            assert_eq!(stage.state(C), Up);
+        }
+    }
+}
+
+#[test]
+fn a_fact_is_not_bound() {
+    for owner in ["pm2:1", "worker:9"] {
+        let stage = one_left();
+        stage.put(&set(owner, &[(C, Draining)])).unwrap();
+        assert_eq!(stage.state(C), Draining);
+    }
+}
+
+#[test]
+fn a_choice_can_be_forced() {
+    let stage = one_left();
+    stage.put(&MarkSet { force: true, ..set("operator", &[(C, Down)]) }).unwrap();
+    assert_eq!(stage.state(C), Down);
+}
+
+#[test]
+fn marks_of_one_command_count_together() {
+    let stage = Stage::new();
+    let all = [(A, Draining), (B, Draining), (C, Draining)];
+    assert_eq!(stage.put(&set("operator", &all)).unwrap_err().code, Code::Floor);
+    assert_eq!(stage.marks(A), [], "nothing of it was done");
+    stage.put(&set("operator", &all[..2])).unwrap();
+}
+
+#[test]
+fn a_peer_that_only_comes_back_by_the_same_command_does_not_serve_now() {
+    let stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.mark("operator", A, Draining);
+    let swap = set("operator", &[(A, Up), (B, Draining)]);
+    assert_eq!(stage.put(&swap).unwrap_err().code, Code::Floor);
+    assert_eq!((stage.state(A), stage.state(B)), (Draining, Up));
+}
+
+#[test]
+fn who_could_not_serve_now_does_not_count() {
+    for (name, unavail) in [("down in the configuration", false), ("unavail", true)] {
+        let mut stage = Stage::new();
+        for peer in [A, B] {
+            stage.regard(peer, |peer| (peer.available, peer.unavail) = (false, unavail));
+        }
+        assert_eq!(stage.put(&set("operator", &[(C, Down)])).unwrap_err().code, Code::Floor, "{name}");
+        stage.put(&set("operator", &[(A, Down)])).unwrap();
+    }
+}
+
+#[test]
+fn backups_are_apart() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.regard(B, |peer| peer.backup = true);
+    assert_eq!(stage.put(&set("operator", &[(A, Down)])).unwrap_err().code, Code::Floor);
+    stage.put(&set("operator", &[(B, Down)])).unwrap();
+}
+
+#[test]
+fn an_upstream_that_nobody_serves_cannot_lose_anybody() {
+    let stage = one_left();
+    stage.mark("pm2:1", C, Draining);
+    stage.put(&set("operator", &[(A, Down), (B, Down), (C, Down)])).unwrap();
+}
+
+#[test]
+fn every_upstream_of_the_peer_has_its_floor() {
+    let stage = Stage::of(&[(APP, A), (APP, B), ("other", A)]);
+    let mut everywhere = set("operator", &[(A, Draining)]);
+    everywhere.marks[0].upstream = None;
+    let refusal = stage.put(&everywhere).unwrap_err();
+    assert!(refusal.text.contains("the upstream \"other\""), "{refusal}");
+    stage.put(&set("operator", &[(A, Draining)])).unwrap();
+}

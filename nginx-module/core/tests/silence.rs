@@ -1,0 +1,78 @@
+//! A dead sidecar must not be an outage: where nobody is up, three seconds of silence are enough.
+
+mod common;
+
+use common::*;
+use handoff_wire::State::*;
+
+#[test]
+fn where_nobody_is_up_a_silent_owner_loses_its_leased_marks_after_three_seconds() {
+    let mut stage = Stage::new();
+    for peer in [A, B, C] {
+        stage.mark("pm2:1", peer, Draining);
+    }
+    assert_eq!(stage.sweep_after(2_999), []);
+    let lapses = stage.sweep_after(1);
+    assert_eq!(lapses.len(), 3);
+    assert!(lapses.iter().all(|lapse| lapse.reason == "its owner is silent and nobody is up"));
+    assert_eq!([A, B, C].map(|peer| stage.state(peer)), [Up; 3]);
+}
+
+#[test]
+fn while_somebody_is_up_the_whole_lease_counts() {
+    let mut stage = Stage::new();
+    stage.mark("pm2:1", A, Draining);
+    stage.mark("pm2:1", B, Draining);
+    assert_eq!(stage.sweep_after(9_999), []);
+    assert_eq!(stage.sweep_after(1).len(), 2);
+}
+
+#[test]
+fn the_marks_of_owners_that_renew_and_of_people_stay() {
+    let mut stage = Stage::new();
+    stage.mark("pm2:1", A, Draining);
+    stage.mark("pm2:2", B, Draining);
+    stage.mark("operator", C, Down);
+    stage.now += 2_000;
+    stage.renew("pm2:2");
+    let lapsed: Vec<_> = stage.sweep_after(1_000).into_iter().map(|event| event.peer).collect();
+    assert_eq!(lapsed, [A]);
+    stage.sweep_after(6_999);
+    assert_eq!((stage.state(B), stage.state(C)), (Draining, Down), "somebody is up again");
+}
+
+#[test]
+fn an_upstream_that_is_served_is_not_concerned_by_one_that_is_not() {
+    let mut stage = Stage::of(&[(APP, A), ("other", A), ("other", B)]);
+    let mut both = set("pm2:1", &[(A, Draining)]);
+    both.marks[0].upstream = None;
+    stage.put(&both).unwrap();
+    let lapses = stage.sweep_after(3_000);
+    assert_eq!(lapses.iter().map(|event| event.upstream.as_str()).collect::<Vec<_>>(), [APP]);
+}
+
+#[test]
+fn who_could_not_serve_anyhow_is_not_up() {
+    let mut stage = Stage::new();
+    stage.mark("pm2:1", A, Draining);
+    stage.regard(B, |peer| peer.available = false);
+    stage.regard(C, |peer| (peer.available, peer.unavail) = (false, true));
+    assert_eq!(stage.sweep_after(3_000).len(), 1);
+}
+
+#[test]
+fn a_backup_that_serves_is_somebody() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.regard(B, |peer| peer.backup = true);
+    stage.mark("pm2:1", A, Draining);
+    assert_eq!(stage.sweep_after(3_000), []);
+}
+
+#[test]
+fn a_peer_that_the_configuration_dropped_has_its_whole_lease() {
+    let mut stage = Stage::new();
+    stage.mark("pm2:1", A, Draining);
+    stage.world.upstreams.clear();
+    assert_eq!(stage.sweep_after(9_999), []);
+    assert_eq!(stage.sweep_after(1).len(), 1);
+}

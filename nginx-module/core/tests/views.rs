@@ -1,0 +1,79 @@
+//! What the API shows is what the table holds.
+
+mod common;
+
+use common::*;
+use handoff_core::view;
+use handoff_wire::PeerState;
+use handoff_wire::State::*;
+
+impl Stage {
+    fn view(&self) -> Vec<(String, PeerState, bool)> {
+        let peers = view::upstream(&self.table(), &self.world, moment(self.now), APP).peers;
+        peers.into_iter().map(|peer| (peer.address, peer.state, peer.configured)).collect()
+    }
+}
+
+#[test]
+fn a_mark_goes_before_nginxs_own_verdict() {
+    for (available, unavail, marked, shown) in [
+        (true, false, Up, PeerState::Up),
+        (false, true, Up, PeerState::Unavail),
+        (false, false, Up, PeerState::Down),
+        (false, true, Draining, PeerState::Draining),
+        (false, false, Checking, PeerState::Checking),
+    ] {
+        let mut stage = Stage::new();
+        stage.regard(A, |peer| (peer.available, peer.unavail) = (available, unavail));
+        stage.mark("pm2:1", A, marked);
+        assert_eq!(stage.view()[0].1, shown, "available {available}, unavail {unavail}, marked {marked}");
+    }
+}
+
+#[test]
+fn a_peer_that_was_removed_is_shown_for_as_long_as_it_matters() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.claim(A);
+    stage.mark("operator", A, Draining);
+    let a = stage.id(A);
+    stage.world.upstreams.get_mut(APP).unwrap().retain(|standing| standing.slot != a);
+    let shown = |state| vec![(A.to_owned(), state, false), (B.to_owned(), PeerState::Up, true)];
+    assert_eq!(stage.view(), shown(PeerState::Draining));
+    stage.mark("operator", A, Up);
+    assert_eq!(stage.view(), shown(PeerState::Up), "it still has a request");
+    stage.release(A);
+    assert_eq!(stage.view(), shown(PeerState::Up)[1..]);
+}
+
+#[test]
+fn a_peer_is_drained_when_its_gate_is_closed_and_nobody_is_in_flight() {
+    let stage = Stage::new();
+    let drained = || view::drained(&stage.table(), &stage.world, stage.id(A));
+    assert!(!drained().drained, "an idle peer may get a request at any moment");
+    stage.claim(A);
+    stage.mark("pm2:1", A, Draining);
+    assert_eq!((drained().drained, drained().in_flight, drained().state), (false, 1, Draining));
+    stage.release(A);
+    assert!(drained().drained);
+}
+
+#[test]
+fn the_death_of_a_process_completes_a_drain() {
+    let mut stage = Stage::new();
+    stage.claim(A);
+    stage.mark("pm2:1", A, Draining);
+    stage.world.alive.clear();
+    assert!(view::drained(&stage.table(), &stage.world, stage.id(A)).drained);
+}
+
+#[test]
+fn processes_are_shown_with_what_they_have_in_flight() {
+    let stage = Stage::new();
+    stage.claim(A);
+    stage.claim(B);
+    let shown: Vec<_> = view::processes(&stage.table(), &stage.world)
+        .into_iter()
+        .map(|process| (process.pid, process.in_flight))
+        .collect();
+    assert_eq!(shown, [(1, 2)], "the shared row only when it is used");
+}
