@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -10,6 +10,9 @@ use tempfile::TempDir;
 
 /// The longest path of a unix socket.
 const SOCKET_PATH_MAX: usize = 107;
+
+/// With this in the environment, logs and all stay where they are.
+const KEEP: &str = "HANDOFF_KEEP";
 
 pub fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -54,7 +57,7 @@ fn built(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The directory of one stage; gone when the value is.
+/// The directory of one stage; gone when the value is, unless it is to be kept.
 #[derive(Debug)]
 pub struct Place {
     directory: TempDir,
@@ -62,7 +65,11 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Result<Self> {
-        let directory = TempDir::with_prefix("handoff-").context("no temporary directory")?;
+        let mut directory = TempDir::with_prefix("handoff-").context("no temporary directory")?;
+        if env::var_os(KEEP).is_some() {
+            directory.disable_cleanup(true);
+            eprintln!("keeping {}", directory.path().display());
+        }
         // Workers of an nginx that root started are another user.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         let place = Self { directory };

@@ -65,6 +65,12 @@ pub fn with_environment(variable: &str) -> Vec<u32> {
     numbered_entries("/proc").into_iter().filter(has).collect()
 }
 
+/// What `ps` shows: the arguments, or the title that the process gave itself.
+pub fn title(pid: u32) -> Option<String> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&text).replace('\0', " "))
+}
+
 pub fn is_alive(pid: u32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
 }

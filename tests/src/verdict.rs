@@ -1,8 +1,27 @@
-//! What a worker's death may cost: the orders that it was executing, and nothing else.
+//! What must not be, looked for in everything that was seen of a run.
 
-use crate::{load::Visit, runner::Run};
+use crate::{load::Visit, runner::Run, timeline};
 use handoff_wire::State;
 use std::time::Duration;
+
+/// nginx tells times in milliseconds, as of when it last looked at the clock.
+const CLOCK: Duration = Duration::from_millis(10);
+
+/// Visits that nginx tried at a worker which it held for draining, down, checking or unhealthy all the while.
+pub fn sent_where_none_should_be(run: &Run) -> Vec<(&Visit, State)> {
+    let lanes = timeline::lanes(run);
+    let closed = lanes.iter().flat_map(|lane| lane.states.iter().map(move |stretch| (lane.port, stretch)));
+    closed
+        .flat_map(|(port, stretch)| {
+            run.visits.iter().filter_map(move |visit| {
+                let due = visit.due.since(run.began);
+                let inside = due > stretch.from + CLOCK && due + visit.latency < stretch.to;
+                let tried = || run.log.tried(visit.number).iter().any(|address| address.port() == port);
+                (inside && tried()).then_some((visit, stretch.is))
+            })
+        })
+        .collect()
+}
 
 /// Failed visits that no worker's death explains: anything but an order that was executing in a process that was killed.
 pub fn unexplained(run: &Run) -> Vec<&Visit> {
@@ -23,8 +42,7 @@ pub fn death_to_down(run: &Run) -> Vec<Option<Duration>> {
         .map(|victim| {
             let life = run.lives.iter().find(|life| life.worker == victim)?;
             let died = life.died?;
-            // nginx tells times in whole milliseconds.
-            let from = died - Duration::from_millis(1);
+            let from = died - CLOCK;
             let mut after =
                 run.changes.iter().filter(|change| change.peer.port() == life.port && change.at >= from);
             Some(after.find(|change| change.to == State::Down)?.at.since(died))

@@ -68,24 +68,30 @@ async fn play(options: Options) -> Result<()> {
 
 fn explain(run: &Run) {
     eprintln!("  {} of {} failed", run.failed().count(), run.visits.len());
-    if run.scenario.action != Action::Kill {
+    if run.scenario.action == Action::Kill {
+        let unexplained = verdict::unexplained(run);
+        eprintln!(
+            "  {} of them no order that was executing in the process that was killed",
+            unexplained.len()
+        );
+        unexplained.iter().for_each(|visit| tell(run, visit, ""));
+    }
+    if run.setup != Setup::Handoff {
         return;
     }
-    for visit in verdict::unexplained(run) {
-        let Visit { number, kind, answer, .. } = visit;
-        eprintln!(
-            "  no death explains it: {kind}, visit {number}: {answer}, tried {:?}",
-            run.log.tried(*number)
-        );
+    run.failed().for_each(|visit| tell(run, visit, ""));
+    for (visit, state) in verdict::sent_where_none_should_be(run) {
+        tell(run, visit, &format!(" while it was {state}"));
     }
-    if run.setup == Setup::Handoff {
-        for time in verdict::death_to_down(run) {
-            eprintln!(
-                "  from death to down: {}",
-                time.map_or("never".to_owned(), |time| format!("{time:.1?}"))
-            );
-        }
+    for time in verdict::death_to_down(run) {
+        eprintln!("  from death to down: {}", time.map_or("never".to_owned(), |time| format!("{time:.1?}")));
     }
+}
+
+fn tell(run: &Run, visit: &Visit, when: &str) {
+    let Visit { number, kind, answer, .. } = visit;
+    let at = visit.due.since(run.began).as_secs_f64();
+    eprintln!("  at {at:.3} s {kind}, visit {number}: {answer}, tried {:?}{when}", run.log.tried(*number));
 }
 
 fn last_of_each<'a>(setups: &[Setup], runs: &'a [Run]) -> Vec<&'a Run> {
