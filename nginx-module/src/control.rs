@@ -2,9 +2,10 @@
 
 use crate::conf::{LocationConf, MainConf};
 use crate::nginx::{log_of, moment, rc, text};
+use crate::reply::{self, json};
 use crate::wait::{self, Wait};
 use crate::zone::{Locked, Zone};
-use crate::{Handoff, body, log, reply};
+use crate::{Handoff, body, log};
 use handoff_core::access::Caller;
 use handoff_core::control::{Applied, Control, find};
 use handoff_core::{Table, view};
@@ -12,11 +13,12 @@ use handoff_wire::path::Path;
 use handoff_wire::{API_VERSION, Code, MAX_WAIT, MarkSet, Overview, Refusal, Renew, Span, ZoneView};
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, nginx_version,
-    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
-    ngx_http_request_t, ngx_int_t, ngx_uint_t,
+    ngx_connection_t, ngx_http_discard_request_body, ngx_http_finalize_request,
+    ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t, ngx_uint_t,
 };
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use serde::de::DeserializeOwned;
+use std::slice;
 
 /// What a request wants.
 enum Call {
@@ -168,10 +170,10 @@ fn authorize(r: &ngx_http_request_t) -> Result<(), Refusal> {
         );
     };
     // SAFETY: a request has a connection.
-    let fd = unsafe { (*r.connection).fd };
+    let connection = unsafe { &*r.connection };
     // SAFETY: cannot fail.
     let worker = unsafe { libc::geteuid() };
-    let caller = caller(fd);
+    let caller = caller(connection);
     if api.access.allows(&caller, worker) {
         return Ok(());
     }
@@ -184,26 +186,27 @@ fn authorize(r: &ngx_http_request_t) -> Result<(), Refusal> {
     )))
 }
 
-fn caller(fd: libc::c_int) -> Caller {
+fn caller(connection: &ngx_connection_t) -> Caller {
+    // SAFETY: the client's address, which an accepted connection has.
+    let family = unsafe { connection.sockaddr.as_ref() }.map(|at| libc::c_int::from(at.sa_family));
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
-    // SAFETY: writes at most `len` bytes to `peer`.
-    let got = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &raw mut len)
-    };
-    // TCP has no credentials: the kernel answers with a pid of 0.
-    if got != 0 || peer.pid == 0 {
+    let got = option(connection.fd, libc::SO_PEERCRED, slice::from_mut(&mut peer));
+    if family != Some(libc::AF_UNIX) || got != Some(1) {
         return Caller::Remote;
     }
-    let mut groups = vec![0 as libc::gid_t; 64];
-    let mut len = libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or_default();
-    // SAFETY: writes at most `len` bytes to `groups`, and says how many.
-    let got = unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut len)
-    };
-    groups.truncate(if got == 0 { len as usize / size_of::<libc::gid_t>() } else { 0 });
-    groups.push(peer.gid);
+    let mut groups = [0 as libc::gid_t; 64];
+    let count = option(connection.fd, libc::SO_PEERGROUPS, &mut groups).unwrap_or(0);
+    let groups = groups.into_iter().take(count).chain([peer.gid]).collect();
     Caller::Local { user: peer.uid, groups }
+}
+
+/// How many elements of a socket's option there are.
+fn option<T>(fd: libc::c_int, name: libc::c_int, place: &mut [T]) -> Option<usize> {
+    let mut len = libc::socklen_t::try_from(size_of_val(place)).ok()?;
+    let at = place.as_mut_ptr().cast();
+    // SAFETY: writes at most `len` bytes there, and says how many.
+    let got = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, at, &raw mut len) };
+    (got == 0).then(|| (len as usize).checked_div(size_of::<T>()))?
 }
 
 fn serve(r: &mut ngx_http_request_t, read: Read) -> ngx_int_t {
@@ -216,28 +219,33 @@ fn serve(r: &mut ngx_http_request_t, read: Read) -> ngx_int_t {
 fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
     let (conf, zone) = place(r)?;
     let table = zone.table;
-    if let Read::Drained { upstream, peer, timeout } = read {
-        return Ok(wait::drained(r, Wait { conf, slot: find(&table, &upstream, &peer)?, timeout }));
-    }
-    // Marks are read whole: nobody changes them meanwhile.
-    let locked = lock(zone)?;
-    let now = moment();
-    Ok(match read {
-        Read::Overview => reply::json(r, &overview(conf, &table)),
-        Read::Events { after } => reply::json(r, &table.recall(after)),
-        Read::Upstreams => reply::json(r, &view::upstreams(&table, conf, now)),
-        Read::Upstream(name) => reply::json(r, &upstream(conf, &table, &name)?),
+    let view = match read {
+        Read::Drained { upstream, peer, timeout } => {
+            return Ok(wait::drained(r, Wait { conf, slot: find(&table, &upstream, &peer)?, timeout }));
+        }
+        Read::Overview => json(&overview(conf, &table)),
+        Read::Events { after } => {
+            let _locked = lock(zone)?;
+            json(&table.recall(after))
+        }
+        Read::Upstreams => {
+            let _locked = lock(zone)?;
+            json(&view::upstreams(&table, conf, moment()))
+        }
+        Read::Upstream(name) => {
+            let _locked = lock(zone)?;
+            json(&upstream(conf, &table, &name)?)
+        }
         Read::Peer { upstream: name, peer } => {
             find(&table, &name, &peer)?;
-            let view = view::upstream(&table, conf, now, &name);
+            let _locked = lock(zone)?;
+            let upstream = view::upstream(&table, conf, moment(), &name);
             let gone =
                 || Code::PeerNotFound.says(format!("the upstream {name:?} has no peer {peer:?} any more"));
-            let view = view.peers.into_iter().find(|view| view.address == peer).ok_or_else(gone)?;
-            drop(locked);
-            reply::json(r, &view)
+            json(&upstream.peers.iter().find(|view| view.address == peer).ok_or_else(gone)?)
         }
-        Read::Drained { .. } => rc::ERROR,
-    })
+    };
+    Ok(reply::send(r, 200, view))
 }
 
 fn upstream(conf: &MainConf, table: &Table<'_>, name: &str) -> Result<handoff_wire::UpstreamView, Refusal> {
@@ -280,7 +288,7 @@ unsafe extern "C" fn apply(r: *mut ngx_http_request_t) {
     let status = match write(request) {
         Ok(applied) => {
             log::tell(log_of(request), &applied.events);
-            reply::json(request, &applied.ack)
+            reply::send(request, 200, json(&applied.ack))
         }
         Err(rejected) => reject(request, rejected),
     };

@@ -12,12 +12,15 @@ use std::ptr;
 
 const FAILED: ngx_int_t = NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
 
-pub(crate) fn json(r: &mut ngx_http_request_t, view: &impl Serialize) -> ngx_int_t {
-    send(r, 200, view)
+/// `None` never comes: everything that the wire can say has a JSON form.
+pub(crate) fn json(view: &impl Serialize) -> Option<Vec<u8>> {
+    let mut text = serde_json::to_vec(view).ok()?;
+    text.push(b'\n');
+    Some(text)
 }
 
 pub(crate) fn refusal(r: &mut ngx_http_request_t, refusal: Refusal) -> ngx_int_t {
-    send(r, refusal.status, &ErrorBody { error: refusal })
+    send(r, refusal.status, json(&ErrorBody { error: refusal }))
 }
 
 /// The methods that a path takes, for a 405.
@@ -42,9 +45,8 @@ fn fixed(text: &'static str) -> ngx_str_t {
     ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() }
 }
 
-fn send(r: &mut ngx_http_request_t, status: u16, view: &impl Serialize) -> ngx_int_t {
-    let Ok(mut text) = serde_json::to_vec(view) else { return FAILED };
-    text.push(b'\n');
+pub(crate) fn send(r: &mut ngx_http_request_t, status: u16, text: Option<Vec<u8>>) -> ngx_int_t {
+    let Some(text) = text else { return FAILED };
     r.headers_out.status = ngx_uint_t::from(status);
     r.headers_out.content_type = fixed("application/json");
     r.headers_out.content_type_len = r.headers_out.content_type.len;

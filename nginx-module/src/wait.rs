@@ -41,7 +41,7 @@ pub(crate) fn drained(r: &mut ngx_http_request_t, wait: Wait) -> ngx_int_t {
     let until = now.saturating_add(wait.timeout.as_millis());
     let drained = look(&wait);
     if is_over(&drained, now, until) {
-        return reply::json(r, &drained);
+        return reply::send(r, 200, reply::json(&drained));
     }
     park(r, wait, until).unwrap_or(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t)
 }
@@ -100,7 +100,7 @@ unsafe extern "C" fn look_again(event: *mut ngx_event_t) {
     // SAFETY: the request lives, see above.
     let request = unsafe { &mut *r };
     let connection = request.connection;
-    let status = reply::json(request, &drained);
+    let status = reply::send(request, 200, reply::json(&drained));
     // SAFETY: gives back the count that park() added; the request may be gone after this.
     unsafe { ngx_http_finalize_request(r, status) };
     // SAFETY: a connection outlives its requests until the event that closed it is over.
