@@ -1,0 +1,172 @@
+//! What nginx.conf may not say is refused at `nginx -t`: in nginx's style, with the place, and with the mend.
+
+use anyhow::Result;
+use e2e::site::{Site, VERSIONS};
+
+/// What `nginx -t` says of an http block, with `$sock` for the control socket and `$port` for a free port.
+async fn check(site: &Site, http: &str) -> Result<(bool, String)> {
+    let socket = site.socket().display().to_string();
+    site.write(&http.replace("$sock", &socket).replace("$port", &site.port().to_string()))?;
+    site.check().await
+}
+
+/// What nginx says, without its time and pid.
+fn said(all: &str, level: &str) -> Vec<String> {
+    let level = format!("[{level}] ");
+    let texts = all.lines().filter_map(|line| line.split_once(&level)?.1.split_once(": "));
+    texts.map(|(_pid, text)| text.to_owned()).collect()
+}
+
+/// Each is refused with exactly this, in the line that holds the last text.
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
+    let long = "u".repeat(129);
+    let long_upstream = format!("upstream {long} {{ zone z 64k; server 127.0.0.1:1; handoff; }}");
+    let long_says = format!("\"{long}\" is longer than the 128 bytes that \"handoff\" takes");
+    let over_tcp = "\"handoff_api write=on\" can be reached over TCP by \"listen 127.0.0.1:$port\", where nobody knows \
+                    who writes: listen on a unix socket, or say \"tcp=allow\" and guard it";
+    let api = |parameters: &str| {
+        format!("server {{ listen unix:$sock;\nlocation / {{ handoff_api {parameters}; }} }}")
+    };
+    let cases: &[(String, &str, &str)] = &[
+        (
+            "\nupstream app { server 127.0.0.1:1;\nhandoff; }".into(),
+            "upstream \"app\" has \"handoff\" but no \"zone\": add \"zone app 256k;\"",
+            "upstream app",
+        ),
+        ("upstream app { zone app 64k; server 127.0.0.1:1; handoff;\nhandoff; }".into(),
+            "\"handoff\" directive is duplicate", "\nhandoff; }"),
+        ("upstream app { zone app 64k; server 127.0.0.1:1;\nhandoff on; }".into(),
+            "invalid number of arguments in \"handoff\" directive", "handoff on"),
+        ("handoff_zone 1m;\nhandoff_zone 2m;".into(), "\"handoff_zone\" directive is duplicate", "handoff_zone 2m"),
+        ("handoff_zone;".into(), "invalid number of arguments in \"handoff_zone\" directive", "handoff_zone"),
+        ("handoff_zone much;".into(), "\"handoff_zone\": invalid size \"much\": write 4m or 512k", "handoff_zone"),
+        ("handoff_zone 511k;".into(),
+            "\"handoff_zone\": a zone of 523264 bytes is too small: use at least 512k", "handoff_zone"),
+        ("handoff_zone 0;".into(), "\"handoff_zone\": a zone of 0 bytes is too small: use at least 512k", "handoff_zone"),
+        ("handoff_zone -1;".into(), "\"handoff_zone\": invalid size \"-1\": write 4m or 512k", "handoff_zone"),
+        (api("write=on;\nhandoff_api"), "\"handoff_api\" directive is duplicate", "handoff_api; }"),
+        (api("writes=on"), "\"handoff_api\": invalid parameter \"writes=on\": use write=on, write=off, user=name, \
+            group=name or tcp=allow", "handoff_api"),
+        (api("write"), "\"handoff_api\": invalid parameter \"write\": use write=on, write=off, user=name, \
+            group=name or tcp=allow", "handoff_api"),
+        (api("write=on write=on"), "\"handoff_api\": duplicate parameter \"write\"", "handoff_api"),
+        (api("write=on user=a user=b"), "\"handoff_api\": duplicate parameter \"user\"", "handoff_api"),
+        (api("user=root"), "\"handoff_api\": \"user\" and \"group\" say who may write: add write=on, or leave it out",
+            "handoff_api"),
+        (api("tcp=allow"), "\"handoff_api\": \"tcp=allow\" lets clients write over TCP: add write=on, or leave it out",
+            "handoff_api"),
+        (api("write=on user=no-such-user"), "\"handoff_api\": there is no user \"no-such-user\" on this machine: \
+            create it, or name another", "handoff_api"),
+        (api("write=on group=no-such-group"), "\"handoff_api\": there is no group \"no-such-group\" on this machine: \
+            create it, or name another", "handoff_api"),
+        ("server { listen 127.0.0.1:$port;\nlocation / { handoff_api write=on; } }".into(), over_tcp, "handoff_api"),
+        // One of two sockets is enough, in whatever order they stand.
+        ("server { location / { location /in { handoff_api write=on; } }\nlisten unix:$sock; listen 127.0.0.1:$port; }"
+            .into(), over_tcp, "handoff_api"),
+        (long_upstream, &long_says, "upstream u"),
+        // Where a directive may stand is nginx's own matter.
+        ("server {\nhandoff; }".into(), "\"handoff\" directive is not allowed here", "handoff; }"),
+        ("server { location / {\nhandoff; } }".into(), "\"handoff\" directive is not allowed here", "handoff; }"),
+        ("server {\nhandoff_zone 4m; }".into(), "\"handoff_zone\" directive is not allowed here", "handoff_zone"),
+        ("server {\nhandoff_api; }".into(), "\"handoff_api\" directive is not allowed here", "handoff_api"),
+    ];
+    for version in VERSIONS {
+        let site = Site::new(version).await?;
+        for (http, says, line) in cases {
+            let (fine, all) = check(&site, http).await?;
+            let wanted = format!(
+                "{} in {}:{}",
+                says.replace("$port", &site.port().to_string()),
+                site.conf().display(),
+                site.line_of(line)?
+            );
+            assert!(!fine, "nginx took {http}: {all}");
+            assert_eq!(said(&all, "emerg"), [wanted], "{http}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_order_of_directives_does_not_matter() -> Result<()> {
+    let peers = "server 127.0.0.1:1; server 127.0.0.1:2;";
+    let upstreams = [
+        format!("upstream app {{ handoff; least_conn; {peers} keepalive 4; zone app 64k; }}"),
+        format!("upstream app {{ zone app 64k; least_conn; {peers} keepalive 4; handoff; }}"),
+        format!("upstream app {{ keepalive 4; handoff; {peers} zone app 64k; ip_hash; }}"),
+    ];
+    let zone = "handoff_zone 1m;";
+    let front = "server { listen 127.0.0.1:$port; location / { proxy_pass http://app; } }";
+    let api = "server { location / { handoff_api write=on; } listen unix:$sock; }";
+    for version in VERSIONS {
+        let site = Site::new(version).await?;
+        for upstream in &upstreams {
+            for order in
+                [[zone, front, api, upstream], [upstream, api, front, zone], [api, upstream, zone, front]]
+            {
+                let (fine, all) = check(&site, &order.join("\n")).await?;
+                assert!(fine, "{order:?}: {all}");
+                // "load balancing method redefined" and the like are nginx's; ours has nothing to warn of.
+                assert!(!all.contains("handoff\"") && !all.contains("[error]"), "{order:?}: {all}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ways_around_the_marks_are_warned_of_and_allowed() -> Result<()> {
+    let app = "upstream app { zone app 64k; server 127.0.0.1:1; server 127.0.0.1:2; handoff; }";
+    let block = |what: &str| {
+        format!(
+            "upstream \"other\" has the peer {what} of upstream \"app\" but no \"handoff\": marks are not seen there; \
+             add \"handoff;\""
+        )
+    };
+    let direct = |what: &str| {
+        format!(
+            "requests passed to {what} directly do not see the marks of upstream \"app\": pass them to http://app"
+        )
+    };
+    let cases: [(&str, &[String], &str); 7] = [
+        ("upstream other { server 127.0.0.1:2; }", &[block("127.0.0.1:2")], "upstream other"),
+        (
+            "upstream other { server 127.0.0.1:2 backup; server 127.0.0.1:9; }",
+            &[block("127.0.0.1:2")],
+            "upstream other",
+        ),
+        ("server { location / { proxy_pass http://127.0.0.1:1; } }", &[direct("127.0.0.1:1")], "proxy_pass"),
+        ("server { location / { fastcgi_pass 127.0.0.1:1; } }", &[direct("127.0.0.1:1")], "fastcgi_pass"),
+        // None of these goes around.
+        ("upstream other { server 127.0.0.1:9; }", &[], "upstream other"),
+        ("upstream other { zone other 64k; server 127.0.0.1:1; handoff; }", &[], "upstream other"),
+        ("server { location / { proxy_pass http://app; } }", &[], "proxy_pass"),
+    ];
+    for version in VERSIONS {
+        let site = Site::new(version).await?;
+        for (other, says, line) in &cases {
+            for order in [[*other, app], [app, *other]] {
+                let (fine, all) = check(&site, &order.join("\n")).await?;
+                let place = format!(" in {}:{}", site.conf().display(), site.line_of(line)?);
+                let wanted: Vec<String> = says.iter().map(|says| says.clone() + &place).collect();
+                assert!(fine, "{order:?}: {all}");
+                assert_eq!(said(&all, "warn"), wanted, "{order:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_control_api_can_be_read_over_tcp_and_written_where_that_is_said() -> Result<()> {
+    for version in VERSIONS {
+        let site = Site::new(version).await?;
+        for api in ["", "write=off", "write=on tcp=allow", "tcp=allow write=on user=root group=root"] {
+            let http = format!("server {{ listen 127.0.0.1:$port; location / {{ handoff_api {api}; }} }}");
+            let (fine, all) = check(&site, &http).await?;
+            assert!(fine && !all.contains("[warn]"), "{api}: {all}");
+        }
+    }
+    Ok(())
+}
