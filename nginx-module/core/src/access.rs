@@ -20,13 +20,17 @@ pub enum Caller {
     Remote,
 }
 
+/// The user that stands for nobody in particular. nginx's workers run as this user unless `user` says otherwise; being
+/// the same user then means nothing.
+const NOBODY: u32 = 65534;
+
 impl Access {
     /// Whether `caller` may write to a worker that runs as `worker`.
     pub fn allows(&self, caller: &Caller, worker: u32) -> bool {
         match caller {
             Caller::Remote => self.tcp,
             Caller::Local { user, groups } => {
-                *user == worker
+                (*user == worker && *user != NOBODY)
                     || self.users.contains(user)
                     || groups.iter().any(|group| self.groups.contains(group))
             }
@@ -38,7 +42,6 @@ impl Access {
 mod tests {
     use super::*;
 
-    const NOBODY: u32 = 65534;
     const WORKER: u32 = 33;
 
     #[test]
@@ -48,6 +51,7 @@ mod tests {
         assert!(access.allows(&local(0, &[0]), WORKER));
         assert!(access.allows(&local(WORKER, &[WORKER]), WORKER));
         assert!(!access.allows(&local(NOBODY, &[NOBODY]), WORKER));
+        assert!(!access.allows(&local(NOBODY, &[NOBODY]), NOBODY));
         assert!(!access.allows(&Caller::Remote, WORKER));
     }
 
