@@ -1,6 +1,11 @@
 //! What must not be, looked for in everything that was seen of a run.
 
-use crate::{load::Visit, runner::Run, timeline};
+use crate::{
+    lives::Life,
+    load::{Kind, Visit},
+    runner::Run,
+    timeline,
+};
 use handoff_wire::State;
 use std::time::Duration;
 
@@ -23,24 +28,22 @@ pub fn sent_where_none_should_be(run: &Run) -> Vec<(&Visit, State)> {
         .collect()
 }
 
-/// Failed visits that no worker's death explains: anything but an order that was executing in a process that was killed.
+/// Failed visits that no worker's death explains: anything but an order that was with a killed worker when it died.
+///
+/// Whether the worker had begun with it, nobody outside can know: it may not be repeated either way.
 pub fn unexplained(run: &Run) -> Vec<&Visit> {
-    let killed: Vec<u32> = run.done.iter().filter_map(|done| done.victim).collect();
-    let died_executing = |visit: &Visit| {
-        visit.order().is_some_and(|order| {
-            let executions = run.orders.executions(&order);
-            executions.iter().any(|execution| execution.done.is_none() && killed.contains(&execution.worker))
-        })
+    let died_with_it = |visit: &Visit, life: &Life| {
+        let was_there = run.log.tried(visit.number).last().is_some_and(|address| address.port() == life.port);
+        let lasted = visit.due..=visit.due + visit.latency + CLOCK;
+        visit.kind == Kind::Order && was_there && life.died.is_some_and(|died| lasted.contains(&died))
     };
-    run.failed().filter(|visit| !died_executing(visit)).collect()
+    run.failed().filter(|visit| !victims(run).any(|life| died_with_it(visit, life))).collect()
 }
 
 /// From the death of each killed worker until nginx held its peer for down.
 pub fn death_to_down(run: &Run) -> Vec<Option<Duration>> {
-    let victims = run.done.iter().filter_map(|done| done.victim);
-    victims
-        .map(|victim| {
-            let life = run.lives.iter().find(|life| life.worker == victim)?;
+    victims(run)
+        .map(|life| {
             let died = life.died?;
             let from = died - CLOCK;
             let mut after =
@@ -48,4 +51,9 @@ pub fn death_to_down(run: &Run) -> Vec<Option<Duration>> {
             Some(after.find(|change| change.to == State::Down)?.at.since(died))
         })
         .collect()
+}
+
+fn victims(run: &Run) -> impl Iterator<Item = &Life> {
+    let killed = run.done.iter().filter_map(|done| done.victim);
+    killed.filter_map(|victim| run.lives.iter().find(|life| life.worker == victim))
 }

@@ -70,10 +70,7 @@ fn explain(run: &Run) {
     eprintln!("  {} of {} failed", run.failed().count(), run.visits.len());
     if run.scenario.action == Action::Kill {
         let unexplained = verdict::unexplained(run);
-        eprintln!(
-            "  {} of them no order that was executing in the process that was killed",
-            unexplained.len()
-        );
+        eprintln!("  {} of them no order that was with the worker when it died", unexplained.len());
         unexplained.iter().for_each(|visit| tell(run, visit, ""));
     }
     if run.setup != Setup::Handoff {
