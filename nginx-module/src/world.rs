@@ -11,7 +11,10 @@ impl handoff_core::World for MainConf {
     }
 
     fn peers(&self, upstream: &str) -> Vec<Standing> {
-        self.upstream(upstream).map(|upstream| upstream.standings()).unwrap_or_default()
+        let (Some(upstream), Some(zone)) = (self.upstream(upstream), self.zone()) else { return Vec::new() };
+        // Who came back a moment ago is not judged by what was before.
+        upstream.refresh(zone);
+        upstream.standings()
     }
 
     fn upstreams(&self) -> Vec<String> {
