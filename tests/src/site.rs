@@ -23,6 +23,9 @@ use std::{
 /// The nginx versions that every build has.
 pub const VERSIONS: [&str; 2] = ["1.22.1", "1.28.3"];
 
+/// A user and a group with no rights at all, on every system.
+pub const NOBODY: u32 = 65534;
+
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What nginx writes when something is broken, and not only unusual.
@@ -32,6 +35,7 @@ const TROUBLE: [&str; 4] = ["[alert]", "[emerg]", "[crit]", "exited on signal"];
 #[derive(Debug)]
 pub struct Site {
     binary: Binary,
+    module: PathBuf,
     place: Place,
     port: u16,
     workers: usize,
@@ -57,9 +61,16 @@ impl Site {
         let binary = Binary::find(Some(version)).await?;
         let place = Place::new()?;
         fs::create_dir(place.nginx_prefix())?;
-        let site =
-            Self { binary, place, port: ports::row(2)?, workers: 2, user: None, child: None, master: 0 };
-        Ok(site)
+        Ok(Self {
+            module: place::module(&binary.version)?,
+            binary,
+            place,
+            port: ports::row(2)?,
+            workers: 2,
+            user: None,
+            child: None,
+            master: 0,
+        })
     }
 
     /// One upstream `app` that takes part, one server that passes to it, and the control socket; then it is started.
@@ -103,6 +114,12 @@ impl Site {
 
     /// All of it runs as another user, to whom the place then belongs.
     pub fn run_as(mut self, user: u32) -> Result<Self> {
+        // What the build made may lie where that user cannot go.
+        let binary = self.file("nginx-binary");
+        fs::copy(&self.binary.path, &binary)?;
+        fs::copy(&self.module, self.file("module.so"))?;
+        self.binary.path = binary;
+        self.module = self.file("module.so");
         for path in [self.place.path().to_path_buf(), self.place.nginx_prefix()] {
             chown(path, Some(user), Some(user))?;
         }
@@ -144,11 +161,10 @@ impl Site {
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|kind| format!("{kind}_temp_path {prefix}/{kind};"))
             .join(" ");
-        let module = place::module(&self.binary.version)?;
         let text = format!(
             "load_module {};\nworker_processes {};\nerror_log {prefix}/error.log info;\npid {prefix}/nginx.pid;\n{main}\n\
              events {{ worker_connections 1024; }}\nhttp {{\naccess_log off;\n{temporary}\n{http}\n}}\n",
-            module.display(),
+            self.module.display(),
             self.workers
         );
         fs::write(self.conf(), text)?;
@@ -182,26 +198,45 @@ impl Site {
 
     /// Starts, and comes back when it listens.
     pub async fn start(&mut self) -> Result<()> {
+        self.start_with("daemon off;").await
+    }
+
+    /// As a system starts it. Only such an nginx takes an upgrade of its binary.
+    pub async fn start_daemon(&mut self) -> Result<()> {
+        self.start_with("daemon on;").await
+    }
+
+    async fn start_with(&mut self, directives: &str) -> Result<()> {
         let stderr = self.place.nginx_prefix().join("stderr");
-        let pid_file = self.place.nginx_prefix().join("nginx.pid");
-        _ = fs::remove_file(&pid_file);
+        _ = fs::remove_file(self.pid_file());
         let mut command = self.command();
-        command.args(["-g", "daemon off;"]).stderr(fs::File::create(&stderr)?);
-        let mut child =
-            command.spawn().with_context(|| format!("cannot run {}", self.binary.path.display()))?;
+        command.args(["-g", directives]).stderr(fs::File::create(&stderr)?);
+        let child = command.spawn().with_context(|| format!("cannot run {}", self.binary.path.display()))?;
+        let child = self.child.insert(child);
         self.master = child.id();
+        let pid_file = self.place.nginx_prefix().join("nginx.pid");
         let listens = wait::until("nginx to listen", PATIENCE, async || match child.try_wait() {
-            Ok(Some(status)) => Some(Err(status)),
+            Ok(Some(status)) if !status.success() => Some(Err(status)),
             // The master writes it when every socket is bound and every zone is made.
-            _ => (fs::metadata(&pid_file).ok()?.len() > 0).then_some(Ok(())),
+            _ => Some(Ok(fs::read_to_string(&pid_file).ok()?.trim().parse().ok()?)),
         });
-        let listens = listens.await;
-        self.child = Some(child);
-        if let Err(status) = listens? {
-            bail!("nginx ended with {status}: {}", fs::read_to_string(stderr)? + &self.error_log());
+        match listens.await? {
+            Ok(master) => self.master = master,
+            Err(status) => {
+                bail!("nginx ended with {status}: {}", fs::read_to_string(stderr)? + &self.error_log())
+            }
         }
         self.serving(&[]).await?;
         Ok(())
+    }
+
+    /// The pid that nginx wrote down last.
+    pub fn written_pid(&self) -> Option<u32> {
+        fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.place.nginx_prefix().join("nginx.pid")
     }
 
     pub fn master(&self) -> u32 {
@@ -360,6 +395,15 @@ impl Drop for Site {
             process::end(child, PATIENCE);
         }
     }
+}
+
+/// Whether a test can be somebody else. Says so if it cannot.
+pub fn can_be_anybody() -> bool {
+    let can = rustix::process::geteuid().is_root();
+    if !can {
+        eprintln!("SKIPPED: only root can be somebody else");
+    }
+    can
 }
 
 /// What nginx calls a process of its own.
