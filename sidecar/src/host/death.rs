@@ -1,61 +1,132 @@
-//! The end of a process, seen the moment it happens: a pidfd becomes readable.
+//! The end of a process, seen the moment it happens: its pidfd becomes readable.
+//!
+//! One thread waits for all of them. It is a thread and no task because tokio's `AsyncFd` cannot be used without unsafe
+//! code (docs/decisions/sidecar-deaths.md); for the same reason a death is not delayed by anything that tasks do.
 
 use super::{Proc, Process};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::{io, os::fd::OwnedFd};
-use tokio::io::{Interest, unix::AsyncFd};
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+use tokio::sync::mpsc;
 
-/// A process that is watched.
+/// The processes that are watched.
+#[derive(Clone, Debug)]
+pub struct Deaths(Arc<Watched>);
+
 #[derive(Debug)]
-pub struct Watch {
-    process: Process,
-    pidfd: AsyncFd<OwnedFd>,
+struct Watched {
+    epoll: OwnedFd,
+    processes: Mutex<BTreeMap<u32, (Process, OwnedFd)>>,
 }
 
-impl Watch {
-    /// None: it is dead already.
-    pub fn begin(proc: &Proc, process: Process) -> io::Result<Option<Self>> {
-        let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(pidfd) => pidfd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
+/// How a watch began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    Begun,
+    Dead,
+}
+
+/// So long the thread outlives the one whom it tells.
+const LINGER: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+impl Deaths {
+    /// Starts the thread. Each death is told once.
+    pub fn new() -> io::Result<(Self, mpsc::Receiver<Process>)> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let watched = Arc::new(Watched { epoll, processes: Mutex::default() });
+        let (sender, receiver) = mpsc::channel(64);
+        let thread = watched.clone();
+        thread::Builder::new().name("deaths".into()).spawn(move || thread.run(&sender))?;
+        Ok((Self(watched), receiver))
+    }
+
+    /// Watches a process, if it is not watched already.
+    pub fn watch(&self, proc: &Proc, process: Process) -> io::Result<Watch> {
+        let mut processes = self.0.processes();
+        if processes.get(&process.pid).is_some_and(|(watched, _)| *watched == process) {
+            return Ok(Watch::Begun);
+        }
+        let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return Ok(Watch::Dead) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(Watch::Dead),
+            pidfd => pidfd?,
         };
         // The number may have gone to another process between the look that found it and now.
         if !process.is_alive(proc) {
-            return Ok(None);
+            return Ok(Watch::Dead);
         }
-        Ok(Some(Self { process, pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)? }))
+        let data = epoll::EventData::new_u64(process.pid.into());
+        epoll::add(&self.0.epoll, &pidfd, data, epoll::EventFlags::IN)?;
+        processes.insert(process.pid, (process, pidfd));
+        Ok(Watch::Begun)
+    }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    fn run(&self, deaths: &mpsc::Sender<Process>) {
+        let mut events = Vec::with_capacity(64);
+        while !deaths.is_closed() {
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&LINGER)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return tracing::error!("watching processes failed: {errno}"),
+            }
+            for event in &events {
+                let pid = u32::try_from(event.data.u64()).unwrap_or(0);
+                // Closing the pidfd takes it out of the set.
+                let ended = self.processes().remove(&pid).map(|(process, _)| process);
+                if let Some(process) = ended
+                    && deaths.blocking_send(process).is_err()
+                {
+                    return;
+                }
+            }
+        }
     }
 
-    pub async fn end(self) -> Process {
-        // An error of the reactor itself is taken for the end: the look that follows knows better.
-        _ = self.pidfd.readable().await;
-        self.process
+    fn processes(&self) -> MutexGuard<'_, BTreeMap<u32, (Process, OwnedFd)>> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{process::Command, time::Duration};
+    use std::process::Command;
 
-    #[tokio::test]
-    async fn a_death_is_seen_at_once() {
+    #[test]
+    fn a_death_is_told_once() {
+        let (deaths, mut told) = Deaths::new().unwrap();
         let proc = Proc::default();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::find(&proc, child.id()).unwrap();
-        let watch = Watch::begin(&proc, process).unwrap().unwrap();
+        assert_eq!(deaths.watch(&proc, process).unwrap(), Watch::Begun);
+        assert_eq!(deaths.watch(&proc, process).unwrap(), Watch::Begun);
         child.kill().unwrap();
-        let end = tokio::time::timeout(Duration::from_secs(5), watch.end()).await;
-        assert_eq!(end, Ok(process));
+        assert_eq!(told.blocking_recv(), Some(process));
+        assert_eq!(deaths.watch(&proc, process).unwrap(), Watch::Dead);
         child.wait().unwrap();
-        assert!(Watch::begin(&proc, process).unwrap().is_none());
+        assert_eq!(deaths.watch(&proc, process).unwrap(), Watch::Dead);
+        assert!(told.try_recv().is_err());
     }
 
-    #[tokio::test]
-    async fn another_process_with_the_same_number_is_not_watched() {
+    #[test]
+    fn another_process_with_the_same_number_is_not_watched() {
+        let (deaths, _told) = Deaths::new().unwrap();
         let own = Process::own().unwrap();
-        assert!(Watch::begin(&Proc::default(), Process { start: own.start + 1, ..own }).unwrap().is_none());
+        let earlier = Process { start: own.start + 1, ..own };
+        assert_eq!(deaths.watch(&Proc::default(), earlier).unwrap(), Watch::Dead);
     }
 }

@@ -69,6 +69,11 @@ impl Listeners {
         self.unix.iter().filter(|(bound, _)| bound == path).map(|&(_, inode)| inode).collect()
     }
 
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        let tcp = self.tcp.iter().map(|&(_, inode)| inode);
+        tcp.chain(self.unix.iter().map(|&(_, inode)| inode))
+    }
+
     /// The addresses that belong to these sockets, for people.
     pub fn describe(&self, holds: impl Fn(u64) -> bool) -> Vec<String> {
         let tcp = self.tcp.iter().filter(|(_, inode)| holds(*inode)).map(|(address, _)| address.to_string());

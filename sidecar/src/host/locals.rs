@@ -18,6 +18,18 @@ impl Locals {
         Self::parse(&read("fib_trie"), &read("if_inet6"))
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(addresses: &[&str]) -> Self {
+        let mut locals = Self { v4: Vec::new(), v6: Vec::new() };
+        for address in addresses {
+            match address.parse().unwrap() {
+                IpAddr::V4(v4) => locals.v4.push((v4, 32)),
+                IpAddr::V6(v6) => locals.v6.push(v6),
+            }
+        }
+        locals
+    }
+
     fn parse(fib_trie: &str, if_inet6: &str) -> Self {
         // A leaf (`|-- 10.0.0.5`) is followed by what it is in each prefix (`/32 host LOCAL`).
         let mut leaf = None;

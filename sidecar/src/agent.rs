@@ -1,0 +1,275 @@
+//! The agent of one PM2 daemon: hears, decides, tells nginx.
+//!
+//! ```text
+//!   bus ──notices──►┐
+//!   pidfds ─deaths─►│  roster ──wishes──► plan ──marks──► nginx
+//!   scout ──looks──►│    ▲                 ▲
+//!   nginx ──views──►┘    └── attention ──► scout
+//! ```
+//!
+//! After anything that comes in, the plan is made anew from all that is known, and what differs is asked of nginx at
+//! once. Nothing else stands between a notice and its drain. If nginx does not do it, the plan is simply made again.
+
+use crate::{
+    config::Override,
+    control::{Control, ControlError},
+    host::{
+        Proc, Process,
+        death::{Deaths, Watch},
+    },
+    look::Look,
+    nginx::{Refresh, Views},
+    pm2::{
+        bus::{Item, Notice, Notices},
+        event::Event,
+        home::Home,
+    },
+    reconcile::{self, Observed},
+    report::{Latency, Report},
+    roster::{Attention, Roster},
+    shutdown,
+    telemetry::Changes,
+    worker::Phase,
+};
+use handoff_wire::{DEFAULT_LEASE, MarkRequest, MarkSet, Owner, State};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time,
+};
+
+/// What an agent listens to and speaks to.
+#[derive(Debug)]
+pub struct Lines {
+    pub notices: Notices,
+    pub deaths: Deaths,
+    pub told_deaths: mpsc::Receiver<Process>,
+    pub looks: mpsc::Receiver<Look>,
+    pub views: Views,
+    pub refresh: Refresh,
+    pub attention: watch::Sender<Attention>,
+    pub hurry: Arc<Notify>,
+    pub control: Control,
+    pub report: watch::Sender<Report>,
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    home: Home,
+    owner: Owner,
+    roster: Roster,
+    observed: Option<Observed>,
+    lines: Lines,
+    latency: Latency,
+    retry: Option<Instant>,
+    log: Changes,
+}
+
+/// A notice older than this tells of a worker that may have been replaced since (we were stopped for a while): it is no
+/// order any more, only a reason to look.
+const FRESH: Duration = Duration::from_secs(2);
+/// nginx takes so many marks at once.
+const MAX_MARKS: usize = 256;
+const RETRY: Duration = Duration::from_millis(50);
+const BEAT: Duration = Duration::from_secs(1);
+
+impl Agent {
+    pub fn new(home: Home, owner: Owner, overrides: Vec<Override>, lines: Lines) -> Self {
+        Self {
+            home,
+            owner,
+            roster: Roster::new(overrides),
+            observed: None,
+            lines,
+            latency: Latency::default(),
+            retry: None,
+            log: Changes::default(),
+        }
+    }
+
+    /// Works until the shutdown, then takes back what would keep a serving worker from serving.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let mut beat = time::interval(BEAT);
+        beat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            let wake = [self.roster.next_tick(), self.retry].into_iter().flatten().min();
+            let wake = wake.unwrap_or_else(|| Instant::now() + BEAT);
+            let mut read = None;
+            tokio::select! {
+                biased;
+                () = shutdown::requested(&mut shutdown) => break,
+                Some(process) = self.lines.told_deaths.recv() => self.died(process),
+                Some(item) = self.lines.notices.next() => read = self.hear(item),
+                Some(look) = self.lines.looks.recv() => self.see(&look),
+                changed = self.lines.views.changed() => if changed.is_ok() { self.view() },
+                () = time::sleep_until(wake.into()) => {}
+                _ = beat.tick() => self.beat().await,
+            }
+            self.roster.tick(Instant::now());
+            self.reconcile(read).await;
+            self.attend();
+        }
+        self.take_leave().await;
+    }
+
+    /// Returns when the bytes of an order were there, so that its way can be measured.
+    fn hear(&mut self, item: Item) -> Option<Instant> {
+        self.lines.hurry.notify_one();
+        let Item::Notice(Notice { event, at, read }) = item else { return None };
+        let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().saturating_sub(Duration::from_millis(at));
+        if age > FRESH {
+            tracing::debug!(?event, age_ms = age.as_millis(), "a notice came late: looking instead");
+            return None;
+        }
+        tracing::debug!(?event, "PM2 says");
+        self.roster.notice(&event, Instant::now());
+        matches!(event, Event::Stopping(_)).then_some(read)
+    }
+
+    fn died(&mut self, process: Process) {
+        tracing::debug!(pid = process.pid, "a process ended");
+        self.roster.died(process, Instant::now());
+        self.lines.hurry.notify_one();
+    }
+
+    fn see(&mut self, look: &Look) {
+        self.roster.look(look, Instant::now());
+        self.watch(look);
+    }
+
+    fn view(&mut self) {
+        let view = self.lines.views.borrow_and_update().clone();
+        let Some(view) = view else {
+            self.observed = None;
+            return;
+        };
+        let known = self.observed.as_ref().map(|seen| (seen.instance.as_str(), seen.generation));
+        // We know of a later change: this view was on its way when we made it.
+        if known.is_some_and(|(instance, generation)| {
+            instance == view.upstreams.instance && generation > view.upstreams.generation
+        }) {
+            self.lines.refresh.notify_one();
+            return;
+        }
+        let observed = Observed::new(&view.upstreams, &self.owner, view.asked);
+        if self.roster.set_peers(observed.peers().cloned().collect()) {
+            self.lines.hurry.notify_one();
+        }
+        self.observed = Some(observed);
+    }
+
+    async fn beat(&mut self) {
+        // An error is told by whoever needs the connection.
+        _ = self.lines.control.warm().await;
+        self.lines.report.send_replace(self.report());
+    }
+
+    /// Asks nginx for what is not as it should be.
+    async fn reconcile(&mut self, read: Option<Instant>) {
+        if self.retry.is_some_and(|retry| Instant::now() < retry) {
+            return;
+        }
+        self.retry = None;
+        let Some(observed) = &self.observed else { return };
+        let wishes = self.roster.wishes();
+        let behind = |peer: &_| self.roster.behind(peer);
+        let marks = reconcile::plan(&wishes, observed, behind, Instant::now());
+        for marks in marks.chunks(MAX_MARKS) {
+            if let Err(error) = self.put(marks).await {
+                self.refused(&error);
+                return;
+            }
+        }
+        if let Some(read) = read
+            && marks.iter().any(|mark| mark.state == State::Draining)
+        {
+            self.latency.add(read.elapsed());
+            tracing::debug!(us = read.elapsed().as_micros(), "from PM2's notice to nginx's acknowledgement");
+        }
+    }
+
+    async fn put(&mut self, marks: &[MarkRequest]) -> Result<(), ControlError> {
+        let set = MarkSet {
+            owner: self.owner.clone(),
+            lease: Some(DEFAULT_LEASE),
+            force: false,
+            marks: marks.to_vec(),
+        };
+        let ack = self.lines.control.mark(&set).await?;
+        for mark in marks {
+            let upstream = mark.upstream.as_deref().unwrap_or_default();
+            tracing::info!(upstream, peer = mark.peer, state = %mark.state, reason = mark.reason, "told nginx");
+        }
+        let Some(observed) = &mut self.observed else { return Ok(()) };
+        if observed.instance == ack.instance {
+            observed.acknowledge(marks, &ack, Instant::now());
+        } else {
+            // Another nginx answered than the one that was looked at.
+            self.observed = None;
+            self.lines.refresh.notify_one();
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, error: &ControlError) {
+        self.log.warn(format!("nginx was not told: {error}"));
+        self.retry = Some(Instant::now() + RETRY);
+        if !error.is_forbidden() {
+            self.observed = None;
+        }
+        self.lines.refresh.notify_one();
+    }
+
+    /// Tells the scout where to look.
+    fn attend(&mut self) {
+        let attention = self.roster.attention(Instant::now());
+        self.lines.attention.send_if_modified(|current| {
+            let is_new = *current != attention;
+            *current = attention;
+            is_new
+        });
+    }
+
+    /// Watches every process that a worker depends on: the one that PM2 started, and those that listen.
+    fn watch(&mut self, look: &Look) {
+        let listens: BTreeSet<u64> = look.listeners.inodes().collect();
+        for examined in look.examined.values() {
+            let sockets = examined.held.iter().flat_map(|held| &held.sockets);
+            let listening = sockets.filter(|(inode, _)| listens.contains(inode)).map(|(_, &process)| process);
+            for process in listening.chain([examined.process]) {
+                self.watch_process(process);
+            }
+        }
+    }
+
+    fn watch_process(&mut self, process: Process) {
+        match self.lines.deaths.watch(&Proc::default(), process) {
+            Ok(Watch::Begun) => {}
+            Ok(Watch::Dead) => self.died(process),
+            Err(error) => {
+                self.log.warn(format!("cannot watch processes ({error}): a death is seen within seconds only"));
+            }
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report::new(&self.home, &self.owner, &self.roster, &self.latency)
+    }
+
+    /// Facts stay: a worker that is being stopped is so whether we watch or not, and its mark ends with its lease. What
+    /// only we hold back, we let go.
+    async fn take_leave(mut self) {
+        let held_back = self.roster.workers().filter(|(_, worker)| matches!(worker.phase(), Phase::Settling { .. }));
+        let peers: Vec<_> = held_back.flat_map(|(_, worker)| worker.open().iter().cloned()).collect();
+        let marks: Vec<MarkRequest> = peers.iter().map(reconcile::let_go).collect();
+        if !marks.is_empty()
+            && let Err(error) = self.put(&marks).await
+        {
+            tracing::warn!("nginx was not told that we leave: {error}");
+        }
+    }
+}

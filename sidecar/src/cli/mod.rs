@@ -1,0 +1,152 @@
+//! The command line.
+
+mod drain;
+mod events;
+pub mod exit;
+mod ready;
+mod run;
+mod status;
+mod table;
+mod target;
+
+use crate::{
+    config::{File, Override},
+    control::{Address, Control},
+    pm2::home::Home,
+    telemetry::{Format, Level},
+};
+use clap::{Args, Parser, Subcommand};
+use exit::{Exit, Failure};
+use handoff_wire::DEFAULT_CONTROL;
+use std::{path::PathBuf, process::ExitCode};
+
+/// No user's request fails because of a deploy.
+#[derive(Debug, Parser)]
+#[command(name = "handoff", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Where nginx listens for us [default: unix:/run/handoff/nginx.sock]
+    #[arg(long, global = true, env = "HANDOFF_CONTROL", value_name = "ADDRESS")]
+    control: Option<Address>,
+    /// The home of the PM2 daemon; may be given more than once [default: PM2_HOME, else ~/.pm2]
+    #[arg(long, global = true, value_name = "DIR")]
+    pm2_home: Vec<PathBuf>,
+    /// A configuration file (TOML)
+    #[arg(long, global = true, env = "HANDOFF_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What is logged, on standard error [default: info]
+    #[arg(long, global = true, env = "HANDOFF_LOG", value_name = "LEVEL")]
+    log: Option<Level>,
+    /// For people or for programs [default: text]
+    #[arg(long, global = true, env = "HANDOFF_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<Format>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch PM2 and tell nginx in time: runs beside PM2 for as long as it does
+    Run(run::Args),
+    /// Show apps, workers, peers, and what each app is protected against
+    Status(status::Args),
+    /// Give a worker no new requests, until `ready`
+    Drain(drain::Args),
+    /// Take the operator's mark away
+    Ready(ready::Args),
+    /// Show what changed
+    Events(events::Args),
+}
+
+/// What every command knows: arguments over configuration over defaults.
+#[derive(Debug)]
+struct Context {
+    control: Address,
+    homes: Vec<Home>,
+    overrides: Vec<Override>,
+    state_dir: Option<PathBuf>,
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = cli.global.context().and_then(|context| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
+        let exit = runtime.block_on(cli.command.run(&context));
+        // A look at /proc that is under way is not waited for.
+        runtime.shutdown_background();
+        exit
+    });
+    match done {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprintln!("handoff: {failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+// === impl Command ===
+
+impl Command {
+    async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        match self {
+            Self::Run(args) => run::run(context, args).await,
+            Self::Status(args) => status::run(context, args).await,
+            Self::Drain(args) => drain::run(context, args).await,
+            Self::Ready(args) => ready::run(context, args).await,
+            Self::Events(args) => events::run(context, args).await,
+        }
+    }
+}
+
+// === impl Global ===
+
+impl Global {
+    fn context(&self) -> Result<Context, Failure> {
+        let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        crate::telemetry::init(
+            self.log.or(file.log).unwrap_or_default(),
+            self.log_format.or(file.log_format).unwrap_or_default(),
+        );
+        let default = || DEFAULT_CONTROL.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")));
+        let named: Vec<Home> = if self.pm2_home.is_empty() {
+            file.pm2.iter().map(|pm2| Home::new(&pm2.home)).collect()
+        } else {
+            self.pm2_home.iter().map(|home| Home::new(home)).collect()
+        };
+        Ok(Context {
+            control: self.control.clone().or(file.control).map_or_else(default, Ok)?,
+            homes: if named.is_empty() { vec![Home::from_env()] } else { named },
+            overrides: file.overrides,
+            state_dir: file.state_dir,
+        })
+    }
+}
+
+// === impl Context ===
+
+impl Context {
+    fn control(&self) -> Control {
+        Control::new(self.control.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

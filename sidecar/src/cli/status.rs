@@ -1,0 +1,350 @@
+//! `handoff status`: everything that can be known is shown, and what could not be is said in the end.
+
+use super::{Context, Exit, Failure, table, target};
+use crate::{
+    level::{self, Level, Surroundings},
+    mapping::Behind,
+    pm2::{PmId, home::Home},
+    report::{self, LatencyView, Report},
+    roster::Notices,
+    survey::{self, Survey},
+    worker::Worker,
+};
+use handoff_wire::{MarkView, PeerState, Upstreams};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Again each second
+    #[arg(long, short)]
+    watch: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    nginx: NginxStatus,
+    daemons: Vec<DaemonStatus>,
+    problems: Vec<String>,
+    #[serde(skip)]
+    exit: Exit,
+}
+
+#[derive(Debug, Serialize)]
+struct NginxStatus {
+    control: String,
+    instance: Option<String>,
+    upstreams: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct DaemonStatus {
+    home: String,
+    pid: Option<u32>,
+    sidecar: Option<SidecarStatus>,
+    apps: Vec<AppStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct SidecarStatus {
+    pid: u32,
+    version: String,
+    notices: Notices,
+    latency_us: LatencyView,
+}
+
+#[derive(Debug, Serialize)]
+struct AppStatus {
+    app: String,
+    level: Option<&'static str>,
+    why_not: Option<String>,
+    workers: Vec<WorkerStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct WorkerStatus {
+    id: PmId,
+    pid: Option<u32>,
+    phase: String,
+    peers: Vec<PeerStatus>,
+    why_not_mapped: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerStatus {
+    upstream: String,
+    address: String,
+    state: PeerState,
+    in_flight: u64,
+    marks: Vec<MarkView>,
+}
+
+pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
+    loop {
+        let status = collect(context).await;
+        let text = if args.json { status.json()? } else { status.text() };
+        if args.watch && !args.json {
+            // Home, and clear what was there.
+            print!("\x1b[H\x1b[2J");
+        }
+        println!("{text}");
+        if !args.watch {
+            for problem in &status.problems {
+                eprintln!("handoff: {problem}");
+            }
+            return Ok(status.exit);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn collect(context: &Context) -> Status {
+    let mut status = Status {
+        nginx: NginxStatus { control: context.control.to_string(), instance: None, upstreams: 0 },
+        daemons: Vec::new(),
+        problems: Vec::new(),
+        exit: Exit::Done,
+    };
+    let view = match context.control().upstreams().await {
+        Ok(view) => {
+            status.nginx.instance = Some(view.instance.clone());
+            status.nginx.upstreams = view.upstreams.len();
+            Some(view)
+        }
+        Err(error) => {
+            status.fail(error.into());
+            None
+        }
+    };
+    for home in &context.homes {
+        let peers = view.iter().flat_map(target::peers).collect();
+        let survey = survey::take(home, &context.overrides, peers).await;
+        let report = target::reports(home).next();
+        if report.is_none() {
+            let text = format!("no sidecar runs for {home}: start `handoff run`, as a service beside PM2");
+            status.fail(Failure::new(Exit::NoSidecar, text));
+        }
+        if let Some(report) = report.as_ref().filter(|report| report.age() > report::STALE) {
+            let (pid, age) = (report.sidecar.map_or(0, |sidecar| sidecar.pid), report.age().as_secs());
+            let text = format!("the sidecar (pid {pid}) hangs: it said nothing for {age} s. Restart it");
+            status.fail(Failure::new(Exit::NoSidecar, text));
+        }
+        match survey {
+            Ok(survey) => status.daemons.push(daemon(home, &survey, report, view.as_ref())),
+            Err(error) => {
+                status.fail(error.into());
+                status.daemons.push(DaemonStatus {
+                    home: home.to_string(),
+                    pid: None,
+                    sidecar: report.map(SidecarStatus::from),
+                    apps: Vec::new(),
+                });
+            }
+        }
+    }
+    status
+}
+
+fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Upstreams>) -> DaemonStatus {
+    let around = Surroundings {
+        has_ps: level::has_ps(),
+        runs: report.as_ref().is_some_and(|report| report.age() <= report::STALE),
+        notices: report.as_ref().map(|report| report.notices).unwrap_or_default(),
+    };
+    let mut apps = BTreeMap::<&str, Vec<(PmId, &Worker)>>::new();
+    for (id, worker) in survey.roster.workers() {
+        apps.entry(worker.app()).or_default().push((id, worker));
+    }
+    let apps = apps.into_iter().map(|(app, workers)| app_status(app, &workers, survey, around, view));
+    DaemonStatus {
+        home: home.to_string(),
+        pid: Some(survey.daemon.pid),
+        apps: apps.collect(),
+        sidecar: report.map(SidecarStatus::from),
+    }
+}
+
+fn app_status(
+    app: &str,
+    workers: &[(PmId, &Worker)],
+    survey: &Survey,
+    around: Surroundings,
+    view: Option<&Upstreams>,
+) -> AppStatus {
+    let why: Vec<Option<String>> =
+        workers.iter().map(|(id, worker)| why_not_mapped(*id, worker, survey, view.is_some())).collect();
+    let level = level::level(workers.iter().zip(&why).map(|((_, worker), why)| (*worker, why.clone())), around);
+    let status = |((id, worker), why): (&(PmId, &Worker), Option<String>)| WorkerStatus {
+        id: *id,
+        pid: worker.process().map(|process| process.pid),
+        phase: worker.phase().to_string(),
+        peers: view.map(|view| peers(worker, view)).unwrap_or_default(),
+        why_not_mapped: why,
+    };
+    AppStatus {
+        app: app.to_owned(),
+        level: (level == Level::L0).then_some("L0"),
+        why_not: match level {
+            Level::L0 => None,
+            Level::None(why) => Some(why.to_string()),
+        },
+        workers: workers.iter().zip(why).map(status).collect(),
+    }
+}
+
+fn why_not_mapped(id: PmId, worker: &Worker, survey: &Survey, has_view: bool) -> Option<String> {
+    if !has_view {
+        return Some("nginx cannot be asked for its peers".into());
+    }
+    let held = survey.look.examined.get(&id).and_then(|examined| examined.held.as_ref().ok());
+    let sockets: BTreeSet<u64> = held.iter().flat_map(|held| held.sockets.keys().copied()).collect();
+    let listens = survey.look.listeners.describe(|inode| sockets.contains(&inode));
+    let shares = |behind: &Behind| matches!(behind, Behind::Several(workers) if workers.contains(&id));
+    level::why_not_mapped(worker, &listens, survey.roster.all_behind(), shares)
+}
+
+fn peers(worker: &Worker, view: &Upstreams) -> Vec<PeerStatus> {
+    let all = view.upstreams.iter().flat_map(|up| up.peers.iter().map(move |peer| (up, peer)));
+    let is_ours = |(up, peer): &(&handoff_wire::UpstreamView, &handoff_wire::PeerView)| {
+        worker.claims().iter().any(|claim| claim.upstream == up.name && claim.address == peer.address)
+    };
+    let ours = all.filter(is_ours).map(|(up, peer)| PeerStatus {
+        upstream: up.name.clone(),
+        address: peer.address.clone(),
+        state: peer.state,
+        in_flight: peer.in_flight,
+        marks: peer.marks.clone(),
+    });
+    ours.collect()
+}
+
+// === impl Status ===
+
+impl Status {
+    /// The first failure decides how the command ends.
+    fn fail(&mut self, failure: Failure) {
+        if self.exit == Exit::Done {
+            self.exit = failure.exit;
+        }
+        self.problems.push(failure.text);
+    }
+
+    fn json(&self) -> Result<String, Failure> {
+        serde_json::to_string_pretty(self).map_err(|error| Failure::new(Exit::Failed, error.to_string()))
+    }
+
+    fn text(&self) -> String {
+        let instance = self.nginx.instance.as_ref();
+        let nginx = instance.map_or("not reached".to_owned(), |instance| {
+            format!("instance {instance}, {} upstreams with `handoff`", self.nginx.upstreams)
+        });
+        let mut text = format!("nginx  {}  {nginx}\n", self.nginx.control);
+        for daemon in &self.daemons {
+            text.push_str(&daemon.text());
+        }
+        text.trim_end().to_owned()
+    }
+}
+
+// === impl DaemonStatus ===
+
+impl DaemonStatus {
+    fn text(&self) -> String {
+        let pid = self.pid.map_or("not reached".to_owned(), |pid| format!("pid {pid}"));
+        let sidecar = self.sidecar.as_ref().map_or("no sidecar".to_owned(), SidecarStatus::text);
+        let head = format!("PM2    {}  {pid}, {sidecar}\n", self.home);
+        if self.apps.is_empty() {
+            return head;
+        }
+        let heads = ["APP", "WORKER", "PID", "PHASE", "PEER", "UPSTREAM", "STATE", "IN FLIGHT", "MARKS"];
+        let mut rows = vec![heads.map(String::from).to_vec()];
+        rows.extend(self.apps.iter().flat_map(AppStatus::rows));
+        let levels: String = self.apps.iter().map(AppStatus::level_line).collect();
+        format!("{head}\n{}\n{levels}", table::render(&rows))
+    }
+}
+
+// === impl SidecarStatus ===
+
+impl From<Report> for SidecarStatus {
+    fn from(report: Report) -> Self {
+        Self {
+            pid: report.sidecar.map_or(0, |sidecar| sidecar.pid),
+            version: report.version,
+            notices: report.notices,
+            latency_us: report.latency,
+        }
+    }
+}
+
+impl SidecarStatus {
+    fn text(&self) -> String {
+        let LatencyView { count, p50, max, .. } = self.latency_us;
+        let latency = match count {
+            0 => "no stop announced yet".to_owned(),
+            _ => format!(
+                "{count} stops acknowledged in {} ms (median), {} ms (longest)",
+                millis(p50),
+                millis(max)
+            ),
+        };
+        format!("sidecar pid {}: {latency}", self.pid)
+    }
+}
+
+fn millis(micros: u64) -> String {
+    format!("{}.{}", micros / 1000, micros % 1000 / 100)
+}
+
+// === impl AppStatus ===
+
+impl AppStatus {
+    fn level_line(&self) -> String {
+        match &self.why_not {
+            None => format!("{}: L0\n", self.app),
+            Some(why) => format!("{}: not protected: {why}\n", self.app),
+        }
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        self.workers.iter().flat_map(|worker| worker.rows(&self.app)).collect()
+    }
+}
+
+// === impl WorkerStatus ===
+
+impl WorkerStatus {
+    fn rows(&self, app: &str) -> Vec<Vec<String>> {
+        let pid = self.pid.map_or("-".to_owned(), |pid| pid.to_string());
+        let head = vec![app.to_owned(), self.id.to_string(), pid, self.phase.clone()];
+        if self.peers.is_empty() {
+            return vec![[head, vec!["-".to_owned()]].concat()];
+        }
+        self.peers.iter().map(|peer| [head.clone(), peer.cells()].concat()).collect()
+    }
+}
+
+// === impl PeerStatus ===
+
+impl PeerStatus {
+    fn cells(&self) -> Vec<String> {
+        let mark = |mark: &MarkView| {
+            let reason = if mark.reason.is_empty() { String::new() } else { format!(" ({})", mark.reason) };
+            format!("{} by {}{reason}", mark.state, mark.owner)
+        };
+        let marks: Vec<String> = self.marks.iter().map(mark).collect();
+        vec![
+            self.address.clone(),
+            self.upstream.clone(),
+            self.state.to_string(),
+            self.in_flight.to_string(),
+            marks.join(", "),
+        ]
+    }
+}

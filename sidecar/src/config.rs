@@ -1,0 +1,170 @@
+//! The configuration file. In the plain case there is none.
+//!
+//! ```toml
+//! control = "unix:/run/handoff/nginx.sock"
+//! state_dir = "/var/lib/handoff"
+//!
+//! [[pm2]]                       # several daemons; absent: the one that PM2_HOME names
+//! home = "/home/shop/.pm2"
+//!
+//! [[worker]]                    # where the processes cannot be seen: what they are to nginx
+//! app = "shop"
+//! instance = 0                  # or port = 3000, or neither: every worker of the app
+//! peers = ["10.0.0.5:3000"]
+//! ```
+
+use crate::{
+    control::Address,
+    peer::Place,
+    pm2::monitor::Listed,
+    telemetry::{Format, Level},
+};
+use serde::{Deserialize, Deserializer, de};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub control: Option<Address>,
+    pub log: Option<Level>,
+    pub log_format: Option<Format>,
+    pub state_dir: Option<PathBuf>,
+    #[serde(default)]
+    pub pm2: Vec<Pm2>,
+    #[serde(default, rename = "worker")]
+    pub overrides: Vec<Override>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pm2 {
+    pub home: PathBuf,
+}
+
+/// The peers of a worker, given because they cannot be found.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    pub app: String,
+    pub instance: Option<u32>,
+    pub port: Option<u16>,
+    #[serde(deserialize_with = "addresses")]
+    pub peers: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{}:{line}:{column}: {text}. {mend}", path.display())]
+    Wrong { path: PathBuf, line: usize, column: usize, text: String, mend: &'static str },
+}
+
+impl File {
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+            let what = error.message().replace('\n', " ");
+            let mend = mend(&what);
+            ConfigError::Wrong { path: path.into(), line, column, text: what, mend }
+        })
+    }
+}
+
+fn mend(text: &str) -> &'static str {
+    if text.starts_with("unknown field") {
+        "Correct the spelling or remove it; docs/operations/sidecar.md lists what there is"
+    } else if text.starts_with("missing field") {
+        "Add it; docs/operations/sidecar.md shows an example"
+    } else {
+        "Correct this line; docs/operations/sidecar.md shows an example"
+    }
+}
+
+fn addresses<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let peers = Vec::<String>::deserialize(d)?;
+    match peers.iter().find(|peer| Place::parse(peer).is_none()) {
+        Some(wrong) => Err(de::Error::custom(format!(
+            "{wrong:?} is not a peer: write an address with its port, such as 127.0.0.1:3000, [::1]:3000 or \
+             unix:/run/app.sock"
+        ))),
+        None if peers.is_empty() => Err(de::Error::custom("peers is empty: name at least one")),
+        None => Ok(peers),
+    }
+}
+
+// === impl Override ===
+
+impl Override {
+    pub fn is_for(&self, worker: &Listed) -> bool {
+        let matches_instance = self.instance.is_none() || self.instance == worker.settings.instance;
+        let matches_port = self.port.is_none() || self.port == worker.settings.port;
+        self.app == worker.app && matches_instance && matches_port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<File, String> {
+        File::parse(Path::new("/etc/handoff.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let file = parse(
+            r#"
+            control = "unix:/run/nginx.sock"
+            log = "debug"
+            log_format = "json"
+            state_dir = "/srv/state"
+            [[pm2]]
+            home = "/home/a/.pm2"
+            [[pm2]]
+            home = "/home/b/.pm2"
+            [[worker]]
+            app = "shop"
+            instance = 1
+            port = 3001
+            peers = ["127.0.0.1:3001", "unix:/run/a.sock"]
+            "#,
+        )
+        .unwrap();
+        assert_eq!(file.control.unwrap().to_string(), "unix:/run/nginx.sock");
+        assert_eq!((file.log, file.log_format), (Some(Level::Debug), Some(Format::Json)));
+        assert_eq!((file.pm2.len(), file.overrides.len()), (2, 1));
+        assert_eq!(parse("").unwrap(), File::default());
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_with_its_place_and_the_mend() {
+        for (text, place, says) in [
+            ("controll = \"unix:/a\"", ":1:1:", "unknown field `controll`"),
+            ("\n\ncontrol = \"/a\"", ":3:11:", "write it as in nginx's listen directive"),
+            ("log = \"loud\"", ":1:7:", "unknown variant `loud`"),
+            ("[[worker]]\napp = \"a\"", ":1:1:", "missing field `peers`"),
+            ("[[worker]]\napp = \"a\"\npeers = [\"a:1\"]", ":3:9:", "\"a:1\" is not a peer"),
+            ("[[worker]]\napp = \"a\"\npeers = []", ":3:9:", "name at least one"),
+            ("[[worker]]\napp = \"a\"\nport = 70000\npeers = [\"127.0.0.1:1\"]", ":3:8:", "70000"),
+            ("[[pm2]]\nhom = 1", ":2:1:", "unknown field `hom`"),
+            ("x", ":1:2:", "key"),
+        ] {
+            let error = parse(text).unwrap_err();
+            let begins = format!("/etc/handoff.toml{place} ");
+            assert!(error.starts_with(&begins) && error.contains(says), "{text:?}: {error}");
+            assert!(error.contains("docs/operations/sidecar.md"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! nginx, spoken to over its control socket: the client side of `handoff_wire`.
+//!
+//! One connection is kept open, so that a drain costs one write and one read. nginx closes it now and then (when it is
+//! idle, after a thousand requests, when its worker retires): everything that is asked here may be asked twice, so a
+//! request that fails on a used connection is repeated once on a fresh one.
+
+mod address;
+mod error;
+
+pub use address::{Address, AddressError};
+pub use error::ControlError;
+
+use bytes::Bytes;
+use handoff_wire::{
+    Ack, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, Upstreams, path,
+};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+use tokio::{net::UnixStream, time};
+
+/// nginx answers within a millisecond or two; one that needs longer is stuck, and its lease rules take over.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Ten thousand peers with all their marks stay below this.
+const MAX_ANSWER: usize = 32 << 20;
+
+#[derive(Debug)]
+pub struct Control {
+    address: Address,
+    connection: Option<http1::SendRequest<Full<Bytes>>>,
+}
+
+impl Control {
+    pub fn new(address: Address) -> Self {
+        Self { address, connection: None }
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Sees to it that the next request finds an open connection.
+    pub async fn warm(&mut self) -> Result<(), ControlError> {
+        self.connected().await.map(|_| ())
+    }
+
+    pub async fn overview(&mut self) -> Result<Overview, ControlError> {
+        self.get(path::OVERVIEW, PATIENCE).await
+    }
+
+    pub async fn upstreams(&mut self) -> Result<Upstreams, ControlError> {
+        self.get(path::UPSTREAMS, PATIENCE).await
+    }
+
+    pub async fn events(&mut self, after: u64) -> Result<Events, ControlError> {
+        self.get(&format!("{}?after={after}", path::EVENTS), PATIENCE).await
+    }
+
+    /// Waits in nginx until the peer is drained, or for so long.
+    pub async fn drained(&mut self, upstream: &str, peer: &str, wait: Span) -> Result<Drained, ControlError> {
+        let path = format!("{}?timeout={wait}", path::drained(upstream, peer));
+        self.get(&path, wait.duration() + PATIENCE).await
+    }
+
+    pub async fn mark(&mut self, marks: &MarkSet) -> Result<Ack, ControlError> {
+        self.send(Method::PUT, path::MARKS, marks).await
+    }
+
+    pub async fn renew(&mut self, renew: &Renew) -> Result<Ack, ControlError> {
+        self.send(Method::POST, path::RENEW, renew).await
+    }
+
+    async fn get<T: DeserializeOwned>(&mut self, path: &str, patience: Duration) -> Result<T, ControlError> {
+        self.exchange(Method::GET, path, Bytes::new(), patience).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ControlError> {
+        let body = serde_json::to_vec(body).map_err(|error| ControlError::Failed(error.to_string()))?;
+        self.exchange(method, path, body.into(), PATIENCE).await
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<T, ControlError> {
+        let was_open = self.connection.is_some();
+        let mut answer = self.attempt(&method, path, &body, patience).await;
+        if was_open && matches!(answer, Err(ControlError::Failed(_))) {
+            answer = self.attempt(&method, path, &body, patience).await;
+        }
+        let (status, body) = answer?;
+        read(status, &body)
+    }
+
+    async fn attempt(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), ControlError> {
+        let answer = time::timeout(patience, self.round_trip(method, path, body))
+            .await
+            .unwrap_or_else(|_| Err(ControlError::TimedOut(self.address.clone())));
+        if answer.is_err() {
+            // Whatever is still to come on it, it is not the answer to the next question.
+            self.connection = None;
+        }
+        answer
+    }
+
+    async fn round_trip(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<(StatusCode, Bytes), ControlError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "handoff")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body.clone()))
+            .map_err(|error| ControlError::Failed(error.to_string()))?;
+        let failed = |error: hyper::Error| ControlError::Failed(error.to_string());
+        let answer = self.connected().await?.send_request(request).await.map_err(failed)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| ControlError::Failed(error.to_string()))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn connected(&mut self) -> Result<&mut http1::SendRequest<Full<Bytes>>, ControlError> {
+        let mut open = self.connection.take();
+        if let Some(connection) = &mut open
+            && connection.ready().await.is_err()
+        {
+            open = None;
+        }
+        let open = match open {
+            Some(open) => open,
+            None => self.connect().await?,
+        };
+        Ok(self.connection.insert(open))
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, ControlError> {
+        let path = self.address.path();
+        let socket =
+            UnixStream::connect(path).await.map_err(|error| ControlError::connecting(&self.address, error))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(socket))
+            .await
+            .map_err(|error| ControlError::Failed(error.to_string()))?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, ControlError> {
+    if status.is_success() {
+        return serde_json::from_slice(body).map_err(|_| ControlError::NotOurs(status.as_u16()));
+    }
+    Err(match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(ErrorBody { error }) => ControlError::Refused(error),
+        Err(_) => ControlError::NotOurs(status.as_u16()),
+    })
+}

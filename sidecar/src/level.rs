@@ -1,0 +1,179 @@
+//! What an app is protected against, and why not against more.
+//!
+//! L0 is what the sidecar gives without any change to the app: `pm2 reload` and `pm2 restart` as ever. It rests on PM2's
+//! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile.
+
+use crate::{mapping::Behind, peer::Peer, roster::Notices, worker::Worker};
+use std::{collections::BTreeSet, env, fmt, path::PathBuf};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Level {
+    L0,
+    None(Why),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    Cluster,
+    NotMapped(String),
+    Treekill,
+    NoPs,
+    NoNotice,
+    Alone,
+    NoSidecar,
+}
+
+/// What is known of the surroundings.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings {
+    /// PM2 finds `ps`, without which it signals at once.
+    pub has_ps: bool,
+    pub runs: bool,
+    pub notices: Notices,
+}
+
+/// The level of an app, given its workers and why each of them that has no peer has none.
+pub fn level<'a>(
+    workers: impl Iterator<Item = (&'a Worker, Option<String>)> + Clone,
+    around: Surroundings,
+) -> Level {
+    let any = |is: fn(&Worker) -> bool| workers.clone().any(|(worker, _)| is(worker));
+    let why = if any(|worker| worker.settings().cluster) {
+        Why::Cluster
+    } else if let Some(reason) = workers.clone().find_map(|(_, reason)| reason) {
+        Why::NotMapped(reason)
+    } else if any(|worker| !worker.settings().treekill) {
+        Why::Treekill
+    } else if !around.has_ps {
+        Why::NoPs
+    } else if around.notices.late > 0 && around.notices.in_time == 0 {
+        Why::NoNotice
+    } else if is_alone(workers) {
+        Why::Alone
+    } else if !around.runs {
+        Why::NoSidecar
+    } else {
+        return Level::L0;
+    };
+    Level::None(why)
+}
+
+/// Some upstream has one worker of the app only.
+fn is_alone<'a>(workers: impl Iterator<Item = (&'a Worker, Option<String>)>) -> bool {
+    let claims = workers.map(|(worker, _)| worker.claims().iter().map(|peer| peer.upstream.as_str()).collect());
+    let upstreams: Vec<BTreeSet<&str>> = claims.collect();
+    let count = |name: &str| upstreams.iter().filter(|names| names.contains(name)).count();
+    upstreams.iter().flatten().any(|name| count(name) < 2)
+}
+
+/// Why a worker has no peer. None: it has one.
+pub fn why_not_mapped<'a>(
+    worker: &Worker,
+    listens: &[String],
+    behind: impl Iterator<Item = (&'a Peer, &'a Behind)>,
+    is_one_of_several: impl Fn(&Behind) -> bool,
+) -> Option<String> {
+    if !worker.claims().is_empty() {
+        return None;
+    }
+    if let Some(unknown) = worker.unknown() {
+        return Some(unknown.to_string());
+    }
+    if worker.process().is_none() {
+        return Some("it does not run".into());
+    }
+    if let Some((peer, _)) = behind.into_iter().find(|(_, behind)| is_one_of_several(behind)) {
+        return Some(format!("several workers share {}", peer.address));
+    }
+    if listens.is_empty() {
+        return Some("it listens on no port and no socket".into());
+    }
+    Some(format!("it listens on {}, and no upstream with `handoff` has that address", listens.join(", ")))
+}
+
+/// Whether `ps` is where PM2 would find it. The daemon's own PATH is in its environment, which we do not read.
+pub fn has_ps() -> bool {
+    let own = env::var_os("PATH").unwrap_or_default();
+    let usual = ["/bin", "/usr/bin", "/usr/local/bin"].map(PathBuf::from);
+    env::split_paths(&own).chain(usual).any(|dir| dir.join("ps").is_file())
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::L0 => f.write_str("L0"),
+            Self::None(why) => write!(f, "not protected: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster => f.write_str("cluster mode is not covered yet"),
+            Self::NotMapped(reason) => f.write_str(reason),
+            Self::Treekill => f.write_str("treekill is off, so PM2 signals before nginx can be told; turn it on"),
+            Self::NoPs => f.write_str("`ps` is not installed, so PM2 signals before nginx can be told; install procps"),
+            Self::NoNotice => f.write_str(
+                "PM2 gives no notice of a stop; is PM2_LOG_DATE_FORMAT empty in its environment?",
+            ),
+            Self::Alone => f.write_str("one worker only, so nobody serves while it is replaced; run two or more"),
+            Self::NoSidecar => f.write_str("the sidecar does not run; start `handoff run`"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        host::Process,
+        pm2::monitor::{Settings, Status},
+        worker::Seen,
+    };
+    use std::time::Instant;
+
+    fn worker(port: u16, settings: Settings) -> Worker {
+        let now = Instant::now();
+        let mut worker = Worker::new(now);
+        worker.describe("shop", &settings);
+        let open = Ok([Peer::new("shop", format!("127.0.0.1:{port}"))].into());
+        let process = Some(Process { pid: u32::from(port), start: 1 });
+        worker.look(&Seen { began: now, process, status: Some(Status::Online), open }, now);
+        worker
+    }
+
+    fn of(workers: &[Worker], around: Surroundings) -> Level {
+        level(workers.iter().map(|worker| (worker, None)), around)
+    }
+
+    const GOOD: Surroundings =
+        Surroundings { has_ps: true, runs: true, notices: Notices { in_time: 0, late: 0 } };
+
+    fn fork() -> Settings {
+        Settings { treekill: true, ..Settings::default() }
+    }
+
+    #[test]
+    fn two_forks_that_are_mapped_are_l0() {
+        assert_eq!(of(&[worker(1, fork()), worker(2, fork())], GOOD), Level::L0);
+    }
+
+    #[test]
+    fn every_reason_against_it_is_given() {
+        let two = [worker(1, fork()), worker(2, fork())];
+        let why = |workers: &[Worker], around| match of(workers, around) {
+            Level::None(why) => why,
+            Level::L0 => panic!("L0"),
+        };
+        assert_eq!(why(&[worker(1, Settings { cluster: true, ..fork() })], GOOD), Why::Cluster);
+        assert_eq!(why(&[worker(1, Settings::default())], GOOD), Why::Treekill);
+        assert_eq!(why(&two, Surroundings { has_ps: false, ..GOOD }), Why::NoPs);
+        let late = Notices { in_time: 0, late: 1 };
+        assert_eq!(why(&two, Surroundings { notices: late, ..GOOD }), Why::NoNotice);
+        assert_eq!(why(&two[..1], GOOD), Why::Alone);
+        assert_eq!(why(&two, Surroundings { runs: false, ..GOOD }), Why::NoSidecar);
+        let lost = level(two.iter().map(|worker| (worker, Some("it hides".into()))), GOOD);
+        assert_eq!(lost, Level::None(Why::NotMapped("it hides".into())));
+    }
+}

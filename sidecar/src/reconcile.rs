@@ -1,0 +1,167 @@
+//! From what peers should be, and what nginx says they are, to what is to be asked of nginx.
+//!
+//! Nothing here remembers an event: the same wishes and the same view give the same requests, however they came about.
+
+use crate::{mapping::Behind, peer::Peer, worker::Wish};
+use handoff_wire::{Ack, Expect, MarkRequest, Owner, PeerState, State, Upstreams};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+/// What nginx has, as far as we know.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    pub instance: String,
+    pub generation: u64,
+    peers: BTreeMap<Peer, ObservedPeer>,
+}
+
+#[derive(Clone, Debug)]
+struct ObservedPeer {
+    state: PeerState,
+    own: Option<OwnMark>,
+    is_backup: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OwnMark {
+    state: State,
+    expect: Expect,
+    since: Instant,
+}
+
+/// A mark of ours that nobody wishes and nobody refutes (we were restarted, and its worker is not there yet) promises a
+/// return for so long.
+const PATIENCE: Duration = Duration::from_secs(10);
+const ORPHAN: &str = "nobody listens there";
+/// In bytes; a longer one is refused.
+const MAX_REASON: usize = 128;
+
+impl Observed {
+    pub fn new(view: &Upstreams, owner: &Owner, now: Instant) -> Self {
+        let mut peers = BTreeMap::new();
+        for upstream in &view.upstreams {
+            for peer in &upstream.peers {
+                let own = peer.marks.iter().find(|mark| mark.owner == *owner).map(|mark| OwnMark {
+                    state: mark.state,
+                    expect: mark.expect,
+                    since: now.checked_sub(mark.age.duration()).unwrap_or(now),
+                });
+                // A removed peer matters only as long as it has a mark of ours.
+                if peer.configured || own.is_some() {
+                    let seen = ObservedPeer { state: peer.state, own, is_backup: peer.backup };
+                    peers.insert(Peer::new(&upstream.name, &peer.address), seen);
+                }
+            }
+        }
+        Self { instance: view.instance.clone(), generation: view.generation, peers }
+    }
+
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.keys()
+    }
+
+    /// nginx did what it was asked.
+    pub fn acknowledge(&mut self, asked: &[MarkRequest], ack: &Ack, now: Instant) {
+        self.generation = self.generation.max(ack.generation);
+        for request in asked {
+            let Some(upstream) = &request.upstream else { continue };
+            if let Some(peer) = self.peers.get_mut(&Peer::new(upstream, &request.peer)) {
+                let (state, expect) = (request.state, request.expect);
+                let since = peer.own.map_or(now, |own| own.since);
+                peer.own = (state != State::Up).then_some(OwnMark { state, expect, since });
+            }
+        }
+        for acked in &ack.marks {
+            if let Some(peer) = self.peers.get_mut(&Peer::new(&acked.upstream, &acked.peer)) {
+                peer.state = acked.state.into();
+            }
+        }
+    }
+}
+
+/// What nginx is to be asked so that every peer is what it should be. Empty: it is.
+pub fn plan<'a>(
+    wishes: &BTreeMap<Peer, Wish>,
+    observed: &Observed,
+    behind: impl Fn(&Peer) -> Option<&'a Behind>,
+    now: Instant,
+) -> Vec<MarkRequest> {
+    let trusted = let_serve(wishes, observed);
+    let wished = wishes.iter().filter_map(|(peer, wish)| {
+        let own = observed.peers.get(peer)?.own;
+        let state = if trusted.contains(peer) { State::Up } else { wish.state };
+        let is_so = match own {
+            None => state == State::Up,
+            Some(own) => (own.state, own.expect) == (state, wish.expect),
+        };
+        (!is_so).then(|| request(peer, state, wish.expect, &wish.reason))
+    });
+    let orphans = observed.peers.iter().filter(|(peer, _)| !wishes.contains_key(*peer));
+    let orphans = orphans.filter_map(|(peer, seen)| orphan(peer, seen.own?, behind(peer)?, now));
+    wished.chain(orphans).collect()
+}
+
+/// The workers that are not trusted yet and serve all the same: those that do already, and those without whom nobody
+/// would.
+fn let_serve<'a>(wishes: &'a BTreeMap<Peer, Wish>, observed: &Observed) -> BTreeSet<&'a Peer> {
+    let served: BTreeSet<&str> = observed
+        .peers
+        .iter()
+        .filter(|(peer, seen)| {
+            let is_meant_to = wishes.get(*peer).is_none_or(|wish| wish.state == State::Up);
+            is_meant_to && seen.state == PeerState::Up && !seen.is_backup
+        })
+        .map(|(peer, _)| peer.upstream.as_str())
+        .collect();
+    wishes
+        .iter()
+        .filter(|(peer, wish)| {
+            let serves_already = || observed.peers.get(*peer).is_some_and(|seen| seen.own.is_none());
+            wish.is_able && (serves_already() || !served.contains(peer.upstream.as_str()))
+        })
+        .map(|(peer, _)| peer)
+        .collect()
+}
+
+/// A mark of ours on a peer of which we know nothing any more.
+fn orphan(peer: &Peer, own: OwnMark, behind: &Behind, now: Instant) -> Option<MarkRequest> {
+    match behind {
+        Behind::Nobody => {
+            let is_old = now.saturating_duration_since(own.since) >= PATIENCE;
+            let is_told = (own.state, own.expect) == (State::Down, Expect::Gone);
+            (is_old && !is_told).then(|| request(peer, State::Down, Expect::Gone, ORPHAN))
+        }
+        Behind::Unclear | Behind::Foreign | Behind::Worker(_) | Behind::Several(_) | Behind::Stranger => {
+            Some(let_go(peer))
+        }
+    }
+}
+
+/// Takes our own mark away.
+pub fn let_go(peer: &Peer) -> MarkRequest {
+    request(peer, State::Up, Expect::Gone, "")
+}
+
+fn request(peer: &Peer, state: State, expect: Expect, reason: &str) -> MarkRequest {
+    let is_mark = state != State::Up;
+    MarkRequest {
+        upstream: Some(peer.upstream.clone()),
+        peer: peer.address.clone(),
+        state,
+        // Where no mark is left, there is nothing to expect and nothing to explain.
+        expect: if is_mark { expect } else { Expect::Gone },
+        reason: if is_mark { one_line(reason) } else { String::new() },
+        all: false,
+    }
+}
+
+/// A reason is one line of bounded length; an app's name may be anything.
+fn one_line(reason: &str) -> String {
+    let mut line: String = reason.chars().filter(|c| !c.is_control()).collect();
+    while line.len() > MAX_REASON {
+        line.pop();
+    }
+    line
+}

@@ -1,0 +1,280 @@
+//! All workers of one PM2 daemon, and the peers that are theirs.
+
+use crate::{
+    config::Override,
+    host::{Process, Unknown},
+    look::{Examined, Look},
+    mapping::{Behind, Scene},
+    peer::Peer,
+    pm2::{
+        PmId,
+        event::Event,
+        monitor::{Listed, Status},
+    },
+    worker::{Phase, Seen, Wish, Worker},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+#[derive(Debug, Default)]
+pub struct Roster {
+    workers: BTreeMap<PmId, Worker>,
+    overrides: Vec<Override>,
+    /// Workers whose peers are given by configuration.
+    configured: BTreeMap<PmId, Vec<String>>,
+    /// The peers that nginx has.
+    peers: BTreeSet<Peer>,
+    /// What was behind each of them at the last full look.
+    behind: BTreeMap<Peer, Behind>,
+    notices: Notices,
+}
+
+/// How PM2's notices came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Notices {
+    /// While the worker still lived.
+    pub in_time: u64,
+    /// After its death: PM2 gives no notice worth the name here.
+    pub late: u64,
+}
+
+/// Where to look, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attention {
+    /// Every living process.
+    pub known: Vec<(PmId, Process)>,
+    /// Those that may begin to listen any moment, and how often to look at them.
+    pub starting: Vec<(PmId, Process)>,
+    pub pace: Option<Duration>,
+    /// How often to ask PM2 for a new process.
+    pub ask: Option<Duration>,
+}
+
+/// How often PM2 is asked for a worker's new process, by how long it is missing.
+const ASK: [(Duration, Duration); 2] = [
+    (Duration::from_secs(15), Duration::from_millis(25)),
+    (Duration::from_secs(120), Duration::from_millis(250)),
+];
+
+// === impl Roster ===
+
+impl Roster {
+    pub fn new(overrides: Vec<Override>) -> Self {
+        Self { overrides, ..Self::default() }
+    }
+
+    pub fn workers(&self) -> impl Iterator<Item = (PmId, &Worker)> {
+        self.workers.iter().map(|(&id, worker)| (id, worker))
+    }
+
+    pub fn notices(&self) -> Notices {
+        self.notices
+    }
+
+    pub fn behind(&self, peer: &Peer) -> Option<&Behind> {
+        self.behind.get(peer)
+    }
+
+    pub fn all_behind(&self) -> impl Iterator<Item = (&Peer, &Behind)> {
+        self.behind.iter()
+    }
+
+    /// True: they are others than before, so that a look is due.
+    pub fn set_peers(&mut self, peers: BTreeSet<Peer>) -> bool {
+        let is_new = self.peers != peers;
+        self.peers = peers;
+        is_new
+    }
+
+    pub fn notice(&mut self, event: &Event, now: Instant) {
+        match *event {
+            Event::Stopping(id) => self.stopping(id, now),
+            Event::Starting(id) => self.with(id, |worker| worker.starting(now)),
+            Event::Ready(id) => self.with(id, |worker| worker.says_ready(now)),
+            Event::Ended(id) => self.with(id, |worker| worker.ended(now)),
+            Event::Exited(_) | Event::Changed => {}
+        }
+    }
+
+    pub fn died(&mut self, process: Process, now: Instant) {
+        for worker in self.workers.values_mut() {
+            worker.died(process, now);
+        }
+    }
+
+    pub fn look(&mut self, look: &Look, now: Instant) {
+        let holders = look.holders();
+        let scene = Scene { listeners: &look.listeners, locals: &look.locals, holders: &holders };
+        let behind: BTreeMap<Peer, Behind> =
+            self.peers.iter().map(|peer| (peer.clone(), scene.behind(peer))).collect();
+        match &look.listed {
+            Some(listed) => {
+                self.forget_missing(listed, now);
+                for worker in listed {
+                    self.see_listed(worker, look, &behind, now);
+                }
+                self.behind = behind;
+                self.drop_lost_claims();
+            }
+            None => {
+                for (&id, examined) in &look.examined {
+                    self.see_examined(id, examined, look.began, &behind, now);
+                }
+            }
+        }
+        self.give_to_the_one_that_listens();
+    }
+
+    pub fn tick(&mut self, now: Instant) {
+        for worker in self.workers.values_mut() {
+            worker.tick(now);
+        }
+    }
+
+    /// When time alone changes something.
+    pub fn next_tick(&self) -> Option<Instant> {
+        let until = |worker: &Worker| match worker.phase() {
+            Phase::Settling { until } => Some(until),
+            _ => None,
+        };
+        self.workers.values().filter_map(until).min()
+    }
+
+    /// What each peer of ours should be. A peer on which two workers listen is nobody's.
+    pub fn wishes(&self) -> BTreeMap<Peer, Wish> {
+        let mut wishes = BTreeMap::new();
+        let mut shared = BTreeSet::new();
+        for (id, worker) in self.workers() {
+            for peer in worker.claims() {
+                let mut wish = worker.wish(peer);
+                wish.reason = format!("{}:{id}: {}", worker.app(), wish.reason);
+                if wishes.insert(peer.clone(), wish).is_some() {
+                    shared.insert(peer);
+                }
+            }
+        }
+        wishes.retain(|peer, _| !shared.contains(peer));
+        wishes
+    }
+
+    pub fn attention(&self, now: Instant) -> Attention {
+        let living = || self.workers().filter_map(|(id, worker)| Some((id, worker, worker.process()?)));
+        let eager = |worker: &Worker| worker.eagerness(now);
+        let ask = |since: Instant| {
+            let missing = now.saturating_duration_since(since);
+            ASK.iter().find(|(until, _)| missing < *until).map(|&(_, pace)| pace)
+        };
+        Attention {
+            known: living().map(|(id, _, process)| (id, process)).collect(),
+            starting: living()
+                .filter(|(_, worker, _)| eager(worker).is_some())
+                .map(|(id, _, process)| (id, process))
+                .collect(),
+            pace: self.workers.values().filter_map(eager).min(),
+            ask: self.workers.values().filter_map(Worker::missing_since).filter_map(ask).min(),
+        }
+    }
+
+    fn with(&mut self, id: PmId, tell: impl FnOnce(&mut Worker)) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            tell(worker);
+        }
+    }
+
+    fn stopping(&mut self, id: PmId, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.stopping(now) {
+            self.notices.in_time += 1;
+        } else {
+            self.notices.late += 1;
+        }
+    }
+
+    fn see_listed(&mut self, listed: &Listed, look: &Look, behind: &BTreeMap<Peer, Behind>, now: Instant) {
+        let addresses = self.overrides.iter().find(|over| over.is_for(listed)).map(|over| over.peers.clone());
+        self.configured.remove(&listed.id);
+        self.configured.extend(addresses.map(|addresses| (listed.id, addresses)));
+        let worker = self.workers.entry(listed.id).or_insert_with(|| Worker::new(now));
+        worker.describe(&listed.app, &listed.settings);
+        let examined = look.examined.get(&listed.id);
+        let seen = Seen {
+            began: look.began,
+            process: examined.map(|examined| examined.process),
+            status: Some(listed.status),
+            open: self.open(listed.id, examined, Some(listed.status), behind),
+        };
+        self.with(listed.id, |worker| worker.look(&seen, now));
+    }
+
+    fn see_examined(
+        &mut self,
+        id: PmId,
+        examined: &Examined,
+        began: Instant,
+        behind: &BTreeMap<Peer, Behind>,
+        now: Instant,
+    ) {
+        let open = self.open(id, Some(examined), None, behind);
+        let seen = Seen { began, process: Some(examined.process), status: None, open };
+        // Only PM2's list makes a worker.
+        self.with(id, |worker| worker.look(&seen, now));
+    }
+
+    /// The peers on which a worker listens.
+    fn open(
+        &self,
+        id: PmId,
+        examined: Option<&Examined>,
+        status: Option<Status>,
+        behind: &BTreeMap<Peer, Behind>,
+    ) -> Result<BTreeSet<Peer>, Unknown> {
+        let is_open = |peer: &Peer, found: &Behind| match self.configured.get(&id) {
+            None => *found == Behind::Worker(id),
+            Some(addresses) if !addresses.contains(&peer.address) => false,
+            Some(_) => match found {
+                Behind::Nobody => false,
+                // Out of our sight: PM2's word is all there is.
+                Behind::Foreign | Behind::Unclear => status.map_or_else(
+                    || self.workers.get(&id).is_some_and(|worker| worker.open().contains(peer)),
+                    |status| status == Status::Online,
+                ),
+                Behind::Worker(_) | Behind::Several(_) | Behind::Stranger => true,
+            },
+        };
+        if let Some(Err(unknown)) = examined.map(|examined| &examined.held)
+            && !self.configured.contains_key(&id)
+        {
+            return Err(unknown.clone());
+        }
+        Ok(behind.iter().filter(|(peer, found)| is_open(peer, found)).map(|(peer, _)| peer.clone()).collect())
+    }
+
+    fn forget_missing(&mut self, listed: &[Listed], now: Instant) {
+        let ids: BTreeSet<PmId> = listed.iter().map(|worker| worker.id).collect();
+        self.workers.retain(|id, worker| ids.contains(id) || !worker.vanished(now));
+    }
+
+    /// A worker that is gone for good has no say any more where somebody else listens.
+    fn drop_lost_claims(&mut self) {
+        let taken = |peer: &&Peer| matches!(self.behind.get(*peer), Some(found) if *found != Behind::Nobody);
+        for worker in self.workers.values_mut().filter(|worker| worker.phase() == Phase::Gone) {
+            let lost: Vec<Peer> = worker.claims().iter().filter(taken).cloned().collect();
+            lost.iter().for_each(|peer| worker.disclaim(peer));
+        }
+    }
+
+    /// Where one worker listens now, no other one has a claim from the past.
+    fn give_to_the_one_that_listens(&mut self) {
+        let open: Vec<(PmId, Peer)> = self
+            .workers()
+            .flat_map(|(id, worker)| worker.open().iter().map(move |peer| (id, peer.clone())))
+            .collect();
+        for (owner, peer) in open {
+            for (_, worker) in self.workers.iter_mut().filter(|(id, _)| **id != owner) {
+                worker.disclaim(&peer);
+            }
+        }
+    }
+}

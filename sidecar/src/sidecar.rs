@@ -1,0 +1,110 @@
+//! `handoff run`: everything that lives together in one process.
+
+use crate::{
+    agent::{Agent, Lines},
+    config::Override,
+    control::{Address, Control},
+    host::death::Deaths,
+    memory::Memory,
+    nginx::{Nginx, Refresh, Views},
+    pm2::{bus, home::Home},
+    report::{self, Report},
+    roster::Attention,
+    scout::Scout,
+    telemetry::Changes,
+};
+use handoff_wire::Owner;
+use std::{io, path::PathBuf, sync::Arc};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+};
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub control: Address,
+    pub homes: Vec<Home>,
+    pub overrides: Vec<Override>,
+    pub state_dir: PathBuf,
+}
+
+/// Runs until the shutdown. Nothing that is missing outside ends it.
+pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
+    let daemons: Vec<(Home, Owner)> =
+        settings.homes.iter().filter_map(|home| Some((home.clone(), home.owner()?))).collect();
+    let owners: Vec<Owner> = daemons.iter().map(|(_, owner)| owner.clone()).collect();
+    let (nginx, views, refresh) = Nginx::new(settings.control.clone(), owners.clone());
+
+    // Those who only watch end with the process; those who must take their leave are waited for.
+    let mut watchers = JoinSet::new();
+    let mut workers = JoinSet::new();
+    watchers.spawn(nginx.run());
+    let memory = Memory::open(&settings.state_dir, Control::new(settings.control.clone()));
+    workers.spawn(memory.run(views.clone(), shutdown.clone()));
+    for (home, owner) in daemons {
+        let daemon = Daemon { home, owner, views: views.clone(), refresh: refresh.clone() };
+        match daemon.start(&settings, &mut watchers) {
+            Ok(agent) => _ = workers.spawn(agent.run(shutdown.clone())),
+            Err(error) => tracing::error!("cannot watch processes: {error}"),
+        }
+    }
+    tracing::info!(control = %settings.control, "handoff {} runs", env!("CARGO_PKG_VERSION"));
+    while workers.join_next().await.is_some() {}
+    watchers.shutdown().await;
+    for dir in report::places() {
+        owners.iter().for_each(|owner| Report::remove(&dir, owner));
+    }
+    tracing::info!("handoff ends");
+}
+
+/// What one PM2 daemon needs.
+struct Daemon {
+    home: Home,
+    owner: Owner,
+    views: Views,
+    refresh: Refresh,
+}
+
+impl Daemon {
+    fn start(self, settings: &Settings, watchers: &mut JoinSet<()>) -> io::Result<Agent> {
+        let (deaths, told_deaths) = Deaths::new()?;
+        let (bus, notices) = bus::channel();
+        let (looks_in, looks) = mpsc::channel(1);
+        let (attention, attention_out) = watch::channel(Attention::default());
+        let (report, reports) = watch::channel(Report::default());
+        let hurry = Arc::new(Notify::new());
+        let scout = Scout::new(self.home.clone(), attention_out, hurry.clone(), looks_in);
+        let home = self.home.clone();
+        watchers.spawn(async move { bus.run(&home).await });
+        watchers.spawn(scout.run());
+        watchers.spawn(publish(reports));
+        let lines = Lines {
+            notices,
+            deaths,
+            told_deaths,
+            looks,
+            views: self.views,
+            refresh: self.refresh,
+            attention,
+            hurry,
+            control: Control::new(settings.control.clone()),
+            report,
+        };
+        Ok(Agent::new(self.home, self.owner, settings.overrides.clone(), lines))
+    }
+}
+
+/// Writes what the agent says of itself, beside it: a slow disk must not be in a drain's way.
+async fn publish(mut reports: watch::Receiver<Report>) {
+    let mut log = Changes::default();
+    while reports.changed().await.is_ok() {
+        let report = reports.borrow_and_update().clone();
+        let written = tokio::task::spawn_blocking(move || report.write(&report::writable_place()?)).await;
+        if let Ok(Err(error)) = written {
+            log.warn(format!(
+                "`handoff status` will not see this process: {error}. Make /run/handoff writable for it or set \
+                 HANDOFF_RUNTIME_DIR"
+            ));
+        }
+    }
+}

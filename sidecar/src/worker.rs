@@ -1,0 +1,370 @@
+//! One worker of PM2: what is known of it, and what follows for its peers.
+//!
+//! ```text
+//!              PM2 is stopping it              it ends
+//!   Serving ──────────────────────► Stopping ───────────► Dead ──────► Gone   (stopped, deleted, given up)
+//!      ▲  ▲                                                │  ▲
+//!      │  └─ it listens and is ready ── Starting ◄─────────┘  │ it ends, and nobody ordered it
+//!      │                                   │                  │
+//!      └── it stayed up ── Settling ◄──────┘  after a death that nobody ordered
+//! ```
+//!
+//! Facts come in any order and some never come. So each one may be told at any time; a look (see [`Worker::look`]) that
+//! began after the last order puts everything right that events did not tell.
+
+use crate::{
+    host::{Process, Unknown},
+    peer::Peer,
+    pm2::monitor::{Settings, Status},
+    settle::Settle,
+};
+use handoff_wire::{Expect, State};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    time::{Duration, Instant},
+};
+
+#[derive(Clone, Debug)]
+pub struct Worker {
+    app: String,
+    settings: Settings,
+    phase: Phase,
+    since: Instant,
+    process: Option<Process>,
+    /// The last process that ended: what an older look says of it is no news.
+    buried: Option<Process>,
+    /// The last order that we heard on the bus: an older look does not know of it.
+    told: Option<Instant>,
+    /// The app said so, or PM2 did.
+    ready: bool,
+    /// The last end was ordered, or there was none.
+    ordered: bool,
+    settle: Settle,
+    /// Peers that are or were this worker's. They stay so while it is replaced and nobody listens.
+    claims: BTreeSet<Peer>,
+    /// Those of them on which it listens now.
+    open: BTreeSet<Peer>,
+    /// The last look missed a listener that was there: look again before it is believed.
+    doubted: bool,
+    unknown: Option<Unknown>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A process runs and does not serve yet.
+    Starting,
+    /// It serves, but the one before it died unasked.
+    Settling { until: Instant },
+    Serving,
+    Stopping,
+    /// No process; another one is expected.
+    Dead,
+    /// No process, and none is expected.
+    Gone,
+}
+
+/// What a look found of one worker.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub began: Instant,
+    /// None: no living process.
+    pub process: Option<Process>,
+    /// None: PM2 was not asked.
+    pub status: Option<Status>,
+    /// The peers on which its processes listen, or why that is not known.
+    pub open: Result<BTreeSet<Peer>, Unknown>,
+}
+
+/// What a peer should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    pub state: State,
+    pub expect: Expect,
+    pub reason: String,
+    /// It could serve, and waits only to be trusted: better than nobody.
+    pub is_able: bool,
+}
+
+/// PM2 has `stopped` for a moment in the middle of a restart, too.
+const STOPPED_FOR_GOOD: Duration = Duration::from_secs(1);
+/// How late PM2's notice may come and still explain a death.
+const LATE_NOTICE: Duration = Duration::from_secs(1);
+/// How often to look whether a starting worker listens, by its age. Older ones are met by the general look.
+const EAGERNESS: [(Duration, Duration); 2] = [
+    (Duration::from_secs(15), Duration::from_millis(10)),
+    (Duration::from_secs(60), Duration::from_millis(100)),
+];
+
+// === impl Worker ===
+
+impl Worker {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            app: String::new(),
+            settings: Settings::default(),
+            phase: Phase::Dead,
+            since: now,
+            process: None,
+            buried: None,
+            told: None,
+            ready: false,
+            ordered: true,
+            settle: Settle::default(),
+            claims: BTreeSet::new(),
+            open: BTreeSet::new(),
+            doubted: false,
+            unknown: None,
+        }
+    }
+
+    pub fn app(&self) -> &str {
+        &self.app
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub fn process(&self) -> Option<Process> {
+        self.process
+    }
+
+    pub fn claims(&self) -> &BTreeSet<Peer> {
+        &self.claims
+    }
+
+    pub fn open(&self) -> &BTreeSet<Peer> {
+        &self.open
+    }
+
+    /// Why its processes could not be examined.
+    pub fn unknown(&self) -> Option<&Unknown> {
+        self.unknown.as_ref()
+    }
+
+    pub fn describe(&mut self, app: &str, settings: &Settings) {
+        if self.app != app || self.settings != *settings {
+            self.app = app.to_owned();
+            self.settings = settings.clone();
+        }
+    }
+
+    /// PM2 is about to stop it. False: its process was dead already.
+    pub fn stopping(&mut self, now: Instant) -> bool {
+        self.told = Some(now);
+        self.ready = false;
+        if self.process.is_some() {
+            self.enter(Phase::Stopping, now);
+            return true;
+        }
+        if self.phase == Phase::Dead && now.saturating_duration_since(self.since) < LATE_NOTICE {
+            self.ordered = true;
+        }
+        false
+    }
+
+    /// PM2 is about to start a process.
+    pub fn starting(&mut self, now: Instant) {
+        self.ready = false;
+        if self.phase == Phase::Gone {
+            self.enter(Phase::Dead, now);
+        }
+    }
+
+    /// The app says that it can serve.
+    pub fn says_ready(&mut self, now: Instant) {
+        self.ready = true;
+        self.serve_if_able(now);
+    }
+
+    /// Somebody stopped or deleted it.
+    pub fn ended(&mut self, now: Instant) {
+        self.told = Some(now);
+        if self.process.is_none() {
+            self.enter(Phase::Gone, now);
+        }
+    }
+
+    /// A process ended. True: it was this worker's.
+    pub fn died(&mut self, process: Process, now: Instant) -> bool {
+        let is_ours = self.process == Some(process);
+        if is_ours {
+            self.bury(self.phase == Phase::Stopping, now);
+        }
+        is_ours
+    }
+
+    /// PM2 does not list it any more. True: nothing is left to be said of it.
+    pub fn vanished(&mut self, now: Instant) -> bool {
+        // A process that PM2 forgot is not PM2's: whoever it is, we do not speak for it.
+        if self.process.is_some() || self.claims.is_empty() {
+            return true;
+        }
+        self.enter(Phase::Gone, now);
+        false
+    }
+
+    pub fn look(&mut self, seen: &Seen, now: Instant) {
+        if self.told.is_some_and(|told| seen.began < told) {
+            return;
+        }
+        match seen.process {
+            Some(process) if self.buried == Some(process) => {}
+            Some(process) => self.present(process, seen, now),
+            None => self.absent(seen.status, now),
+        }
+    }
+
+    /// Time went on.
+    pub fn tick(&mut self, now: Instant) {
+        if let Phase::Settling { until } = self.phase
+            && until <= now
+        {
+            self.ordered = true;
+            self.enter(Phase::Serving, now);
+        }
+    }
+
+    /// Another worker, or nobody of ours, is behind that address now.
+    pub fn disclaim(&mut self, peer: &Peer) {
+        if !self.open.contains(peer) {
+            self.claims.remove(peer);
+        }
+    }
+
+    /// How often to look at it, because it may listen any moment.
+    pub fn eagerness(&self, now: Instant) -> Option<Duration> {
+        let lacks = self.doubted || self.open.is_empty() || self.open.len() < self.claims.len();
+        if self.process.is_none() || self.phase == Phase::Stopping || !lacks {
+            return None;
+        }
+        let age = now.saturating_duration_since(self.since);
+        EAGERNESS.iter().find(|(until, _)| age < *until).map(|&(_, pace)| pace)
+    }
+
+    /// Since when a new process is expected.
+    pub fn missing_since(&self) -> Option<Instant> {
+        (self.phase == Phase::Dead).then_some(self.since)
+    }
+
+    pub fn wish(&self, peer: &Peer) -> Wish {
+        let is_open = self.open.contains(peer);
+        let (state, expect, what) = match self.phase {
+            Phase::Stopping => (State::Draining, Expect::Back, "PM2 stops it"),
+            Phase::Dead if self.ordered => (State::Down, Expect::Back, "it ended and is replaced"),
+            Phase::Dead => (State::Down, Expect::Back, "it died"),
+            Phase::Gone => (State::Down, Expect::Gone, "it ended for good"),
+            Phase::Settling { .. } if is_open => (State::Checking, Expect::Back, "it died before and must stay up"),
+            Phase::Serving if is_open => (State::Up, Expect::Back, ""),
+            _ => (State::Checking, Expect::Back, "it does not serve there yet"),
+        };
+        let is_able = is_open && matches!(self.phase, Phase::Settling { .. });
+        Wish { state, expect, reason: what.to_owned(), is_able }
+    }
+
+    fn absent(&mut self, status: Option<Status>, now: Instant) {
+        if self.process.is_some() {
+            let is_ordered = matches!(status, Some(Status::Stopping | Status::Stopped));
+            self.bury(is_ordered || self.phase == Phase::Stopping, now);
+        }
+        let for_long = now.saturating_duration_since(self.since) >= STOPPED_FOR_GOOD;
+        match (status, self.phase) {
+            (Some(Status::Errored), Phase::Dead) => self.enter(Phase::Gone, now),
+            (Some(Status::Stopped), Phase::Dead) if for_long => self.enter(Phase::Gone, now),
+            (Some(Status::Launching | Status::Online | Status::Other), Phase::Gone) => {
+                self.enter(Phase::Dead, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn present(&mut self, process: Process, seen: &Seen, now: Instant) {
+        if self.process != Some(process) {
+            if self.process.is_some() {
+                self.bury(self.phase == Phase::Stopping, now);
+            }
+            self.process = Some(process);
+            self.enter(Phase::Starting, now);
+        }
+        match seen.status {
+            Some(Status::Stopping | Status::Stopped | Status::Errored) => self.enter(Phase::Stopping, now),
+            Some(status) => {
+                // PM2 says `online` when the app said ready, or when it has waited long enough for that.
+                self.ready |= status == Status::Online;
+                if self.phase == Phase::Stopping {
+                    self.enter(Phase::Starting, now);
+                }
+            }
+            None => {}
+        }
+        self.unknown = seen.open.as_ref().err().cloned();
+        if let Ok(open) = &seen.open {
+            self.listens(open);
+        }
+        self.serve_if_able(now);
+    }
+
+    fn listens(&mut self, open: &BTreeSet<Peer>) {
+        let is_less = !self.open.is_subset(open);
+        if is_less && !self.doubted {
+            self.doubted = true;
+            self.open.extend(open.iter().cloned());
+        } else {
+            self.doubted = false;
+            self.open.clone_from(open);
+        }
+        self.claims.extend(open.iter().cloned());
+    }
+
+    fn serve_if_able(&mut self, now: Instant) {
+        let is_able = !self.open.is_empty() && (self.ready || !self.settings.wait_ready);
+        match self.phase {
+            Phase::Starting if is_able && self.ordered => self.enter(Phase::Serving, now),
+            Phase::Starting if is_able => {
+                self.enter(Phase::Settling { until: now + self.settle.stay_up() }, now);
+            }
+            // It closed its listeners by itself.
+            Phase::Serving | Phase::Settling { .. } if self.open.is_empty() => self.enter(Phase::Starting, now),
+            _ => {}
+        }
+    }
+
+    fn bury(&mut self, ordered: bool, now: Instant) {
+        self.buried = self.process.take();
+        self.open.clear();
+        self.doubted = false;
+        self.ready = false;
+        self.ordered = ordered;
+        if !ordered {
+            self.settle.died(now);
+        }
+        self.enter(Phase::Dead, now);
+    }
+
+    fn enter(&mut self, phase: Phase, now: Instant) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.since = now;
+        }
+    }
+}
+
+// === impl Phase ===
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Starting => "starting",
+            Self::Settling { .. } => "settling",
+            Self::Serving => "serving",
+            Self::Stopping => "stopping",
+            Self::Dead => "replaced",
+            Self::Gone => "gone",
+        })
+    }
+}
