@@ -12,6 +12,8 @@
 //! - **The control path** ([`control`]): changes marks and derives the gates from them. Writers exclude each other by a
 //!   lock that the shell owns (nginx's slab mutex, which the master releases if its holder dies); a write that was cut
 //!   short by such a death is completed by the next one ([`table::Header::begin`]).
+//!
+//! The life of a peer, with its picture: `LIFECYCLE.md`.
 
 #![forbid(unsafe_code)]
 
