@@ -408,8 +408,7 @@ fn place_of(us: &ngx_http_upstream_srv_conf_t) -> String {
 
 /// Looks up the names of `user=` and `group=`.
 fn access(api: &Api) -> Result<Access, Invalid> {
-    // SAFETY: cannot fail.
-    let master = unsafe { libc::geteuid() };
+    let master = rustix::process::geteuid().as_raw();
     let mut access = Access { users: vec![0, master], groups: Vec::new(), tcp: api.tcp };
     if let Some(name) = &api.user {
         access.users.push(user(name).ok_or_else(|| Invalid::NoSuch("user", name.clone()))?);

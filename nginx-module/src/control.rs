@@ -171,8 +171,7 @@ fn authorize(r: &ngx_http_request_t) -> Result<(), Refusal> {
     };
     // SAFETY: a request has a connection.
     let connection = unsafe { &*r.connection };
-    // SAFETY: cannot fail.
-    let worker = unsafe { libc::geteuid() };
+    let worker = rustix::process::geteuid().as_raw();
     let caller = caller(connection);
     if api.access.allows(&caller, worker) {
         return Ok(());

@@ -7,10 +7,10 @@
 use crate::conf::group;
 use nginx_sys::{NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_log_t};
 use ngx::ngx_log_error;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, chown};
 use std::path::{Path, PathBuf};
@@ -81,22 +81,7 @@ fn remove_stale(path: &Path, log: *mut ngx_log_t) -> io::Result<()> {
 
 /// Never waits: the queue of an nginx that hangs may be full, and this is its master, or an operator who mends it.
 fn connect(path: &Path) -> io::Result<()> {
-    // SAFETY: all of its fields may be zero.
-    let mut at: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    at.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    for (place, byte) in at.sun_path.iter_mut().zip(path.as_os_str().as_bytes()) {
-        *place = *byte as libc::c_char;
-    }
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: only makes a descriptor.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: just made, and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let len = libc::socklen_t::try_from(size_of_val(&at)).unwrap_or_default();
-    // SAFETY: reads the address it is given, of this length.
-    let connected = unsafe { libc::connect(socket.as_raw_fd(), (&raw const at).cast(), len) };
-    if connected == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(net::connect(socket, &SocketAddrUnix::new(path)?)?)
 }

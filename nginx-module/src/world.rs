@@ -3,6 +3,8 @@
 use crate::conf::MainConf;
 use crate::nginx;
 use handoff_core::{Process, Standing};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use std::fs;
 
 impl handoff_core::World for MainConf {
@@ -55,9 +57,7 @@ fn without_proc(pid: u32) -> Option<u64> {
     if fs::exists("/proc/self/stat").unwrap_or(false) {
         return None;
     }
-    let pid = libc::pid_t::try_from(pid).ok()?;
-    // SAFETY: signal 0 is only a question.
-    let answer = unsafe { libc::kill(pid, 0) };
-    let is_there = answer == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let is_there = !matches!(test_kill_process(pid), Err(Errno::SRCH));
     is_there.then_some(0)
 }

@@ -15,6 +15,7 @@ use nginx_sys::{
     ngx_shmtx_t, ngx_shmtx_trylock, ngx_shmtx_unlock, ngx_slab_calloc, ngx_slab_pool_t,
 };
 use ngx::ngx_log_error;
+use rustix::rand::GetRandomFlags;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -146,9 +147,7 @@ fn carve(memory: NonNull<u8>, plan: Plan) -> Table<'static> {
 
 fn random() -> u64 {
     let mut bytes = [0u8; 8];
-    // SAFETY: writes at most the 8 bytes it is given.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if got == 8 {
+    if rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty()) == Ok(bytes.len()) {
         return u64::from_ne_bytes(bytes);
     }
     // Only to tell one instance from the next: the clock and the pid do too.
