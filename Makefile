@@ -93,6 +93,11 @@ demo: build ## deploy under load, without Handoff and with it; about two minutes
 scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0
 	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL)
 
+.PHONY: bench
+bench: build ## what Handoff costs a request: instructions, and throughput in interleaved pairs; installs valgrind
+	build/setup valgrind
+	cargo run --release $(LOCKED) --bin cost
+
 .PHONY: clean
 clean: ## remove all that was built or installed in this folder
 	rm -rf target dist tests/apps/node_modules tests/pm2/node_modules
