@@ -62,6 +62,7 @@ fn a_pid_that_comes_again_is_another_process() {
     let first = Process { pid: 2, start: 10 };
     let second = stage.start(first);
     stage.serve(second, 3);
+    assert_eq!(stage.in_flight(), 3);
     stage.world.alive.remove(&first);
     stage.world.alive.insert(Process { pid: 2, start: 20 });
     assert_eq!(stage.in_flight(), 0);

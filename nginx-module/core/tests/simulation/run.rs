@@ -138,10 +138,22 @@ impl Run {
             1 => self.dice.within(20_000..4_000_000),
             _ => self.dice.within(0..400),
         };
+        let exact = self.dice.percent(5);
+        if exact {
+            // The very millisecond in which the next lease ends, or the one before.
+            let marks = self.model.peers.values().flat_map(|peer| peer.marks.values());
+            let ends = marks.filter_map(|mark| Some(mark.renewed + mark.lease?));
+            if let Some(end) = ends.filter(|&end| end > self.now).min() {
+                self.now = end - self.dice.within(0..2);
+            }
+        }
         for nginx in &mut self.nginx {
-            if self.dice.percent(70) {
+            if exact || self.dice.percent(70) {
                 nginx.clock = self.now;
             }
+        }
+        if exact {
+            self.sweep();
         }
     }
 
