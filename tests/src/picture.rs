@@ -261,7 +261,7 @@ fn title(svg: &mut Svg, scenario: &Scenario) {
 
 fn legend(svg: &mut Svg, top: f64, with_states: bool) {
     let words = [(SERVING, "serving"), (CLOSING, "closing"), (STARTING, "starting"), (GONE, "nobody there")];
-    let states = [(DRAINING, "nginx: draining"), (DOWN, "nginx: down")];
+    let states = [(DRAINING, "nginx: draining"), (DOWN, "nginx: down"), (STARTING, "nginx: checking")];
     let failed = [(FAILED, "a visit failed")];
     let states = states.iter().take(if with_states { states.len() } else { 0 });
     let mut x = LEFT;
