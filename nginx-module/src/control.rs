@@ -220,7 +220,7 @@ fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
     let table = zone.table;
     let view = match read {
         Read::Drained { upstream, peer, timeout } => {
-            return Ok(wait::drained(r, Wait { conf, slot: find(&table, &upstream, &peer)?, timeout }));
+            return Ok(wait::drained(r, Wait { conf, upstream, peer, timeout }));
         }
         Read::Overview => json(&overview(conf, &table)),
         Read::Events { after } => {

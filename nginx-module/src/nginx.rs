@@ -41,8 +41,11 @@ pub(crate) unsafe fn array<'a, T>(array: *const ngx_array_t) -> &'a [T] {
     unsafe { std::slice::from_raw_parts(array.elts.cast(), array.nelts) }
 }
 
-/// Now, by the clocks that nginx read when it woke up.
+/// Now. nginx's own clocks, read anew: what ran before us in this turn of the event loop may have taken long, and a lease must
+/// not be stamped with the past.
 pub(crate) fn moment() -> Moment {
+    // SAFETY: only sets nginx's cached times.
+    unsafe { nginx_sys::ngx_time_update() };
     let mono = global!(ngx_current_msec);
     let now = global!(ngx_cached_time);
     // SAFETY: points to one of nginx's static time slots from the first ngx_time_init() on.

@@ -6,9 +6,9 @@
 use crate::conf::MainConf;
 use crate::nginx::{is_exiting, moment, rc};
 use crate::reply;
-use handoff_core::table::SlotId;
+use handoff_core::control::find;
 use handoff_core::view;
-use handoff_wire::{Drained, Span};
+use handoff_wire::{Code, Drained, Refusal, Span};
 use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_cleanup_add,
     ngx_http_finalize_request, ngx_http_request_t, ngx_http_run_posted_requests, ngx_http_test_reading,
@@ -20,9 +20,11 @@ use std::ptr::NonNull;
 /// How often a waiting call looks. It costs a few reads of shared memory.
 const POLL_MS: ngx_msec_t = 5;
 
+/// The peer is looked up by its name each time: a slot may be given to another while we wait.
 pub(crate) struct Wait {
     pub(crate) conf: &'static MainConf,
-    pub(crate) slot: SlotId,
+    pub(crate) upstream: String,
+    pub(crate) peer: String,
     pub(crate) timeout: Span,
 }
 
@@ -41,21 +43,26 @@ pub(crate) fn drained(r: &mut ngx_http_request_t, wait: Wait) -> ngx_int_t {
     let until = now.saturating_add(wait.timeout.as_millis());
     let drained = look(&wait);
     if is_over(&drained, now, until) {
-        return reply::send(r, 200, reply::json(&drained));
+        return answer(r, drained);
     }
     park(r, wait, until).unwrap_or(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t)
 }
 
-fn look(wait: &Wait) -> Drained {
-    wait.conf
-        .zone()
-        .map_or(Drained { drained: false, state: handoff_wire::State::Up, in_flight: 0 }, |zone| {
-            view::drained(&zone.table, wait.conf, wait.slot)
-        })
+fn look(wait: &Wait) -> Result<Drained, Refusal> {
+    let zone = wait.conf.zone().ok_or_else(|| Code::Busy.says("this nginx has no handoff_zone"))?;
+    let slot = find(&zone.table, &wait.upstream, &wait.peer)?;
+    Ok(view::drained(&zone.table, wait.conf, slot))
 }
 
-fn is_over(drained: &Drained, now: u64, until: u64) -> bool {
-    drained.drained || now >= until || is_exiting()
+fn is_over(drained: &Result<Drained, Refusal>, now: u64, until: u64) -> bool {
+    drained.as_ref().map_or(true, |drained| drained.drained) || now >= until || is_exiting()
+}
+
+fn answer(r: &mut ngx_http_request_t, drained: Result<Drained, Refusal>) -> ngx_int_t {
+    match drained {
+        Ok(drained) => reply::send(r, 200, reply::json(&drained)),
+        Err(refusal) => reply::refusal(r, refusal),
+    }
 }
 
 /// `None`: there is no memory.
@@ -100,7 +107,7 @@ unsafe extern "C" fn look_again(event: *mut ngx_event_t) {
     // SAFETY: the request lives, see above.
     let request = unsafe { &mut *r };
     let connection = request.connection;
-    let status = reply::send(request, 200, reply::json(&drained));
+    let status = answer(request, drained);
     // SAFETY: gives back the count that park() added; the request may be gone after this.
     unsafe { ngx_http_finalize_request(r, status) };
     // SAFETY: a connection outlives its requests until the event that closed it is over.
@@ -108,10 +115,13 @@ unsafe extern "C" fn look_again(event: *mut ngx_event_t) {
 }
 
 unsafe extern "C" fn forget(data: *mut c_void) {
+    let waiter = data.cast::<Waiter>();
     // SAFETY: the waiter of a request that is about to be freed.
-    let waiter = unsafe { &mut *data.cast::<Waiter>() };
-    if waiter.event.timer_set() != 0 {
+    let event = unsafe { &mut (*waiter).event };
+    if event.timer_set() != 0 {
         // SAFETY: the timer is set.
-        unsafe { ngx_del_timer(&raw mut waiter.event) };
+        unsafe { ngx_del_timer(event) };
     }
+    // SAFETY: nginx calls a cleanup once, and the pool would not drop what the waiter owns.
+    unsafe { waiter.drop_in_place() };
 }

@@ -4,7 +4,7 @@
 //! memory again, in the master, while old workers go on using it: nothing in it is moved or freed here.
 
 use crate::conf::MainConf;
-use crate::nginx::{global, main_conf, rc};
+use crate::nginx::{global, main_conf, moment, rc};
 use crate::world::alive;
 use handoff_core::event::{EVENTS, Entry};
 use handoff_core::slot::Slot;
@@ -58,7 +58,7 @@ pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_
     };
     let table = carve(memory, plan);
     if is_new {
-        table.header.found(random());
+        table.header.found(random(), moment());
     } else if !table.header.is_ours() {
         ngx_log_error!(
             NGX_LOG_EMERG,
@@ -151,7 +151,7 @@ fn random() -> u64 {
         return u64::from_ne_bytes(bytes);
     }
     // Only to tell one instance from the next: the clock and the pid do too.
-    crate::nginx::moment().unix ^ (u64::from(std::process::id()) << 40)
+    moment().unix ^ (u64::from(std::process::id()) << 40)
 }
 
 // === impl Zone ===

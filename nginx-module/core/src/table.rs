@@ -7,6 +7,7 @@
 //! another peer only when no living process can know it any more.
 
 use crate::admission::{self, Admission, Gate, InFlight};
+use crate::control::Moment;
 use crate::event::{EVENTS, Entry};
 use crate::slot::Slot;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -101,9 +102,11 @@ impl Header {
         self.layout.load(Ordering::Acquire) == LAYOUT
     }
 
-    /// Makes a zeroed zone a table.
-    pub fn found(&self, instance: u64) {
+    /// Makes a zeroed zone a table. Epochs begin where no earlier instance can have come: a client that was frozen since then
+    /// must not match one by chance. They stay below 2^53, which every reader of JSON can hold.
+    pub fn found(&self, instance: u64, now: Moment) {
         self.instance.store(instance, Ordering::Relaxed);
+        self.epochs.store((now.unix / 1000) << 20, Ordering::Relaxed);
         self.layout.store(LAYOUT, Ordering::Release);
     }
 

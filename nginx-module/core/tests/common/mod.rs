@@ -60,7 +60,7 @@ impl Zone {
             in_flight: zeroed(PROCESSES * slots),
             events: zeroed(events),
         };
-        zone.header.found(0xc0ffee);
+        zone.header.found(0xc0ffee, Moment { mono: 0, unix: 0 });
         zone
     }
 
