@@ -73,17 +73,22 @@ unit: ## core, wire and sidecar alone: a Rust toolchain is enough
 
 # One run for all of them: cargo then builds each dependency once, and the last lines count every test.
 .PHONY: tests
-tests: build
+tests: build wrong-order
 ifdef NEXTEST
-	cargo nextest run $(LOCKED)
+	$(WITH_WRONG_ORDER) cargo nextest run $(LOCKED)
 else
-	cargo test $(LOCKED) --lib --bins --tests -- --test-threads=1
+	$(WITH_WRONG_ORDER) cargo test $(LOCKED) --lib --bins --tests -- --test-threads=1
 endif
 
 .PHONY: barrier
-barrier: build ## hundreds of drains under load: nothing starts after the acknowledgement
-	HANDOFF_WRONG_ORDER_MODULE=$$(build/module pinned look_before_claim) \
-		cargo test --release $(LOCKED) --test barrier -- --include-ignored --test-threads=1
+barrier: build wrong-order ## hundreds of drains under load: nothing starts after the acknowledgement
+	$(WITH_WRONG_ORDER) cargo test --release $(LOCKED) --test barrier -- --include-ignored --nocapture --test-threads=1
+
+# A module that looks before it claims: the test of the barrier must notice.
+WITH_WRONG_ORDER = HANDOFF_WRONG_ORDER_MODULE=$$(build/module pinned look_before_claim)
+.PHONY: wrong-order
+wrong-order: setup
+	build/module pinned look_before_claim
 
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes

@@ -112,6 +112,12 @@ impl Site {
         self
     }
 
+    /// Loads another build of the module.
+    pub fn loads(mut self, module: PathBuf) -> Self {
+        self.module = module;
+        self
+    }
+
     /// All of it runs as another user, to whom the place then belongs.
     pub fn run_as(mut self, user: u32) -> Result<Self> {
         // What the build made may lie where that user cannot go.
