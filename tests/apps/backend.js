@@ -15,7 +15,7 @@ function hold(response, answer) {
 
 function answer(request, response) {
   const port = request.socket.localPort;
-  const [, what, argument] = request.url.split(/[/?]/);
+  const [, what, argument, option] = request.url.split(/[/?]/);
   request.resume();
   switch (what) {
     case 'hold':
@@ -31,9 +31,10 @@ function answer(request, response) {
     case 'status':
       response.statusCode = Number(argument);
       return response.end(`${port}\n`);
-    // Hangs up on the port that is named, and serves on all others.
+    // Hangs up on the port that is named; all others serve, or hold if they are asked to.
     case 'hangup':
-      return Number(argument) === port ? request.socket.destroy() : response.end(`${port}\n`);
+      if (Number(argument) === port) return request.socket.destroy();
+      return option === 'hold' ? hold(response, () => response.end(`${port}\n`)) : response.end(`${port}\n`);
     default:
       response.setHeader('Cache-Control', 'max-age=60');
       return response.end(`${port}\n`);

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use handoff_wire::{ErrorBody, Refusal};
+use handoff_wire::{Code, ErrorBody, Refusal};
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
@@ -97,6 +97,10 @@ impl Reply {
         ensure!(body.error.status == self.status, "{} says {}", self.status, self.text());
         ensure!(self.header("content-type") == Some("application/json"), "{:?}", self.headers);
         Ok(body.error)
+    }
+
+    pub fn is(&self, code: Code) -> bool {
+        self.refusal().is_ok_and(|refusal| refusal.code == code)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

@@ -8,9 +8,10 @@ use crate::{
     ports, process, wait,
 };
 use anyhow::{Context, Result, bail, ensure};
-use handoff_wire::{Ack, Events, Overview, Owner, PeerView, Span, State, path};
+use handoff_wire::{Ack, Code, Events, Overview, PeerView, Span, State, UpstreamView, path};
 use hyper::Method;
 use rustix::process::Signal;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -52,6 +53,7 @@ pub struct Say {
     pub state: State,
     pub lease: Option<Span>,
     pub reason: &'static str,
+    pub force: bool,
 }
 
 impl Site {
@@ -352,17 +354,36 @@ impl Site {
 
     // === what the API says ===
 
+    /// Asks, and again if it is told that another process was at it.
+    pub async fn ask(&self, method: Method, path: &str, body: String) -> Result<Reply> {
+        wait::until("the API not to be busy", PATIENCE, async || {
+            let reply = self.control().ask(method.clone(), path, body.clone()).await;
+            let busy = reply.as_ref().is_ok_and(|reply| reply.is(Code::Busy));
+            (!busy).then_some(reply)
+        })
+        .await?
+    }
+
+    pub async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(Method::GET, path, String::new()).await?.json()
+    }
+
     pub async fn overview(&self) -> Result<Overview> {
-        self.control().get(path::OVERVIEW).await?.json()
+        self.read(path::OVERVIEW).await
+    }
+
+    /// The peers of the upstream `app`.
+    pub async fn app(&self) -> Result<Vec<PeerView>> {
+        Ok(self.read::<UpstreamView>(&path::upstream("app")).await?.peers)
     }
 
     pub async fn events(&self, after: u64) -> Result<Events> {
-        self.control().get(&format!("{}?after={after}", path::EVENTS)).await?.json()
+        self.read(&format!("{}?after={after}", path::EVENTS)).await
     }
 
     /// A peer of the upstream `app`.
     pub async fn peer(&self, peer: &str) -> Result<PeerView> {
-        self.control().get(&path::peer("app", peer)).await?.json()
+        self.read(&path::peer("app", peer)).await
     }
 
     pub async fn say(&self, say: &Say, peers: &[&str]) -> Result<Ack> {
@@ -370,7 +391,7 @@ impl Site {
     }
 
     pub async fn put(&self, marks: Value) -> Result<Reply> {
-        self.control().ask(Method::PUT, path::MARKS, marks.to_string()).await
+        self.ask(Method::PUT, path::MARKS, marks.to_string()).await
     }
 
     /// Waits until nginx has so many requests with a peer.
@@ -421,22 +442,20 @@ fn title(pid: u32) -> Option<String> {
 // === impl Say ===
 
 impl Say {
-    pub const DRAIN: Self = Self { owner: "operator", state: State::Draining, lease: None, reason: "" };
-    pub const READY: Self = Self { owner: "operator", state: State::Up, lease: None, reason: "" };
+    pub const DRAIN: Self =
+        Self { owner: "operator", state: State::Draining, lease: None, reason: "", force: false };
+    pub const READY: Self =
+        Self { owner: "operator", state: State::Up, lease: None, reason: "", force: false };
 
     pub fn of(&self, peers: &[&str]) -> Value {
         let marks: Vec<Value> = peers
             .iter()
             .map(|peer| json!({ "peer": peer, "state": self.state, "reason": self.reason }))
             .collect();
-        let mut set = json!({ "owner": self.owner, "marks": marks });
+        let mut set = json!({ "owner": self.owner, "force": self.force, "marks": marks });
         if let (Some(lease), Some(set)) = (self.lease, set.as_object_mut()) {
             set.insert("lease".to_owned(), lease.to_string().into());
         }
         set
-    }
-
-    pub fn owner(&self) -> Result<Owner> {
-        Ok(self.owner.parse()?)
     }
 }
