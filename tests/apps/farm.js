@@ -78,7 +78,12 @@ function stop(peer) {
 }
 
 function place(peer) {
-  if (peer.startsWith('unix:')) return { path: peer.slice('unix:'.length), writableAll: true };
+  if (peer.startsWith('unix:')) {
+    const path = peer.slice('unix:'.length);
+    // An earlier farm may have been killed.
+    fs.rmSync(path, { force: true });
+    return { path, writableAll: true };
+  }
   const colon = peer.lastIndexOf(':');
   return { host: peer.slice(0, colon).replace(/[[\]]/g, ''), port: Number(peer.slice(colon + 1)) };
 }
