@@ -8,7 +8,8 @@
 //! ```
 //!
 //! After anything that comes in, the plan is made anew from all that is known, and what differs is asked of nginx at
-//! once. Nothing else stands between a notice and its drain. If nginx does not do it, the plan is simply made again.
+//! once. What takes a peer out of service or puts it back is waited for; everything else is asked beside that, on a
+//! connection of its own, so that nothing stands between a notice and its drain. If nginx does not do it, the plan is simply made again.
 
 use crate::{
     config::Override,
@@ -27,18 +28,19 @@ use crate::{
     reconcile::{self, Observed},
     report::{Latency, Report},
     roster::{Attention, Roster},
+    scout::Hurry,
     shutdown,
     telemetry::Changes,
     worker::Phase,
 };
-use handoff_wire::{DEFAULT_LEASE, MarkRequest, MarkSet, Owner, State};
+use handoff_wire::{Ack, DEFAULT_LEASE, MarkRequest, MarkSet, Owner, State};
 use std::{
     collections::BTreeSet,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
+    task::JoinHandle,
     time,
 };
 
@@ -52,8 +54,11 @@ pub struct Lines {
     pub views: Views,
     pub refresh: Refresh,
     pub attention: watch::Sender<Attention>,
-    pub hurry: Arc<Notify>,
-    pub control: Control,
+    pub hurry: Hurry,
+    /// For what cannot wait.
+    pub urgent: Control,
+    /// For the rest. None: it is on an errand.
+    pub rest: Option<Control>,
     pub report: watch::Sender<Report>,
 }
 
@@ -65,8 +70,17 @@ pub struct Agent {
     observed: Option<Observed>,
     lines: Lines,
     latency: Latency,
+    /// What can wait, under way.
+    errand: Option<Errand>,
     retry: Option<Instant>,
     log: Changes,
+}
+
+/// Marks on their way to nginx, and the connection that carries them.
+#[derive(Debug)]
+struct Errand {
+    marks: Vec<MarkRequest>,
+    task: JoinHandle<(Control, Result<Ack, ControlError>)>,
 }
 
 /// A notice older than this tells of a worker that may have been replaced since (we were stopped for a while): it is no
@@ -86,6 +100,7 @@ impl Agent {
             observed: None,
             lines,
             latency: Latency::default(),
+            errand: None,
             retry: None,
             log: Changes::default(),
         }
@@ -99,11 +114,14 @@ impl Agent {
             let wake = [self.roster.next_tick(), self.retry].into_iter().flatten().min();
             let wake = wake.unwrap_or_else(|| Instant::now() + BEAT);
             let mut read = None;
+            let back = errand_back(&mut self.errand);
             tokio::select! {
                 biased;
                 () = shutdown::requested(&mut shutdown) => break,
+                // Notices first: only they come before the fact.
+                Some(item) = self.lines.notices.next() => read = self.hear_all(item),
                 Some(process) = self.lines.told_deaths.recv() => self.died(process),
-                Some(item) = self.lines.notices.next() => read = self.hear(item),
+                back = back => self.end_errand(back),
                 Some(look) = self.lines.looks.recv() => self.see(&look),
                 changed = self.lines.views.changed() => if changed.is_ok() { self.view() },
                 () = time::sleep_until(wake.into()) => {}
@@ -116,16 +134,32 @@ impl Agent {
         self.take_leave().await;
     }
 
-    /// Returns when the bytes of an order were there, so that its way can be measured.
-    fn hear(&mut self, item: Item) -> Option<Instant> {
-        self.lines.hurry.notify_one();
-        let Item::Notice(Notice { event, at, read }) = item else { return None };
-        let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().saturating_sub(Duration::from_millis(at));
+    /// Hears everything that is there. Returns when the bytes of the first order were, so that its way can be measured.
+    fn hear_all(&mut self, item: Item) -> Option<Instant> {
+        self.lines.hurry.all.notify_one();
+        let mut next = match item {
+            Item::Resync => None,
+            Item::Notice(notice) => Some(notice),
+        };
+        let mut first = None;
+        while let Some(notice) = next {
+            first = first.or(self.hear(notice));
+            next = self.lines.notices.try_next();
+        }
+        first
+    }
+
+    fn hear(&mut self, Notice { event, at, read }: Notice) -> Option<Instant> {
+        let age =
+            SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().saturating_sub(Duration::from_millis(at));
         if age > FRESH {
             tracing::debug!(?event, age_ms = age.as_millis(), "a notice came late: looking instead");
             return None;
         }
         tracing::debug!(?event, "PM2 says");
+        if matches!(event, Event::Ready(_)) {
+            self.lines.hurry.starting.notify_one();
+        }
         self.roster.notice(&event, Instant::now());
         matches!(event, Event::Stopping(_)).then_some(read)
     }
@@ -133,7 +167,7 @@ impl Agent {
     fn died(&mut self, process: Process) {
         tracing::debug!(pid = process.pid, "a process ended");
         self.roster.died(process, Instant::now());
-        self.lines.hurry.notify_one();
+        self.lines.hurry.all.notify_one();
     }
 
     fn see(&mut self, look: &Look) {
@@ -157,14 +191,14 @@ impl Agent {
         }
         let observed = Observed::new(&view.upstreams, &self.owner, view.asked);
         if self.roster.set_peers(observed.peers().cloned().collect()) {
-            self.lines.hurry.notify_one();
+            self.lines.hurry.all.notify_one();
         }
         self.observed = Some(observed);
     }
 
     async fn beat(&mut self) {
         // An error is told by whoever needs the connection.
-        _ = self.lines.control.warm().await;
+        _ = self.lines.urgent.warm().await;
         self.lines.report.send_replace(self.report());
     }
 
@@ -178,33 +212,73 @@ impl Agent {
         let wishes = self.roster.wishes();
         let behind = |peer: &_| self.roster.behind(peer);
         let marks = reconcile::plan(&wishes, observed, behind, Instant::now());
-        for marks in marks.chunks(MAX_MARKS) {
-            if let Err(error) = self.put(marks).await {
-                self.refused(&error);
-                return;
-            }
+        let (urgent, rest): (Vec<_>, Vec<_>) = marks.into_iter().partition(|mark| observed.is_urgent(mark));
+        for marks in urgent.chunks(MAX_MARKS) {
+            self.wait_for_errand(marks).await;
+            let ack = self.lines.urgent.mark(&self.set(marks)).await;
+            self.told(marks, ack);
         }
         if let Some(read) = read
-            && marks.iter().any(|mark| mark.state == State::Draining)
+            && self.retry.is_none()
+            && urgent.iter().any(|mark| mark.state == State::Draining)
         {
             self.latency.add(read.elapsed());
             tracing::debug!(us = read.elapsed().as_micros(), "from PM2's notice to nginx's acknowledgement");
         }
+        self.send_errand(rest);
     }
 
-    async fn put(&mut self, marks: &[MarkRequest]) -> Result<(), ControlError> {
-        let set = MarkSet {
-            owner: self.owner.clone(),
-            lease: Some(DEFAULT_LEASE),
-            force: false,
-            marks: marks.to_vec(),
+    /// Sends what can wait, if nobody is on the way.
+    fn send_errand(&mut self, mut marks: Vec<MarkRequest>) {
+        marks.truncate(MAX_MARKS);
+        if marks.is_empty() {
+            return;
+        }
+        let set = self.set(&marks);
+        let Some(mut control) = self.lines.rest.take() else { return };
+        let task = tokio::spawn(async move {
+            let ack = control.mark(&set).await;
+            (control, ack)
+        });
+        self.errand = Some(Errand { marks, task });
+    }
+
+    fn end_errand(&mut self, back: Option<(Control, Result<Ack, ControlError>)>) {
+        let Some(errand) = self.errand.take() else { return };
+        let Some((control, ack)) = back else {
+            self.lines.rest = Some(Control::new(self.lines.urgent.address().clone()));
+            return;
         };
-        let ack = self.lines.control.mark(&set).await?;
+        self.lines.rest = Some(control);
+        self.told(&errand.marks, ack);
+    }
+
+    /// What is asked of the same peers must arrive in order.
+    async fn wait_for_errand(&mut self, marks: &[MarkRequest]) {
+        let is_same = |one: &MarkRequest, other: &MarkRequest| {
+            (&one.upstream, &one.peer) == (&other.upstream, &other.peer)
+        };
+        let errand = self.errand.as_ref().map(|errand| errand.marks.as_slice()).unwrap_or_default();
+        if errand.iter().any(|sent| marks.iter().any(|mark| is_same(sent, mark))) {
+            let back = errand_back(&mut self.errand).await;
+            self.end_errand(back);
+        }
+    }
+
+    fn set(&self, marks: &[MarkRequest]) -> MarkSet {
+        MarkSet { owner: self.owner.clone(), lease: Some(DEFAULT_LEASE), force: false, marks: marks.to_vec() }
+    }
+
+    fn told(&mut self, marks: &[MarkRequest], ack: Result<Ack, ControlError>) {
+        let ack = match ack {
+            Ok(ack) => ack,
+            Err(error) => return self.refused(&error),
+        };
         for mark in marks {
             let upstream = mark.upstream.as_deref().unwrap_or_default();
             tracing::info!(upstream, peer = mark.peer, state = %mark.state, reason = mark.reason, "told nginx");
         }
-        let Some(observed) = &mut self.observed else { return Ok(()) };
+        let Some(observed) = &mut self.observed else { return };
         if observed.instance == ack.instance {
             observed.acknowledge(marks, &ack, Instant::now());
         } else {
@@ -212,7 +286,6 @@ impl Agent {
             self.observed = None;
             self.lines.refresh.notify_one();
         }
-        Ok(())
     }
 
     fn refused(&mut self, error: &ControlError) {
@@ -251,7 +324,8 @@ impl Agent {
             Ok(Watch::Begun) => {}
             Ok(Watch::Dead) => self.died(process),
             Err(error) => {
-                self.log.warn(format!("cannot watch processes ({error}): a death is seen within seconds only"));
+                self.log
+                    .warn(format!("cannot watch processes ({error}): a death is seen within seconds only"));
             }
         }
     }
@@ -263,13 +337,23 @@ impl Agent {
     /// Facts stay: a worker that is being stopped is so whether we watch or not, and its mark ends with its lease. What
     /// only we hold back, we let go.
     async fn take_leave(mut self) {
-        let held_back = self.roster.workers().filter(|(_, worker)| matches!(worker.phase(), Phase::Settling { .. }));
+        let held_back =
+            self.roster.workers().filter(|(_, worker)| matches!(worker.phase(), Phase::Settling { .. }));
         let peers: Vec<_> = held_back.flat_map(|(_, worker)| worker.open().iter().cloned()).collect();
         let marks: Vec<MarkRequest> = peers.iter().map(reconcile::let_go).collect();
-        if !marks.is_empty()
-            && let Err(error) = self.put(&marks).await
-        {
+        if marks.is_empty() {
+            return;
+        }
+        if let Err(error) = self.lines.urgent.mark(&self.set(&marks)).await {
             tracing::warn!("nginx was not told that we leave: {error}");
         }
+    }
+}
+
+/// Waits for the errand to end; for ever if there is none. None: its task was aborted.
+async fn errand_back(errand: &mut Option<Errand>) -> Option<(Control, Result<Ack, ControlError>)> {
+    match errand {
+        Some(errand) => (&mut errand.task).await.ok(),
+        None => std::future::pending().await,
     }
 }

@@ -65,8 +65,8 @@ pub enum ConfigError {
 
 impl File {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
         Self::parse(path, &text)
     }
 

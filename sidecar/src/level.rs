@@ -60,7 +60,8 @@ pub fn level<'a>(
 
 /// Some upstream has one worker of the app only.
 fn is_alone<'a>(workers: impl Iterator<Item = (&'a Worker, Option<String>)>) -> bool {
-    let claims = workers.map(|(worker, _)| worker.claims().iter().map(|peer| peer.upstream.as_str()).collect());
+    let claims =
+        workers.map(|(worker, _)| worker.claims().iter().map(|peer| peer.upstream.as_str()).collect());
     let upstreams: Vec<BTreeSet<&str>> = claims.collect();
     let count = |name: &str| upstreams.iter().filter(|names| names.contains(name)).count();
     upstreams.iter().flatten().any(|name| count(name) < 2)
@@ -112,12 +113,18 @@ impl fmt::Display for Why {
         match self {
             Self::Cluster => f.write_str("cluster mode is not covered yet"),
             Self::NotMapped(reason) => f.write_str(reason),
-            Self::Treekill => f.write_str("treekill is off, so PM2 signals before nginx can be told; turn it on"),
-            Self::NoPs => f.write_str("`ps` is not installed, so PM2 signals before nginx can be told; install procps"),
-            Self::NoNotice => f.write_str(
-                "PM2 gives no notice of a stop; is PM2_LOG_DATE_FORMAT empty in its environment?",
-            ),
-            Self::Alone => f.write_str("one worker only, so nobody serves while it is replaced; run two or more"),
+            Self::Treekill => {
+                f.write_str("treekill is off, so PM2 signals before nginx can be told; turn it on")
+            }
+            Self::NoPs => {
+                f.write_str("`ps` is not installed, so PM2 signals before nginx can be told; install procps")
+            }
+            Self::NoNotice => {
+                f.write_str("PM2 gives no notice of a stop; is PM2_LOG_DATE_FORMAT empty in its environment?")
+            }
+            Self::Alone => {
+                f.write_str("one worker only, so nobody serves while it is replaced; run two or more")
+            }
             Self::NoSidecar => f.write_str("the sidecar does not run; start `handoff run`"),
         }
     }

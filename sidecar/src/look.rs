@@ -28,12 +28,14 @@ impl Look {
     pub fn take(
         proc: &Proc,
         began: Instant,
-        daemon: Daemon,
+        daemon: Option<Daemon>,
         processes: &Processes,
         roots: &[(PmId, Process)],
     ) -> io::Result<Self> {
         // First who listens, then whose it is: a socket that is new in between is missed, never taken for a stranger's.
         let listeners = Listeners::read(proc)?;
+        // A daemon that we do not know speaks for nobody.
+        let daemon = daemon.unwrap_or(Daemon { pid: 0, uid: u32::MAX });
         let examined = roots
             .iter()
             .filter(|(_, process)| process.is_alive(proc))

@@ -59,8 +59,7 @@ pub fn default_dir() -> PathBuf {
 impl Memory {
     pub fn open(dir: &Path, control: Control) -> Self {
         let path = dir.join("operator-marks.json");
-        let mut memory =
-            Self { path: None, known: Remembered::default(), control, log: Changes::default() };
+        let mut memory = Self { path: None, known: Remembered::default(), control, log: Changes::default() };
         match fs::DirBuilder::new().recursive(true).mode(0o750).create(dir).and_then(|()| load(&path)) {
             Ok(known) => {
                 memory.known = known;
@@ -158,7 +157,8 @@ impl Remembered {
             return Vec::new();
         }
         let exists = |mark: &&Remark| {
-            let mut peers = view.upstreams.iter().filter(|up| up.name == mark.upstream).flat_map(|up| &up.peers);
+            let mut peers =
+                view.upstreams.iter().filter(|up| up.name == mark.upstream).flat_map(|up| &up.peers);
             peers.any(|peer| peer.address == mark.peer && peer.configured)
         };
         let is_new = |mark: &&Remark| !seen.marks.iter().any(|other| other.peer() == mark.peer());

@@ -79,9 +79,11 @@ impl Nginx {
         let mut is_new = is_asked;
         for owner in self.owners.clone() {
             let ack = self.control.renew(&Renew { owner, lease: None, marks: None }).await?;
-            let known = self.views.borrow().as_deref().map(|view| {
-                (view.upstreams.instance.clone(), view.upstreams.generation)
-            });
+            let known = self
+                .views
+                .borrow()
+                .as_deref()
+                .map(|view| (view.upstreams.instance.clone(), view.upstreams.generation));
             is_new |= known != Some((ack.instance, ack.generation));
         }
         if is_new {

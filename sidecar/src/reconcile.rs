@@ -62,6 +62,14 @@ impl Observed {
         self.peers.keys()
     }
 
+    /// Whether this mark takes a peer out of service, or puts it back: one may not wait without the other, or for a
+    /// moment nobody serves.
+    pub fn is_urgent(&self, mark: &MarkRequest) -> bool {
+        let peer = Peer::new(mark.upstream.as_deref().unwrap_or_default(), &mark.peer);
+        let has_none = self.peers.get(&peer).is_some_and(|seen| seen.own.is_none());
+        mark.state == State::Up || has_none
+    }
+
     /// nginx did what it was asked.
     pub fn acknowledge(&mut self, asked: &[MarkRequest], ack: &Ack, now: Instant) {
         self.generation = self.generation.max(ack.generation);

@@ -196,7 +196,8 @@ mod tests {
     fn a_report_is_read_as_it_was_written() {
         let dir = crate::scratch::Dir::new();
         let owner: Owner = "pm2:/home/shop/.pm2".parse().unwrap();
-        let report = Report { owner: owner.to_string(), sidecar: Process::own(), at: now(), ..Report::default() };
+        let report =
+            Report { owner: owner.to_string(), sidecar: Process::own(), at: now(), ..Report::default() };
         report.write(&dir).unwrap();
         report.write(&dir).unwrap();
         let read = Report::read(&dir, &owner).unwrap();

@@ -1,12 +1,19 @@
 //! Looks around for one PM2 daemon: asks PM2 for its workers, and the kernel for their sockets.
 //!
-//! Seldom when all is calm, every few milliseconds while a worker is about to be there or about to listen, and at once
-//! when it is told that something happened. It runs beside the agent, so that a look never delays a drain.
+//! Two walk around, beside the agent, so that a look never delays a drain. The [`Scout`] looks at everything: seldom when
+//! all is calm, often while a worker is missing, and at once when it is told that something happened. The [`Lookout`]
+//! looks only whether those who start are listening yet, every few milliseconds, and never waits for PM2.
 
 use crate::{
     host::{Proc, Process, Processes},
     look::{self, Look},
-    pm2::{PmId, home::Home, rpc::Rpc, rpc::RpcError, trust::Daemon},
+    pm2::{
+        PmId,
+        home::Home,
+        monitor::Listed,
+        rpc::{Rpc, RpcError},
+        trust::Daemon,
+    },
     roster::Attention,
     telemetry::Changes,
 };
@@ -22,62 +29,67 @@ use tokio::{
 
 /// A full look without any reason: what events did not tell is found out so late.
 const CALM: Duration = Duration::from_secs(3);
+/// Hints come in swarms; so long is waited for the rest of one.
+const SWARM: Duration = Duration::from_millis(5);
 /// Who is whose child is read anew so often while a worker starts; reading it is the dear part of a look.
-const FAMILY: Duration = Duration::from_millis(50);
+const FAMILY: Duration = Duration::from_millis(250);
 
+/// Looks at everything.
 #[derive(Debug)]
 pub struct Scout {
     home: Home,
-    proc: Proc,
     rpc: Option<Rpc>,
-    daemon: Option<Daemon>,
-    family: Option<(Instant, Arc<Processes>)>,
+    daemons: watch::Sender<Option<Daemon>>,
     attention: watch::Receiver<Attention>,
     hurry: Arc<Notify>,
     looks: mpsc::Sender<Look>,
     log: Changes,
 }
 
-enum Kind {
-    Full,
-    /// Only whether those who start are listening.
-    Starting,
+/// Looks at those who start.
+#[derive(Debug)]
+pub struct Lookout {
+    daemons: watch::Receiver<Option<Daemon>>,
+    attention: watch::Receiver<Attention>,
+    hurry: Arc<Notify>,
+    family: Option<(Instant, Arc<Processes>)>,
+    looks: mpsc::Sender<Look>,
 }
 
-impl Scout {
-    pub fn new(
-        home: Home,
-        attention: watch::Receiver<Attention>,
-        hurry: Arc<Notify>,
-        looks: mpsc::Sender<Look>,
-    ) -> Self {
-        Self {
-            home,
-            proc: Proc::default(),
-            rpc: None,
-            daemon: None,
-            family: None,
-            attention,
-            hurry,
-            looks,
-            log: Changes::default(),
-        }
-    }
+/// Asks them to look now.
+#[derive(Clone, Debug, Default)]
+pub struct Hurry {
+    pub all: Arc<Notify>,
+    pub starting: Arc<Notify>,
+}
 
+/// Both, for one daemon.
+pub fn pair(
+    home: Home,
+    attention: watch::Receiver<Attention>,
+    hurry: Hurry,
+    looks: mpsc::Sender<Look>,
+) -> (Scout, Lookout) {
+    let (daemons, daemon) = watch::channel(None);
+    let lookout = Lookout {
+        daemons: daemon,
+        attention: attention.clone(),
+        hurry: hurry.starting,
+        family: None,
+        looks: looks.clone(),
+    };
+    (Scout { home, rpc: None, daemons, attention, hurry: hurry.all, looks, log: Changes::default() }, lookout)
+}
+
+// === impl Scout ===
+
+impl Scout {
     /// Looks for ever; ends when nobody wants to know any more.
     pub async fn run(mut self) {
-        let mut last_full: Option<Instant> = None;
-        let mut kind = Kind::Full;
         loop {
-            let attention = self.attention.borrow_and_update().clone();
             let began = Instant::now();
-            let look = match kind {
-                Kind::Full => {
-                    last_full = Some(began);
-                    self.full(began, &attention).await
-                }
-                Kind::Starting => self.examine(began, attention.starting.clone(), FAMILY).await,
-            };
+            let look = self.look(began).await;
+            tracing::trace!(us = began.elapsed().as_micros(), "looked at everything");
             match look {
                 Ok(look) => {
                     if self.looks.send(look).await.is_err() {
@@ -86,35 +98,13 @@ impl Scout {
                 }
                 Err(error) => self.log.warn(format!("cannot look at this host's processes: {error}")),
             }
-            kind = self.pause(last_full.unwrap_or(began), began.elapsed()).await;
-        }
-    }
-
-    /// Waits until the next look is due, and says which one it is.
-    async fn pause(&mut self, last_full: Instant, took: Duration) -> Kind {
-        // Looking may be dear on a big host: never more than a third of the time is spent on it.
-        let breath = took * 2;
-        let started = Instant::now();
-        loop {
-            let (pace, ask) = {
-                let attention = self.attention.borrow_and_update();
-                (attention.pace, attention.ask)
-            };
-            let full_at = (last_full + ask.unwrap_or(CALM).min(CALM)).max(started + breath);
-            let starting_at = pace.map(|pace| started + pace.max(breath));
-            let (at, kind) = match starting_at {
-                Some(starting_at) if starting_at < full_at => (starting_at, Kind::Starting),
-                _ => (full_at, Kind::Full),
-            };
-            tokio::select! {
-                () = self.hurry.notified() => return Kind::Full,
-                changed = self.attention.changed() => if changed.is_err() { return Kind::Full },
-                () = time::sleep_until(at.into()) => return kind,
+            if self.pause(began).await.is_err() {
+                return;
             }
         }
     }
 
-    async fn full(&mut self, began: Instant, attention: &Attention) -> io::Result<Look> {
+    async fn look(&mut self, began: Instant) -> io::Result<Look> {
         let listed = match self.list().await {
             Ok(listed) => {
                 self.log.info(format!("PM2 at {} lists its workers", self.home));
@@ -126,35 +116,90 @@ impl Scout {
                 None
             }
         };
-        let roots = listed.as_ref().map_or_else(|| attention.known.clone(), |list| look::roots(&self.proc, list));
-        let mut look = self.examine(began, roots, Duration::ZERO).await?;
-        look.listed = listed;
-        Ok(look)
+        let known = self.attention.borrow_and_update().known.clone();
+        let daemon = *self.daemons.borrow();
+        task::spawn_blocking(move || {
+            let proc = Proc::default();
+            let roots = listed.as_ref().map_or(known, |listed| look::roots(&proc, listed));
+            let look = Look::take(&proc, began, daemon, &Processes::read(&proc), &roots)?;
+            Ok(Look { listed, ..look })
+        })
+        .await
+        .map_err(io::Error::other)?
     }
 
-    async fn list(&mut self) -> Result<Vec<crate::pm2::monitor::Listed>, RpcError> {
+    async fn list(&mut self) -> Result<Vec<Listed>, RpcError> {
         let mut rpc = match self.rpc.take() {
             Some(rpc) => rpc,
             None => Rpc::connect(&self.home).await?,
         };
         let listed = rpc.list().await?;
-        self.daemon = Some(rpc.daemon());
+        self.daemons.send_replace(Some(rpc.daemon()));
         self.rpc = Some(rpc);
         Ok(listed)
     }
 
-    async fn examine(
-        &mut self,
-        began: Instant,
-        roots: Vec<(PmId, Process)>,
-        family_age: Duration,
-    ) -> io::Result<Look> {
-        let proc = self.proc.clone();
-        let known = self.family.take().filter(|(read, _)| read.elapsed() < family_age);
-        // Without a daemon that we know there is no worker that it could speak for.
-        let daemon = self.daemon.unwrap_or(Daemon { pid: 0, uid: u32::MAX });
+    /// Waits until the next look is due. Error: nobody wants it.
+    async fn pause(&mut self, began: Instant) -> Result<(), watch::error::RecvError> {
+        // Looking may be dear on a big host, and PM2's answer is never free: at most a third of the time is spent on it.
+        let breath = began + began.elapsed() * 3;
+        loop {
+            let ask = self.attention.borrow_and_update().ask.unwrap_or(CALM).min(CALM);
+            tokio::select! {
+                () = self.hurry.notified() => {
+                    time::sleep_until((Instant::now() + SWARM).max(breath).into()).await;
+                    return Ok(());
+                }
+                changed = self.attention.changed() => changed?,
+                () = time::sleep_until((began + ask).max(breath).into()) => return Ok(()),
+            }
+        }
+    }
+}
+
+// === impl Lookout ===
+
+impl Lookout {
+    /// Looks for ever; ends when nobody wants to know any more.
+    pub async fn run(mut self) {
+        while self.due().await.is_ok() {
+            let began = Instant::now();
+            let roots = self.attention.borrow_and_update().starting.clone();
+            // What cannot be read is told by the scout.
+            let look = self.look(began, roots).await;
+            tracing::trace!(us = began.elapsed().as_micros(), "looked at those who start");
+            if let Ok(look) = look
+                && self.looks.send(look).await.is_err()
+            {
+                return;
+            }
+            time::sleep(began.elapsed() * 2).await;
+        }
+    }
+
+    /// Waits while nobody starts. Error: nobody wants to know.
+    async fn due(&mut self) -> Result<(), watch::error::RecvError> {
+        let last = Instant::now();
+        loop {
+            let pace = self.attention.borrow_and_update().pace;
+            let Some(pace) = pace else {
+                self.attention.changed().await?;
+                continue;
+            };
+            tokio::select! {
+                () = self.hurry.notified() => return Ok(()),
+                changed = self.attention.changed() => changed?,
+                () = time::sleep_until((last + pace).into()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn look(&mut self, began: Instant, roots: Vec<(PmId, Process)>) -> io::Result<Look> {
+        let daemon = *self.daemons.borrow();
+        let family = self.family.take().filter(|(read, _)| read.elapsed() < FAMILY);
         let (look, family) = task::spawn_blocking(move || {
-            let family = known.unwrap_or_else(|| (Instant::now(), Arc::new(Processes::read(&proc))));
+            let proc = Proc::default();
+            let family = family.unwrap_or_else(|| (Instant::now(), Arc::new(Processes::read(&proc))));
             (Look::take(&proc, began, daemon, &family.1, &roots), family)
         })
         .await

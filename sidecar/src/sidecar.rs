@@ -10,13 +10,13 @@ use crate::{
     pm2::{bus, home::Home},
     report::{self, Report},
     roster::Attention,
-    scout::Scout,
+    scout::{self, Hurry},
     telemetry::Changes,
 };
 use handoff_wire::Owner;
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
@@ -72,11 +72,12 @@ impl Daemon {
         let (looks_in, looks) = mpsc::channel(1);
         let (attention, attention_out) = watch::channel(Attention::default());
         let (report, reports) = watch::channel(Report::default());
-        let hurry = Arc::new(Notify::new());
-        let scout = Scout::new(self.home.clone(), attention_out, hurry.clone(), looks_in);
+        let hurry = Hurry::default();
+        let (scout, lookout) = scout::pair(self.home.clone(), attention_out, hurry.clone(), looks_in);
         let home = self.home.clone();
         watchers.spawn(async move { bus.run(&home).await });
         watchers.spawn(scout.run());
+        watchers.spawn(lookout.run());
         watchers.spawn(publish(reports));
         let lines = Lines {
             notices,
@@ -87,7 +88,8 @@ impl Daemon {
             refresh: self.refresh,
             attention,
             hurry,
-            control: Control::new(settings.control.clone()),
+            urgent: Control::new(settings.control.clone()),
+            rest: Some(Control::new(settings.control.clone())),
             report,
         };
         Ok(Agent::new(self.home, self.owner, settings.overrides.clone(), lines))

@@ -37,7 +37,7 @@ pub async fn take(home: &Home, overrides: &[Override], peers: BTreeSet<Peer>) ->
     let proc = Proc::default();
     let roots = look::roots(&proc, &listed);
     let processes = Processes::read(&proc);
-    let mut look = Look::take(&proc, began, daemon, &processes, &roots)?;
+    let mut look = Look::take(&proc, began, Some(daemon), &processes, &roots)?;
     look.listed = Some(listed);
     let mut roster = Roster::new(overrides.to_vec());
     roster.set_peers(peers);

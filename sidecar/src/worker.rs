@@ -55,7 +55,9 @@ pub enum Phase {
     /// A process runs and does not serve yet.
     Starting,
     /// It serves, but the one before it died unasked.
-    Settling { until: Instant },
+    Settling {
+        until: Instant,
+    },
     Serving,
     Stopping,
     /// No process; another one is expected.
@@ -259,7 +261,9 @@ impl Worker {
             Phase::Dead if self.ordered => (State::Down, Expect::Back, "it ended and is replaced"),
             Phase::Dead => (State::Down, Expect::Back, "it died"),
             Phase::Gone => (State::Down, Expect::Gone, "it ended for good"),
-            Phase::Settling { .. } if is_open => (State::Checking, Expect::Back, "it died before and must stay up"),
+            Phase::Settling { .. } if is_open => {
+                (State::Checking, Expect::Back, "it died before and must stay up")
+            }
             Phase::Serving if is_open => (State::Up, Expect::Back, ""),
             _ => (State::Checking, Expect::Back, "it does not serve there yet"),
         };
@@ -329,7 +333,9 @@ impl Worker {
                 self.enter(Phase::Settling { until: now + self.settle.stay_up() }, now);
             }
             // It closed its listeners by itself.
-            Phase::Serving | Phase::Settling { .. } if self.open.is_empty() => self.enter(Phase::Starting, now),
+            Phase::Serving | Phase::Settling { .. } if self.open.is_empty() => {
+                self.enter(Phase::Starting, now)
+            }
             _ => {}
         }
     }

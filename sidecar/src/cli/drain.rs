@@ -76,7 +76,8 @@ async fn wait(control: &mut Control, ack: &Ack, started: Instant, timeout: Span)
                 break;
             }
             if seen.state == State::Up {
-                let text = format!("{} in {} was made ready again by somebody else", mark.peer, mark.upstream);
+                let text =
+                    format!("{} in {} was made ready again by somebody else", mark.peer, mark.upstream);
                 return Err(Failure::new(Exit::Failed, text));
             }
             if left().is_zero() {

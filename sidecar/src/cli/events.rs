@@ -83,7 +83,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             text(&event),
-            "15:10:09.120Z  mark   127.0.0.1:1 in app  up → draining  operator  3 in flight  disk"
+            "16:30:09.120Z  mark   127.0.0.1:1 in app  up → draining  operator  3 in flight  disk"
         );
     }
 }

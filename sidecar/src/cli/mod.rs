@@ -75,6 +75,9 @@ struct Context {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = cli.global.context().and_then(|context| {
+        if matches!(cli.command, Command::Run(_)) {
+            run::come_first();
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -117,7 +120,8 @@ impl Global {
             self.log.or(file.log).unwrap_or_default(),
             self.log_format.or(file.log_format).unwrap_or_default(),
         );
-        let default = || DEFAULT_CONTROL.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")));
+        let default =
+            || DEFAULT_CONTROL.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")));
         let named: Vec<Home> = if self.pm2_home.is_empty() {
             file.pm2.iter().map(|pm2| Home::new(&pm2.home)).collect()
         } else {

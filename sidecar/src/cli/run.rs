@@ -14,6 +14,9 @@ pub(super) struct Args {
     state_dir: Option<PathBuf>,
 }
 
+/// What `nice` calls it. Everything that is done at this priority takes microseconds.
+const PRIORITY: i32 = -10;
+
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let shutdown = shutdown::listen()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
@@ -26,4 +29,12 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     };
     sidecar::run(settings, shutdown).await;
     Ok(Exit::Done)
+}
+
+/// A deploy starts processes that want all of the CPU at the very moment when nginx must be told. Before there is a
+/// second thread: the kernel counts this by thread, and threads inherit it.
+pub(super) fn come_first() {
+    if let Err(errno) = rustix::process::setpriority_process(None, PRIORITY) {
+        tracing::debug!("no higher priority ({errno}): on a busy host a notice may come late");
+    }
 }

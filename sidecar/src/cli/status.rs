@@ -179,7 +179,8 @@ fn app_status(
 ) -> AppStatus {
     let why: Vec<Option<String>> =
         workers.iter().map(|(id, worker)| why_not_mapped(*id, worker, survey, view.is_some())).collect();
-    let level = level::level(workers.iter().zip(&why).map(|((_, worker), why)| (*worker, why.clone())), around);
+    let level =
+        level::level(workers.iter().zip(&why).map(|((_, worker), why)| (*worker, why.clone())), around);
     let status = |((id, worker), why): (&(PmId, &Worker), Option<String>)| WorkerStatus {
         id: *id,
         pid: worker.process().map(|process| process.pid),

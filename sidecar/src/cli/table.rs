@@ -13,8 +13,7 @@ pub(super) fn render(rows: &[Vec<String>]) -> String {
 }
 
 fn line(row: &[String], widths: &[usize]) -> String {
-    let cells: Vec<String> =
-        row.iter().zip(widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+    let cells: Vec<String> = row.iter().zip(widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
     format!("{}\n", cells.join("  ").trim_end())
 }
 

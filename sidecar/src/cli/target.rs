@@ -76,7 +76,8 @@ async fn by_app(
         let now = meant.iter().flat_map(|(_, worker)| worker.claims().iter().cloned());
         // A worker that is being replaced listens nowhere: the sidecar knows where it did.
         let remembered = reports(home).flat_map(|report| report.workers);
-        let remembered = remembered.filter(|worker| is_meant(&worker.app, worker.id)).flat_map(|worker| worker.peers);
+        let remembered =
+            remembered.filter(|worker| is_meant(&worker.app, worker.id)).flat_map(|worker| worker.peers);
         let peers: BTreeSet<Peer> = now.chain(remembered.filter(|peer| known.contains(peer))).collect();
         found.push((home.clone(), peers.into_iter().collect()));
     }
@@ -91,7 +92,10 @@ async fn by_app(
         several => {
             let homes: Vec<String> = several.iter().map(|(home, _)| home.to_string()).collect();
             let homes = homes.join(" and ");
-            Err(Failure::new(Exit::UnknownTarget, format!("{wanted} runs under {homes}: say which with --pm2-home")))
+            Err(Failure::new(
+                Exit::UnknownTarget,
+                format!("{wanted} runs under {homes}: say which with --pm2-home"),
+            ))
         }
     }
 }
@@ -105,7 +109,10 @@ fn unknown<'a>(text: String, there: impl Iterator<Item = &'a str>) -> Failure {
 /// What living sidecars say of a daemon.
 pub(super) fn reports(home: &Home) -> impl Iterator<Item = Report> {
     let owner = home.owner();
-    report::places().into_iter().filter_map(move |dir| Report::read(&dir, owner.as_ref()?)).filter(Report::is_live)
+    report::places()
+        .into_iter()
+        .filter_map(move |dir| Report::read(&dir, owner.as_ref()?))
+        .filter(Report::is_live)
 }
 
 #[cfg(test)]
@@ -126,7 +133,8 @@ mod tests {
 
     #[test]
     fn an_unknown_address_is_told_what_there_is() {
-        let known = [Peer::new("app", "127.0.0.1:1"), Peer::new("app", "127.0.0.1:2"), Peer::new("b", "127.0.0.1:2")];
+        let known =
+            [Peer::new("app", "127.0.0.1:1"), Peer::new("app", "127.0.0.1:2"), Peer::new("b", "127.0.0.1:2")];
         let known = BTreeSet::from(known);
         assert_eq!(by_address("[::ffff:127.0.0.1]:2", &known).unwrap().len(), 2);
         let failure = by_address("127.0.0.1:3", &known).unwrap_err();

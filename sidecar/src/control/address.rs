@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn a_control_address_is_a_unix_socket() {
         assert_eq!(DEFAULT_CONTROL.parse::<Address>().unwrap().to_string(), DEFAULT_CONTROL);
-        for wrong in ["", "/run/nginx.sock", "unix:", "unix:nginx.sock", "unix:/run/", "http://127.0.0.1:80"] {
+        for wrong in ["", "/run/nginx.sock", "unix:", "unix:nginx.sock", "unix:/run/", "http://127.0.0.1:80"]
+        {
             let error = wrong.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains(DEFAULT_CONTROL), "{error}");
         }

@@ -11,9 +11,7 @@ pub use address::{Address, AddressError};
 pub use error::ControlError;
 
 use bytes::Bytes;
-use handoff_wire::{
-    Ack, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, Upstreams, path,
-};
+use handoff_wire::{Ack, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, Upstreams, path};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -158,8 +156,9 @@ impl Control {
 
     async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, ControlError> {
         let path = self.address.path();
-        let socket =
-            UnixStream::connect(path).await.map_err(|error| ControlError::connecting(&self.address, error))?;
+        let socket = UnixStream::connect(path)
+            .await
+            .map_err(|error| ControlError::connecting(&self.address, error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(socket))
             .await
             .map_err(|error| ControlError::Failed(error.to_string()))?;

@@ -56,7 +56,9 @@ impl Deaths {
         if processes.get(&process.pid).is_some_and(|(watched, _)| *watched == process) {
             return Ok(Watch::Begun);
         }
-        let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return Ok(Watch::Dead) };
+        let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
+            return Ok(Watch::Dead);
+        };
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(Watch::Dead),
             pidfd => pidfd?,

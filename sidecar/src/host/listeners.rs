@@ -1,6 +1,6 @@
-//! Every listening socket of this network namespace (`/proc/net/{tcp,tcp6,unix}`).
+//! Every listening socket of this network namespace.
 
-use super::Proc;
+use super::{Proc, diag};
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader},
@@ -9,8 +9,17 @@ use std::{
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listeners {
-    tcp: Vec<(SocketAddr, u64)>,
+    tcp: Vec<Listener>,
     unix: Vec<(String, u64)>,
+}
+
+/// A socket that listens on TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Listener {
+    pub(super) address: SocketAddr,
+    /// If it is bound to every address of IPv6: of IPv4, too.
+    pub(super) takes_v4: bool,
+    pub(super) inode: u64,
 }
 
 /// TCP_LISTEN.
@@ -20,32 +29,27 @@ const ACCEPTS: u32 = 0x1_0000;
 
 impl Listeners {
     pub fn read(proc: &Proc) -> io::Result<Self> {
-        let net = proc.path().join("net");
-        let mut listeners = Self::default();
-        for (table, parse) in [("tcp", v4 as fn(&str) -> Option<IpAddr>), ("tcp6", v6)] {
-            let rows = match File::open(net.join(table)) {
-                Ok(file) => BufReader::new(file).lines().skip(1),
-                // A kernel without IPv6.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            for row in rows {
-                // The kernel lists those that listen first. A host may have a hundred thousand connections, and we look
-                // every few milliseconds while a worker starts: stop where they begin.
-                let Some(listener) = tcp_row(&row?, parse) else { break };
-                listeners.tcp.push(listener);
-            }
+        // A kernel, or a sandbox, without sock_diag has the slow tables.
+        let tcp = diag::listeners().or_else(|_| tables(proc))?;
+        let rows = BufReader::new(File::open(proc.path().join("net/unix"))?).lines().skip(1);
+        let mut unix = Vec::new();
+        for row in rows {
+            unix.extend(unix_row(&row?));
         }
-        for row in BufReader::new(File::open(net.join("unix"))?).lines().skip(1) {
-            listeners.unix.extend(unix_row(&row?));
-        }
-        Ok(listeners)
+        Ok(Self { tcp, unix })
     }
 
     #[cfg(test)]
     pub(crate) fn of(tcp: &[(&str, u64)], unix: &[(&str, u64)]) -> Self {
         Self {
-            tcp: tcp.iter().map(|&(address, inode)| (address.parse().unwrap(), inode)).collect(),
+            tcp: tcp
+                .iter()
+                .map(|&(address, inode)| Listener {
+                    address: address.parse().unwrap(),
+                    takes_v4: true,
+                    inode,
+                })
+                .collect(),
             unix: unix.iter().map(|&(path, inode)| (path.to_owned(), inode)).collect(),
         }
     }
@@ -57,12 +61,14 @@ impl Listeners {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let dual = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
-        [address, SocketAddr::new(wildcard, address.port()), dual]
-            .into_iter()
-            .map(|wanted| self.bound_to(wanted))
-            .find(|found| !found.is_empty())
-            .unwrap_or_default()
+        let exact = self.bound(|listener| listener.address == address);
+        let family = || self.bound(|listener| listener.address == SocketAddr::new(wildcard, address.port()));
+        let dual = || {
+            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+            self.bound(|listener| listener.address == any && listener.takes_v4)
+        };
+        let found = [exact].into_iter().chain(std::iter::once_with(family)).chain(std::iter::once_with(dual));
+        found.into_iter().find(|found| !found.is_empty()).unwrap_or_default()
     }
 
     pub fn unix(&self, path: &str) -> Vec<u64> {
@@ -70,20 +76,40 @@ impl Listeners {
     }
 
     pub fn inodes(&self) -> impl Iterator<Item = u64> {
-        let tcp = self.tcp.iter().map(|&(_, inode)| inode);
+        let tcp = self.tcp.iter().map(|listener| listener.inode);
         tcp.chain(self.unix.iter().map(|&(_, inode)| inode))
     }
 
     /// The addresses that belong to these sockets, for people.
     pub fn describe(&self, holds: impl Fn(u64) -> bool) -> Vec<String> {
-        let tcp = self.tcp.iter().filter(|(_, inode)| holds(*inode)).map(|(address, _)| address.to_string());
-        let unix = self.unix.iter().filter(|(_, inode)| holds(*inode)).map(|(path, _)| format!("unix:{path}"));
+        let held = self.tcp.iter().filter(|listener| holds(listener.inode));
+        let tcp = held.map(|listener| listener.address.to_string());
+        let unix =
+            self.unix.iter().filter(|(_, inode)| holds(*inode)).map(|(path, _)| format!("unix:{path}"));
         tcp.chain(unix).collect()
     }
 
-    fn bound_to(&self, wanted: SocketAddr) -> Vec<u64> {
-        self.tcp.iter().filter(|(bound, _)| *bound == wanted).map(|&(_, inode)| inode).collect()
+    fn bound(&self, is_it: impl Fn(&&Listener) -> bool) -> Vec<u64> {
+        self.tcp.iter().filter(is_it).map(|listener| listener.inode).collect()
     }
+}
+
+/// `/proc/net/{tcp,tcp6}`
+fn tables(proc: &Proc) -> io::Result<Vec<Listener>> {
+    let mut found = Vec::new();
+    for (table, parse) in [("tcp", v4 as fn(&str) -> Option<IpAddr>), ("tcp6", v6)] {
+        let rows = match File::open(proc.path().join("net").join(table)) {
+            Ok(file) => BufReader::new(file).lines().skip(1),
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for row in rows {
+            let listener = tcp_row(&row?, parse);
+            found.extend(listener.map(|(address, inode)| Listener { address, takes_v4: true, inode }));
+        }
+    }
+    Ok(found)
 }
 
 /// `   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0  0 4711 …`
@@ -175,6 +201,23 @@ mod tests {
         assert_eq!(tcp(&dual, "127.0.0.1:80"), [3]);
         let v4 = Listeners::of(&[("0.0.0.0:80", 2)], &[]);
         assert_eq!(tcp(&v4, "[::1]:80"), [0_u64; 0]);
+    }
+
+    #[test]
+    fn a_wildcard_of_ipv6_alone_takes_no_ipv4() {
+        let mut listeners = Listeners::of(&[("[::]:80", 3)], &[]);
+        listeners.tcp[0].takes_v4 = false;
+        assert_eq!(tcp(&listeners, "127.0.0.1:80"), [0_u64; 0]);
+        assert_eq!(tcp(&listeners, "[::1]:80"), [3]);
+    }
+
+    #[test]
+    fn the_slow_tables_say_the_same() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let of =
+            |found: Vec<Listener>| found.into_iter().find(|found| found.address == address).unwrap().inode;
+        assert_eq!(of(tables(&Proc::default()).unwrap()), of(diag::listeners().unwrap()));
     }
 
     #[test]

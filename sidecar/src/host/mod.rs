@@ -3,6 +3,7 @@
 //! Everything here reads `/proc`; nothing decides. What could not be read is said ([`Unknown`]) and never guessed.
 
 pub mod death;
+mod diag;
 pub mod listeners;
 pub mod locals;
 pub mod process;

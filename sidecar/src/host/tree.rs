@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_tree_is_the_process_and_its_descendants() {
-        let processes = Processes(BTreeMap::from([(1, vec![2, 9]), (2, vec![3, 4]), (4, vec![5]), (5, vec![2])]));
+        let processes =
+            Processes(BTreeMap::from([(1, vec![2, 9]), (2, vec![3, 4]), (4, vec![5]), (5, vec![2])]));
         assert_eq!(processes.tree(2), [2, 3, 4, 5]);
         assert_eq!(processes.tree(9), [9]);
     }

@@ -165,6 +165,11 @@ impl Notices {
             }
         }
     }
+
+    /// What is there without waiting.
+    pub fn try_next(&mut self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
 }
 
 // === impl Missed ===
@@ -194,7 +199,8 @@ mod tests {
     use crate::pm2::{PmId, frame::encode};
 
     fn stopping(id: usize) -> Vec<u8> {
-        let payload = format!(r#"j:{{"at":5,"data":"Stopping app:myapp id:{id}\n","process":{{"pm_id":"PM2"}}}}"#);
+        let payload =
+            format!(r#"j:{{"at":5,"data":"Stopping app:myapp id:{id}\n","process":{{"pm_id":"PM2"}}}}"#);
         encode(&[b"s:log:PM2", payload.as_bytes()])
     }
 

@@ -220,10 +220,7 @@ mod tests {
     fn pm2_announces_a_stop_in_its_log() {
         assert_eq!(log("Stopping app:myapp id:3\n"), Some(Event::Stopping(PmId(3))));
         assert_eq!(log("Stopping app:an id:7 app id:3\n"), Some(Event::Stopping(PmId(3))));
-        assert_eq!(
-            log("App [my:app:12] starting in -fork mode-\n"),
-            Some(Event::Starting(PmId(12)))
-        );
+        assert_eq!(log("App [my:app:12] starting in -fork mode-\n"), Some(Event::Starting(PmId(12))));
         assert_eq!(
             log("App [myapp:0] exited with code [0] via signal [SIGINT]\n"),
             Some(Event::Exited(PmId(0)))
@@ -252,7 +249,8 @@ mod tests {
     fn an_event_names_its_worker_by_number_or_by_text() {
         let stop = r#"{"event":"stop","manually":true,"process":{"pm_id":2,"env":{"SECRET":"x"}},"at":1}"#;
         assert_eq!(event(stop), Some(Event::Ended(PmId(2))));
-        let old = r#"{"event":"exit","manually":false,"process":{"pm_id":"_old_0","status":"stopping"},"at":1}"#;
+        let old =
+            r#"{"event":"exit","manually":false,"process":{"pm_id":"_old_0","status":"stopping"},"at":1}"#;
         assert_eq!(event(old), Some(Event::Changed));
         assert_eq!(event(r#"{"event":"exit"}"#), None);
         assert_eq!(event("not json"), None);

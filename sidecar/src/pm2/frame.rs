@@ -101,8 +101,12 @@ impl<P: Policy> Decoder<P> {
                         kept.extend_from_slice(here);
                     }
                     *bytes_left -= u32::try_from(here.len()).unwrap_or(*bytes_left);
-                    let (args_left, kept, len, complete) =
-                        (*args_left, if *bytes_left == 0 { kept.take() } else { None }, *len, *bytes_left == 0);
+                    let (args_left, kept, len, complete) = (
+                        *args_left,
+                        if *bytes_left == 0 { kept.take() } else { None },
+                        *len,
+                        *bytes_left == 0,
+                    );
                     complete && self.end_body(args_left, kept, len)
                 }
             };

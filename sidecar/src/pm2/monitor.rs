@@ -228,15 +228,20 @@ mod tests {
 
     #[test]
     fn a_worker_is_read_and_its_environment_is_not() {
-        let worker = one(
-            r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
+        let worker =
+            one(r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
                 "exec_mode":"fork_mode","treekill":true,"wait_ready":true,"NODE_APP_INSTANCE":2,"PORT":"3002",
-                "DB_PASSWORD":"planted-secret","env":{"DB_PASSWORD":"planted-secret"}}}"#,
-        );
+                "DB_PASSWORD":"planted-secret","env":{"DB_PASSWORD":"planted-secret"}}}"#);
         assert_eq!((worker.id, worker.pid, worker.status), (PmId(3), Some(812), Status::Online));
         assert_eq!(
             worker.settings,
-            Settings { cluster: false, wait_ready: true, treekill: true, instance: Some(2), port: Some(3002) }
+            Settings {
+                cluster: false,
+                wait_ready: true,
+                treekill: true,
+                instance: Some(2),
+                port: Some(3002)
+            }
         );
         assert!(!format!("{worker:?}").contains("planted-secret"));
     }
@@ -256,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_worker_without_a_number_is_passed_over() {
-        let text = r#"[[{"pm_id":"_old_0","pm2_env":{}},{"pm_id":-1,"pm2_env":{}},{"pm_id":1,"pm2_env":{}}]]"#;
+        let text =
+            r#"[[{"pm_id":"_old_0","pm2_env":{}},{"pm_id":-1,"pm2_env":{}},{"pm_id":1,"pm2_env":{}}]]"#;
         let list = serde_json::from_str::<(Reply,)>(text).unwrap().0.0;
         assert_eq!(list.iter().map(|worker| worker.id).collect::<Vec<_>>(), [PmId(1)]);
     }
