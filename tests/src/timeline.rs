@@ -120,7 +120,7 @@ fn panel(run: &Run, column: Duration) -> String {
     let mut text = format!("{}: {} of {} visits failed\n", run.setup.title(), failed.len(), run.visits.len());
     let mut row = |label: &str, glyphs: String| {
         // Writing to a String cannot fail.
-        _ = writeln!(text, "{label:>LABEL$}  {}", glyphs.trim_end());
+        _ = writeln!(text, "{}", format!("{label:>LABEL$}  {glyphs}").trim_end());
     };
     row("seconds", scale(column, columns.len()));
     row("deploys", draw(&|from, to| deploy_glyph(run, from, to)));
