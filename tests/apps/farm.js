@@ -11,8 +11,8 @@
 //   X-Refuse: <peers>   says 503, if it is one of them.
 // Peers do not close idle connections: whoever does, it is nginx.
 //
-// The control socket: GET /arrivals?<after so many>, GET /open, GET /held; POST /release, POST /stop?<peer>,
-// POST /start?<peer>.
+// The control socket: GET /arrivals?<after so many>, GET /connections, GET /open, GET /held;
+// POST /release, POST /stop?<peer>, POST /start?<peer>.
 // Times are CLOCK_MONOTONIC in nanoseconds, the clock of the stage. The process ends with its standard input.
 
 const fs = require('node:fs');
@@ -94,6 +94,7 @@ function listen(server, place) {
 
 const CALLS = {
   'GET /arrivals': (after) => arrivals.slice(after),
+  'GET /connections': () => connections,
   'GET /held': () => held.map(({ peer }) => peer),
   'GET /open': () => Object.fromEntries(peers.map((peer) => [peer, [...open.get(peer)].map((socket) => socket.number)])),
   'POST /release': () => held.splice(0).forEach(({ answer }) => answer()),

@@ -30,6 +30,8 @@ pub struct Answer {
     pub peer: Option<String>,
     /// The number of the connection between nginx and the backend.
     pub connection: Option<u64>,
+    /// What nginx says of its tries, where a test has it say so.
+    pub tried: Option<String>,
     pub body: String,
 }
 
@@ -72,6 +74,7 @@ async fn visit(target: SocketAddr, visitor: u8, asks: Vec<(usize, Ask)>) -> Resu
             status: head.status.as_u16(),
             peer: header("x-peer"),
             connection: header("x-connection").and_then(|number| number.parse().ok()),
+            tried: header("x-tried"),
             body: String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned(),
         };
         answers.push((number, answer));

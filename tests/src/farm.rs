@@ -105,6 +105,11 @@ impl Farm {
         Ok(new)
     }
 
+    /// How many connections there have been.
+    pub async fn connections(&self) -> Result<u64> {
+        self.call(Method::GET, "/connections").await
+    }
+
     /// The connections that each peer has.
     pub async fn open(&self) -> Result<BTreeMap<String, BTreeSet<u64>>> {
         self.call(Method::GET, "/open").await
