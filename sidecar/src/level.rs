@@ -32,15 +32,14 @@ pub struct Surroundings {
     pub notices: Notices,
 }
 
-/// The level of an app, given its workers and why each of them that has no peer has none.
-pub fn level<'a>(
-    workers: impl Iterator<Item = (&'a Worker, Option<String>)> + Clone,
-    around: Surroundings,
-) -> Level {
-    let any = |is: fn(&Worker) -> bool| workers.clone().any(|(worker, _)| is(worker));
+/// A worker, its peers, and why it has none.
+pub type Known<'a> = (&'a Worker, BTreeSet<Peer>, Option<String>);
+
+pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
+    let any = |is: fn(&Worker) -> bool| workers.iter().any(|(worker, ..)| is(worker));
     let why = if any(|worker| worker.settings().cluster) {
         Why::Cluster
-    } else if let Some(reason) = workers.clone().find_map(|(_, reason)| reason) {
+    } else if let Some(reason) = workers.iter().find_map(|(.., reason)| reason.clone()) {
         Why::NotMapped(reason)
     } else if any(|worker| !worker.settings().treekill) {
         Why::Treekill
@@ -59,37 +58,34 @@ pub fn level<'a>(
 }
 
 /// Some upstream has one worker of the app only.
-fn is_alone<'a>(workers: impl Iterator<Item = (&'a Worker, Option<String>)>) -> bool {
-    let claims =
-        workers.map(|(worker, _)| worker.claims().iter().map(|peer| peer.upstream.as_str()).collect());
-    let upstreams: Vec<BTreeSet<&str>> = claims.collect();
-    let count = |name: &str| upstreams.iter().filter(|names| names.contains(name)).count();
-    upstreams.iter().flatten().any(|name| count(name) < 2)
+fn is_alone(workers: &[Known<'_>]) -> bool {
+    let upstreams = |peers: &BTreeSet<Peer>| -> BTreeSet<String> {
+        peers.iter().map(|peer| peer.upstream.clone()).collect()
+    };
+    let of: Vec<BTreeSet<String>> = workers.iter().map(|(_, peers, _)| upstreams(peers)).collect();
+    of.iter().flatten().any(|name| of.iter().filter(|names| names.contains(name)).count() < 2)
 }
 
-/// Why a worker has no peer. None: it has one.
+/// Why a worker has no peer.
 pub fn why_not_mapped<'a>(
     worker: &Worker,
     listens: &[String],
     behind: impl Iterator<Item = (&'a Peer, &'a Behind)>,
     is_one_of_several: impl Fn(&Behind) -> bool,
-) -> Option<String> {
-    if !worker.claims().is_empty() {
-        return None;
-    }
+) -> String {
     if let Some(unknown) = worker.unknown() {
-        return Some(unknown.to_string());
+        return unknown.to_string();
     }
     if worker.process().is_none() {
-        return Some("it does not run".into());
+        return "it does not run".into();
     }
     if let Some((peer, _)) = behind.into_iter().find(|(_, behind)| is_one_of_several(behind)) {
-        return Some(format!("several workers share {}", peer.address));
+        return format!("several workers share {}", peer.address);
     }
     if listens.is_empty() {
-        return Some("it listens on no port and no socket".into());
+        return "it listens on no port and no socket".into();
     }
-    Some(format!("it listens on {}, and no upstream with `handoff` has that address", listens.join(", ")))
+    format!("it listens on {}, and no upstream with `handoff` has that address", listens.join(", "))
 }
 
 /// Whether `ps` is where PM2 would find it. The daemon's own PATH is in its environment, which we do not read.
@@ -151,7 +147,8 @@ mod tests {
     }
 
     fn of(workers: &[Worker], around: Surroundings) -> Level {
-        level(workers.iter().map(|worker| (worker, None)), around)
+        let known: Vec<_> = workers.iter().map(|worker| (worker, worker.claims().clone(), None)).collect();
+        level(&known, around)
     }
 
     const GOOD: Surroundings =
@@ -180,7 +177,7 @@ mod tests {
         assert_eq!(why(&two, Surroundings { notices: late, ..GOOD }), Why::NoNotice);
         assert_eq!(why(&two[..1], GOOD), Why::Alone);
         assert_eq!(why(&two, Surroundings { runs: false, ..GOOD }), Why::NoSidecar);
-        let lost = level(two.iter().map(|worker| (worker, Some("it hides".into()))), GOOD);
+        let lost = level(&[(&two[0], BTreeSet::new(), Some("it hides".into()))], GOOD);
         assert_eq!(lost, Level::None(Why::NotMapped("it hides".into())));
     }
 }

@@ -35,3 +35,5 @@ pub mod worker;
 
 #[cfg(test)]
 mod scratch;
+#[cfg(test)]
+mod simulation;

@@ -24,10 +24,11 @@ struct ObservedPeer {
     is_backup: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct OwnMark {
     state: State,
     expect: Expect,
+    reason: String,
     since: Instant,
 }
 
@@ -46,6 +47,7 @@ impl Observed {
                 let own = peer.marks.iter().find(|mark| mark.owner == *owner).map(|mark| OwnMark {
                     state: mark.state,
                     expect: mark.expect,
+                    reason: mark.reason.clone(),
                     since: now.checked_sub(mark.age.duration()).unwrap_or(now),
                 });
                 // A removed peer matters only as long as it has a mark of ours.
@@ -76,9 +78,9 @@ impl Observed {
         for request in asked {
             let Some(upstream) = &request.upstream else { continue };
             if let Some(peer) = self.peers.get_mut(&Peer::new(upstream, &request.peer)) {
-                let (state, expect) = (request.state, request.expect);
-                let since = peer.own.map_or(now, |own| own.since);
-                peer.own = (state != State::Up).then_some(OwnMark { state, expect, since });
+                let since = peer.own.as_ref().map_or(now, |own| own.since);
+                let (state, expect, reason) = (request.state, request.expect, request.reason.clone());
+                peer.own = (state != State::Up).then_some(OwnMark { state, expect, reason, since });
             }
         }
         for acked in &ack.marks {
@@ -98,16 +100,17 @@ pub fn plan<'a>(
 ) -> Vec<MarkRequest> {
     let trusted = let_serve(wishes, observed);
     let wished = wishes.iter().filter_map(|(peer, wish)| {
-        let own = observed.peers.get(peer)?.own;
+        let own = &observed.peers.get(peer)?.own;
         let state = if trusted.contains(peer) { State::Up } else { wish.state };
+        let request = request(peer, state, wish.expect, &wish.reason);
         let is_so = match own {
             None => state == State::Up,
-            Some(own) => (own.state, own.expect) == (state, wish.expect),
+            Some(own) => own.is(&request),
         };
-        (!is_so).then(|| request(peer, state, wish.expect, &wish.reason))
+        (!is_so).then_some(request)
     });
     let orphans = observed.peers.iter().filter(|(peer, _)| !wishes.contains_key(*peer));
-    let orphans = orphans.filter_map(|(peer, seen)| orphan(peer, seen.own?, behind(peer)?, now));
+    let orphans = orphans.filter_map(|(peer, seen)| orphan(peer, seen.own.as_ref()?, behind(peer)?, now));
     wished.chain(orphans).collect()
 }
 
@@ -134,7 +137,7 @@ fn let_serve<'a>(wishes: &'a BTreeMap<Peer, Wish>, observed: &Observed) -> BTree
 }
 
 /// A mark of ours on a peer of which we know nothing any more.
-fn orphan(peer: &Peer, own: OwnMark, behind: &Behind, now: Instant) -> Option<MarkRequest> {
+fn orphan(peer: &Peer, own: &OwnMark, behind: &Behind, now: Instant) -> Option<MarkRequest> {
     match behind {
         Behind::Nobody => {
             let is_old = now.saturating_duration_since(own.since) >= PATIENCE;
@@ -144,6 +147,12 @@ fn orphan(peer: &Peer, own: OwnMark, behind: &Behind, now: Instant) -> Option<Ma
         Behind::Unclear | Behind::Foreign | Behind::Worker(_) | Behind::Several(_) | Behind::Stranger => {
             Some(let_go(peer))
         }
+    }
+}
+
+impl OwnMark {
+    fn is(&self, request: &MarkRequest) -> bool {
+        (self.state, self.expect, &self.reason) == (request.state, request.expect, &request.reason)
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Worker {
     phase: Phase,
     since: Instant,
     process: Option<Process>,
+    /// When the look began that found it first: an older one does not know of it.
+    met: Option<Instant>,
     /// The last process that ended: what an older look says of it is no news.
     buried: Option<Process>,
     /// The last order that we heard on the bus: an older look does not know of it.
@@ -108,6 +110,7 @@ impl Worker {
             phase: Phase::Dead,
             since: now,
             process: None,
+            met: None,
             buried: None,
             told: None,
             ready: false,
@@ -212,7 +215,8 @@ impl Worker {
     }
 
     pub fn look(&mut self, seen: &Seen, now: Instant) {
-        if self.told.is_some_and(|told| seen.began < told) {
+        let is_older = |than: Option<Instant>| than.is_some_and(|than| seen.began < than);
+        if is_older(self.told) || (seen.process != self.process && is_older(self.met)) {
             return;
         }
         match seen.process {
@@ -293,6 +297,7 @@ impl Worker {
                 self.bury(self.phase == Phase::Stopping, now);
             }
             self.process = Some(process);
+            self.met = Some(seen.began);
             self.enter(Phase::Starting, now);
         }
         match seen.status {

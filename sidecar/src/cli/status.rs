@@ -4,6 +4,7 @@ use super::{Context, Exit, Failure, table, target};
 use crate::{
     level::{self, Level, Surroundings},
     mapping::Behind,
+    peer::Peer,
     pm2::{PmId, home::Home},
     report::{self, LatencyView, Report},
     roster::Notices,
@@ -161,7 +162,8 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
     for (id, worker) in survey.roster.workers() {
         apps.entry(worker.app()).or_default().push((id, worker));
     }
-    let apps = apps.into_iter().map(|(app, workers)| app_status(app, &workers, survey, around, view));
+    let seen = Scene { survey, view, report: report.as_ref() };
+    let apps = apps.into_iter().map(|(app, workers)| seen.app(app, &workers, around));
     DaemonStatus {
         home: home.to_string(),
         pid: Some(survey.daemon.pid),
@@ -170,59 +172,77 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
     }
 }
 
-fn app_status(
-    app: &str,
-    workers: &[(PmId, &Worker)],
-    survey: &Survey,
-    around: Surroundings,
-    view: Option<&Upstreams>,
-) -> AppStatus {
-    let why: Vec<Option<String>> =
-        workers.iter().map(|(id, worker)| why_not_mapped(*id, worker, survey, view.is_some())).collect();
-    let level =
-        level::level(workers.iter().zip(&why).map(|((_, worker), why)| (*worker, why.clone())), around);
-    let status = |((id, worker), why): (&(PmId, &Worker), Option<String>)| WorkerStatus {
-        id: *id,
-        pid: worker.process().map(|process| process.pid),
-        phase: worker.phase().to_string(),
-        peers: view.map(|view| peers(worker, view)).unwrap_or_default(),
-        why_not_mapped: why,
-    };
-    AppStatus {
-        app: app.to_owned(),
-        level: (level == Level::L0).then_some("L0"),
-        why_not: match level {
-            Level::L0 => None,
-            Level::None(why) => Some(why.to_string()),
-        },
-        workers: workers.iter().zip(why).map(status).collect(),
-    }
+/// What is known of one daemon.
+#[derive(Clone, Copy)]
+struct Scene<'a> {
+    survey: &'a Survey,
+    view: Option<&'a Upstreams>,
+    report: Option<&'a Report>,
 }
 
-fn why_not_mapped(id: PmId, worker: &Worker, survey: &Survey, has_view: bool) -> Option<String> {
-    if !has_view {
-        return Some("nginx cannot be asked for its peers".into());
+impl Scene<'_> {
+    fn app(&self, app: &str, workers: &[(PmId, &Worker)], around: Surroundings) -> AppStatus {
+        let known: Vec<(&Worker, BTreeSet<Peer>, Option<String>)> = workers
+            .iter()
+            .map(|&(id, worker)| {
+                let claims = self.claims(id, worker);
+                let why = if claims.is_empty() { Some(self.why_not_mapped(id, worker)) } else { None };
+                (worker, claims, why)
+            })
+            .collect();
+        let level = level::level(&known, around);
+        let status = |(&(id, worker), (_, claims, why)): (&(PmId, &Worker), _)| -> WorkerStatus {
+            let claims: BTreeSet<Peer> = claims;
+            WorkerStatus {
+                id,
+                pid: worker.process().map(|process| process.pid),
+                phase: worker.phase().to_string(),
+                peers: self.peers(&claims),
+                why_not_mapped: why,
+            }
+        };
+        AppStatus {
+            app: app.to_owned(),
+            level: (level == Level::L0).then_some("L0"),
+            why_not: match level {
+                Level::L0 => None,
+                Level::None(why) => Some(why.to_string()),
+            },
+            workers: workers.iter().zip(known).map(status).collect(),
+        }
     }
-    let held = survey.look.examined.get(&id).and_then(|examined| examined.held.as_ref().ok());
-    let sockets: BTreeSet<u64> = held.iter().flat_map(|held| held.sockets.keys().copied()).collect();
-    let listens = survey.look.listeners.describe(|inode| sockets.contains(&inode));
-    let shares = |behind: &Behind| matches!(behind, Behind::Several(workers) if workers.contains(&id));
-    level::why_not_mapped(worker, &listens, survey.roster.all_behind(), shares)
-}
 
-fn peers(worker: &Worker, view: &Upstreams) -> Vec<PeerStatus> {
-    let all = view.upstreams.iter().flat_map(|up| up.peers.iter().map(move |peer| (up, peer)));
-    let is_ours = |(up, peer): &(&handoff_wire::UpstreamView, &handoff_wire::PeerView)| {
-        worker.claims().iter().any(|claim| claim.upstream == up.name && claim.address == peer.address)
-    };
-    let ours = all.filter(is_ours).map(|(up, peer)| PeerStatus {
-        upstream: up.name.clone(),
-        address: peer.address.clone(),
-        state: peer.state,
-        in_flight: peer.in_flight,
-        marks: peer.marks.clone(),
-    });
-    ours.collect()
+    /// The peers of a worker: those it listens on, and those that the sidecar remembers while it is replaced.
+    fn claims(&self, id: PmId, worker: &Worker) -> BTreeSet<Peer> {
+        let reported = self.report.iter().flat_map(|report| &report.workers);
+        let remembered = reported.filter(|known| known.id == id && known.app == worker.app());
+        worker.claims().iter().chain(remembered.flat_map(|known| &known.peers)).cloned().collect()
+    }
+
+    fn why_not_mapped(&self, id: PmId, worker: &Worker) -> String {
+        if self.view.is_none() {
+            return "nginx cannot be asked for its peers".into();
+        }
+        let held = self.survey.look.examined.get(&id).and_then(|examined| examined.held.as_ref().ok());
+        let sockets: BTreeSet<u64> = held.iter().flat_map(|held| held.sockets.keys().copied()).collect();
+        let listens = self.survey.look.listeners.describe(|inode| sockets.contains(&inode));
+        let shares = |behind: &Behind| matches!(behind, Behind::Several(workers) if workers.contains(&id));
+        level::why_not_mapped(worker, &listens, self.survey.roster.all_behind(), shares)
+    }
+
+    fn peers(&self, claims: &BTreeSet<Peer>) -> Vec<PeerStatus> {
+        let upstreams = self.view.iter().flat_map(|view| &view.upstreams);
+        let all = upstreams.flat_map(|up| up.peers.iter().map(move |peer| (up, peer)));
+        let ours = all.filter(|(up, peer)| claims.contains(&Peer::new(&up.name, &peer.address)));
+        let status = ours.map(|(up, peer)| PeerStatus {
+            upstream: up.name.clone(),
+            address: peer.address.clone(),
+            state: peer.state,
+            in_flight: peer.in_flight,
+            marks: peer.marks.clone(),
+        });
+        status.collect()
+    }
 }
 
 // === impl Status ===
