@@ -126,14 +126,6 @@ impl Nginx {
         self.prefix.join("access.log")
     }
 
-    pub fn error_log(&self) -> PathBuf {
-        self.prefix.join("error.log")
-    }
-
-    pub fn reload(&self) {
-        process::signal(self.pid(), Signal::HUP);
-    }
-
     /// Lets it finish what it has, and write its logs.
     pub async fn quit(mut self) -> Result<()> {
         process::signal(self.pid(), Signal::QUIT);

@@ -1,9 +1,8 @@
 //! A private PM2: its own home, its own daemon, driven by the real command line.
 
 use crate::{app::App, app::NAME, command, place, process};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::process::Signal;
-use serde::Deserialize;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -21,21 +20,6 @@ pub struct Pm2 {
     cli: PathBuf,
 }
 
-/// One line of `pm2 jlist`. All the rest of what PM2 tells is the app's environment.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Worker {
-    pub pid: u32,
-    pub pm_id: u32,
-    pub name: String,
-    pub pm2_env: WorkerState,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct WorkerState {
-    pub status: String,
-    pub restart_time: u32,
-}
-
 impl Pm2 {
     /// Starts the app, and comes back when PM2 says that it is up.
     pub async fn start(package: &str, home: &Path, app: &App) -> Result<Self> {
@@ -47,19 +31,8 @@ impl Pm2 {
         Ok(pm2)
     }
 
-    pub fn home(&self) -> &Path {
-        &self.home
-    }
-
     pub async fn reload(&self) -> Result<()> {
         self.run(&["reload", NAME]).await.map(drop)
-    }
-
-    pub async fn workers(&self) -> Result<Vec<Worker>> {
-        let list = self.run(&["jlist"]).await?;
-        // Notes for people may come first.
-        let json = list.lines().find(|line| line.starts_with('[')).context("pm2 jlist printed no list")?;
-        Ok(serde_json::from_str(json)?)
     }
 
     pub async fn version(&self) -> Result<String> {

@@ -165,11 +165,7 @@ impl Stage {
         let nginx = Nginx::start(nginx, &place.nginx_prefix(), &conf).await?;
         let sidecar = match setup {
             Setup::Stock | Setup::Tuned => None,
-            Setup::Handoff => {
-                let log = place.file("handoff.log");
-                let control = place.control_socket();
-                Some(Sidecar::start(&log, pm2.home(), &control, &app.addresses()).await?)
-            }
+            Setup::Handoff => Some(Sidecar::start(&place, &app.addresses()).await?),
         };
         Ok(Self { sidecar, nginx, pm2, app, place })
     }

@@ -1,8 +1,13 @@
 //! The sidecar, as an operator runs it: `handoff run`.
 
-use crate::{command, peers, place, process, wait};
+use crate::{
+    command, peers,
+    place::{self, Place},
+    process, wait,
+};
 use anyhow::{Context, Result, ensure};
 use std::{
+    ffi::OsString,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -17,34 +22,31 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Sidecar {
     child: Child,
     log: PathBuf,
-    pm2_home: PathBuf,
-    control: PathBuf,
+    environment: [(&'static str, OsString); 4],
 }
 
 impl Sidecar {
     /// Starts, and comes back when it knows every worker and nginx takes each of them for up.
-    pub async fn start(log: &Path, pm2_home: &Path, control: &Path, workers: &[SocketAddr]) -> Result<Self> {
+    pub async fn start(place: &Place, workers: &[SocketAddr]) -> Result<Self> {
+        let log = place.file("handoff.log");
+        let control = place.control_socket();
+        let environment = [
+            ("PM2_HOME", place.pm2_home().into_os_string()),
+            ("HANDOFF_CONTROL", format!("unix:{}", control.display()).into()),
+            ("HANDOFF_RUNTIME_DIR", place.file("runtime").into_os_string()),
+            ("HANDOFF_STATE_DIR", place.file("state").into_os_string()),
+        ];
         let child = Command::new(place::handoff()?)
             .arg("run")
-            .env("PM2_HOME", pm2_home)
-            .env("HANDOFF_CONTROL", address(control))
+            .envs(environment.clone())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(fs::File::create(log)?)
+            .stderr(fs::File::create(&log)?)
             .spawn()
             .context("cannot run handoff")?;
-        let mut sidecar = Self {
-            child,
-            log: log.to_path_buf(),
-            pm2_home: pm2_home.to_path_buf(),
-            control: control.to_path_buf(),
-        };
-        sidecar.knows(workers).await.with_context(|| sidecar.said())?;
+        let mut sidecar = Self { child, log, environment };
+        sidecar.knows(&control, workers).await.with_context(|| sidecar.said())?;
         Ok(sidecar)
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// Asks it to end, as a service manager would.
@@ -54,12 +56,12 @@ impl Sidecar {
         Ok(())
     }
 
-    async fn knows(&mut self, workers: &[SocketAddr]) -> Result<()> {
+    async fn knows(&mut self, control: &Path, workers: &[SocketAddr]) -> Result<()> {
         wait::until("the sidecar to know every worker", PATIENCE, async || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Some(Err(anyhow::anyhow!("handoff ended with {status}")));
             }
-            let knows = self.status().await.is_ok() && peers::all_up(&self.control, workers).await;
+            let knows = self.status().await.is_ok() && peers::all_up(control, workers).await;
             knows.then_some(Ok(()))
         })
         .await?
@@ -67,11 +69,7 @@ impl Sidecar {
 
     async fn status(&self) -> Result<String> {
         let mut handoff = command::clean(place::handoff()?);
-        handoff
-            .args(["status", "--json"])
-            .env("PM2_HOME", &self.pm2_home)
-            .env("HANDOFF_CONTROL", address(&self.control));
-        command::succeed(&mut handoff).await
+        command::succeed(handoff.args(["status", "--json"]).envs(self.environment.clone())).await
     }
 
     fn said(&self) -> String {
@@ -83,8 +81,4 @@ impl Drop for Sidecar {
     fn drop(&mut self) {
         process::end(&mut self.child, PATIENCE);
     }
-}
-
-fn address(control: &Path) -> String {
-    format!("unix:{}", control.display())
 }
