@@ -271,7 +271,12 @@ impl Worker {
             Phase::Serving if is_open => (State::Up, Expect::Back, ""),
             _ => (State::Checking, Expect::Back, "it does not serve there yet"),
         };
-        let is_able = is_open && matches!(self.phase, Phase::Settling { .. });
+        let is_able = match self.phase {
+            Phase::Settling { .. } => is_open,
+            // It says that it can serve; that it listens we have not seen yet. PM2 takes its word and stops the next one.
+            Phase::Starting | Phase::Dead => self.ordered && self.ready && self.settings.wait_ready,
+            Phase::Serving | Phase::Stopping | Phase::Gone => false,
+        };
         Wish { state, expect, reason: what.to_owned(), is_able }
     }
 

@@ -109,7 +109,11 @@ fn wrong_arguments_and_wrong_configuration_are_2() {
     let path = file.to_str().unwrap();
     fails(ended(&["--config", path, "status"]), 2, &["cannot read the configuration", path]);
     fs::write(&file, "\ncontrol = \"unix:/a\"\npm2_home = \"/b\"\n").unwrap();
-    fails(ended(&["--config", path, "run"]), 2, &[":3:1: unknown field `pm2_home`", "docs/operations/sidecar.md"]);
+    fails(
+        ended(&["--config", path, "run"]),
+        2,
+        &[":3:1: unknown field `pm2_home`", "docs/operations/sidecar.md"],
+    );
 }
 
 #[test]

@@ -136,7 +136,8 @@ fn a_worker_is_drained_replaced_and_back() {
     stage.pm2.list(0, "shop", stage.workers[0].pid(), "online", json!({}));
     stage.until_mark(0, None);
     assert_eq!(stage.mark(1), None);
-    let states: Vec<State> = stage.nginx.puts().iter().flat_map(|set| &set.marks).map(|mark| mark.state).collect();
+    let states: Vec<State> =
+        stage.nginx.puts().iter().flat_map(|set| &set.marks).map(|mark| mark.state).collect();
     assert_eq!(states.first(), Some(&State::Draining));
     assert_eq!(states.last(), Some(&State::Up));
 }

@@ -11,7 +11,7 @@ pub use address::{Address, AddressError};
 pub use error::ControlError;
 
 use bytes::Bytes;
-use handoff_wire::{Ack, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, Upstreams, path};
+use handoff_wire::{Ack, Code, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, Upstreams, path};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -21,6 +21,8 @@ use tokio::{net::UnixStream, time};
 
 /// nginx answers within a millisecond or two; one that needs longer is stuck, and its lease rules take over.
 const PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_TRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// Ten thousand peers with all their marks stay below this.
 const MAX_ANSWER: usize = 32 << 20;
 
@@ -91,13 +93,30 @@ impl Control {
         body: Bytes,
         patience: Duration,
     ) -> Result<T, ControlError> {
-        let was_open = self.connection.is_some();
-        let mut answer = self.attempt(&method, path, &body, patience).await;
-        if was_open && matches!(answer, Err(ControlError::Failed(_))) {
-            answer = self.attempt(&method, path, &body, patience).await;
+        for _ in 0..BUSY_TRIES {
+            let (status, answer) = self.ask(&method, path, &body, patience).await?;
+            match read(status, &answer) {
+                // Somebody else changes a mark at this very moment: it takes microseconds.
+                Err(error) if error.code() == Some(Code::Busy) => time::sleep(BUSY_PAUSE).await,
+                answer => return answer,
+            }
         }
-        let (status, body) = answer?;
-        read(status, &body)
+        let (status, answer) = self.ask(&method, path, &body, patience).await?;
+        read(status, &answer)
+    }
+
+    async fn ask(
+        &mut self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes), ControlError> {
+        let was_open = self.connection.is_some();
+        match self.attempt(method, path, body, patience).await {
+            Err(ControlError::Failed(_)) if was_open => self.attempt(method, path, body, patience).await,
+            answer => answer,
+        }
     }
 
     async fn attempt(

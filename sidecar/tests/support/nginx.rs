@@ -75,7 +75,11 @@ impl Nginx {
 
     pub fn pm2_mark(&self, peer: &str) -> Option<State> {
         let memory = self.0.lock().unwrap();
-        memory.marks.iter().find(|((of, by), _)| of == peer && by.starts_with("pm2:")).map(|(_, mark)| mark.state)
+        memory
+            .marks
+            .iter()
+            .find(|((of, by), _)| of == peer && by.starts_with("pm2:"))
+            .map(|(_, mark)| mark.state)
     }
 
     pub fn set_mark(&self, peer: &str, owner: &str, state: State) {

@@ -48,7 +48,10 @@ impl Pm2 {
     }
 
     pub fn says(&self, line: &str) {
-        self.publish("log:PM2", &json!({"at": now(), "data": format!("{line}\n"), "process": {"pm_id": "PM2"}}));
+        self.publish(
+            "log:PM2",
+            &json!({"at": now(), "data": format!("{line}\n"), "process": {"pm_id": "PM2"}}),
+        );
     }
 
     pub fn said_long_ago(&self, line: &str) {
@@ -56,7 +59,10 @@ impl Pm2 {
     }
 
     pub fn is_ready(&self, id: u32) {
-        self.publish("process:msg", &json!({"at": now(), "raw": "ready", "process": {"pm_id": id, "name": "x"}}));
+        self.publish(
+            "process:msg",
+            &json!({"at": now(), "raw": "ready", "process": {"pm_id": id, "name": "x"}}),
+        );
     }
 
     /// An event with the whole environment, as PM2 sends it.
