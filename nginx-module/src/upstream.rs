@@ -7,9 +7,8 @@ use crate::zone::Zone;
 use handoff_core::Standing;
 use handoff_core::table::{RowId, SlotId};
 use nginx_sys::{
-    ngx_atomic_t, ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
-    ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_rwlock_rlock,
-    ngx_rwlock_unlock, ngx_rwlock_wlock, ngx_str_t, ngx_time,
+    ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
+    ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
 };
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -19,11 +18,32 @@ use std::ptr::NonNull;
 pub(crate) struct Upstream {
     pub(crate) name: String,
     pub(crate) addresses: Addresses,
+    /// Known from the moment that nothing of this configuration can fail any more.
+    peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
     original: ngx_http_upstream_init_peer_pt,
     place: Cell<Option<Place>>,
     /// The last planned return of a peer that this process has seen.
     seen: Cell<u64>,
+}
+
+/// A peer as nginx keeps it, in the shared memory of its cycle.
+///
+/// It is read and forgiven without the lock that nginx's balancers take: that lock has no owner, so if a worker were
+/// stopped or killed while it held it, every other worker would spin at its next request. Each field is one word; what is
+/// read may be a moment old.
+struct Peer {
+    slot: SlotId,
+    backup: bool,
+    at: NonNull<ngx_http_upstream_rr_peer_t>,
+}
+
+/// The place of a field of a peer.
+macro_rules! word {
+    ($peer:expr, $field:ident) => {
+        // SAFETY: peers of the configuration live as long as their cycle.
+        unsafe { &raw mut (*$peer.at.as_ptr()).$field }
+    };
 }
 
 /// Where a process counts.
@@ -57,7 +77,15 @@ impl Upstream {
         original?;
         let place = Cell::new(None);
         let us = NonNull::from(us);
-        Some(Self { name, addresses: Addresses::new(addresses), us, original, place, seen: Cell::new(0) })
+        Some(Self {
+            name,
+            addresses: Addresses::new(addresses),
+            peers: RefCell::default(),
+            us,
+            original,
+            place,
+            seen: Cell::new(0),
+        })
     }
 
     pub(crate) fn join(&self, place: Place) {
@@ -87,37 +115,28 @@ impl Upstream {
     #[cold]
     fn forgive(&self, zone: &Zone, since: u64) {
         let back = |id| zone.table.slot(id).is_some_and(|slot| slot.readied() > since);
-        for peers in self.groups() {
-            let peers = Peers::write(peers);
-            for peer in peers.iter().filter(|peer| self.addresses.slot(peer_address(*peer)).is_some_and(back))
-            {
-                // SAFETY: a peer of a list that is locked for writing.
-                let peer = unsafe { &mut *peer.as_ptr() };
-                peer.fails = 0;
-                peer.accessed = 0;
-                peer.checked = 0;
-                peer.effective_weight = peer.weight;
-            }
+        self.peers.borrow().iter().filter(|peer| back(peer.slot)).for_each(Peer::forgive);
+    }
+
+    /// nginx has replaced its lists by the shared copies, and there are no workers of this configuration yet: the lists
+    /// are ours alone.
+    pub(crate) fn meet_peers(&self) {
+        let mut met = Vec::new();
+        for (group, peers) in self.groups().enumerate() {
+            // SAFETY: a list of this cycle.
+            let first = NonNull::new(unsafe { peers.as_ref() }.peer);
+            // SAFETY: each peer links to the next.
+            let list = std::iter::successors(first, |peer| NonNull::new(unsafe { peer.as_ref() }.next));
+            met.extend(list.filter_map(|at| {
+                let slot = self.addresses.slot(peer_address(at))?;
+                Some(Peer { slot, backup: group > 0, at })
+            }));
         }
+        self.peers.replace(met);
     }
 
     pub(crate) fn standings(&self) -> Vec<Standing> {
-        let mut standings = Vec::new();
-        for (backup, peers) in self.groups().enumerate() {
-            let peers = Peers::read(peers);
-            standings.extend(peers.iter().filter_map(|peer| self.standing(peer, backup > 0)));
-        }
-        standings
-    }
-
-    fn standing(&self, peer: NonNull<ngx_http_upstream_rr_peer_t>, backup: bool) -> Option<Standing> {
-        let slot = self.addresses.slot(peer_address(peer))?;
-        // SAFETY: a peer of a list that is locked.
-        let peer = unsafe { peer.as_ref() };
-        let rested = ngx_time().saturating_sub(peer.checked) > peer.fail_timeout;
-        let unavail = peer.max_fails > 0 && peer.fails >= peer.max_fails && !rested;
-        let weight = u32::try_from(peer.weight).unwrap_or_default();
-        Some(Standing { slot, backup, weight, available: peer.down == 0 && !unavail, unavail })
+        self.peers.borrow().iter().map(Peer::standing).collect()
     }
 
     /// The primary peers, then the backups. With a `zone`, which `handoff` demands, nginx itself takes this data for
@@ -145,50 +164,39 @@ unsafe extern "C" fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream
     peer::wrap(r, upstream)
 }
 
-/// A locked list of peers, with the lock that nginx's own balancers take. Nothing is called and nothing can fail while it
-/// is held.
-struct Peers {
-    peers: NonNull<ngx_http_upstream_rr_peers_t>,
-    lock: *mut ngx_atomic_t,
-}
+// === impl Peer ===
 
-impl Peers {
-    fn read(peers: NonNull<ngx_http_upstream_rr_peers_t>) -> Self {
-        let lock = Self::lock(peers);
-        // SAFETY: the lock of a list that lives as long as its cycle.
-        unsafe { ngx_rwlock_rlock(lock) };
-        Self { peers, lock }
+impl Peer {
+    fn standing(&self) -> Standing {
+        let checked = read(word!(self, checked));
+        let rested = ngx_time().saturating_sub(checked) > read(word!(self, fail_timeout));
+        let max_fails = read(word!(self, max_fails));
+        let unavail = max_fails > 0 && read(word!(self, fails)) >= max_fails && !rested;
+        let weight = u32::try_from(read(word!(self, weight))).unwrap_or_default();
+        let available = read(word!(self, down)) == 0 && !unavail;
+        Standing { slot: self.slot, backup: self.backup, weight, available, unavail }
     }
 
-    fn write(peers: NonNull<ngx_http_upstream_rr_peers_t>) -> Self {
-        let lock = Self::lock(peers);
-        // SAFETY: as above.
-        unsafe { ngx_rwlock_wlock(lock) };
-        Self { peers, lock }
-    }
-
-    fn lock(peers: NonNull<ngx_http_upstream_rr_peers_t>) -> *mut ngx_atomic_t {
-        // SAFETY: a field of a list that lives as long as its cycle.
-        unsafe { &raw mut (*peers.as_ptr()).rwlock }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = NonNull<ngx_http_upstream_rr_peer_t>> {
-        // SAFETY: the list is locked.
-        let first = NonNull::new(unsafe { self.peers.as_ref() }.peer);
-        // SAFETY: as above; each peer links to the next.
-        std::iter::successors(first, |peer| NonNull::new(unsafe { peer.as_ref() }.next))
+    fn forgive(&self) {
+        write(word!(self, fails), 0);
+        write(word!(self, accessed), 0);
+        write(word!(self, checked), 0);
+        write(word!(self, effective_weight), read(word!(self, weight)));
     }
 }
 
-impl Drop for Peers {
-    fn drop(&mut self) {
-        // SAFETY: locked by this guard.
-        unsafe { ngx_rwlock_unlock(self.lock) };
-    }
+fn read<T: Copy>(at: *const T) -> T {
+    // SAFETY: a word of a peer, which other processes write as a whole.
+    unsafe { at.read_volatile() }
+}
+
+fn write<T: Copy>(at: *mut T, value: T) {
+    // SAFETY: as above, and they read it as a whole.
+    unsafe { at.write_volatile(value) };
 }
 
 fn peer_address(peer: NonNull<ngx_http_upstream_rr_peer_t>) -> *const libc::sockaddr {
-    // SAFETY: a peer of a locked list.
+    // SAFETY: a peer of a list.
     unsafe { peer.as_ref() }.sockaddr.cast_const().cast()
 }
 

@@ -5,6 +5,7 @@
 
 use crate::conf::MainConf;
 use crate::nginx::{global, main_conf, moment, rc};
+use crate::upstream::Upstream;
 use crate::world::alive;
 use handoff_core::event::{EVENTS, Entry};
 use handoff_core::slot::Slot;
@@ -92,6 +93,7 @@ pub(crate) unsafe extern "C" fn commit(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     if let Some(conf) = main_conf(cycle)
         && let Some(zone) = conf.zone()
     {
+        conf.upstreams().for_each(Upstream::meet_peers);
         zone.table.header.commit(conf.configuration.get());
     }
     rc::OK
