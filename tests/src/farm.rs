@@ -115,11 +115,11 @@ impl Farm {
         self.call(Method::GET, "/open").await
     }
 
-    /// Waits until a peer has a request that ends with `/hold`.
-    pub async fn holds(&self, peer: &str) -> Result<()> {
+    /// Waits until each of these peers has a request that ends with `/hold`.
+    pub async fn holds(&self, peers: &[&str]) -> Result<()> {
         wait::until("a request to be held", PATIENCE, async || {
             let held: BTreeSet<String> = self.call(Method::GET, "/held").await.ok()?;
-            held.contains(peer).then_some(())
+            peers.iter().all(|&peer| held.contains(peer)).then_some(())
         })
         .await
     }

@@ -8,7 +8,8 @@ use e2e::{
     farm::Farm,
     marker::Marker,
     ports,
-    site::{Site, VERSIONS},
+    site::{PATIENCE, Site, VERSIONS},
+    wait,
 };
 use handoff_wire::{PeerState, State};
 use std::collections::BTreeMap;
@@ -113,10 +114,15 @@ impl Pool<'_> {
 
     /// nginx finds out by itself that a peer fails. Its visitors are served by others.
     async fn fails(&self, peer: &str) -> Result<()> {
+        let left_out = async || self.is_left_out(peer).await.map(|out| out.then_some(())).transpose();
+        wait::until("nginx to leave the peer out", PATIENCE, left_out).await?
+    }
+
+    async fn is_left_out(&self, peer: &str) -> Result<bool> {
         for answer in self.ask(ASKS, Some(("x-die", peer))).await? {
             ensure!(answer.status == 200, "{answer:?} while {peer} fails");
         }
-        self.is(peer, PeerState::Unavail).await
+        Ok(self.marker.view(peer).await?.state == PeerState::Unavail)
     }
 
     async fn is(&self, peer: &str, state: PeerState) -> Result<()> {
@@ -148,7 +154,6 @@ impl Pool<'_> {
 
     async fn a_planned_return_forgives(&self, peer: &str, before: &Homes) -> Result<()> {
         self.fails(peer).await?;
-        self.serves_without(&[peer]).await?;
         self.marker.says(State::Draining, &[peer]).await?;
         self.marker.says(State::Up, &[peer]).await?;
         self.is(peer, PeerState::Up).await?;
@@ -162,11 +167,7 @@ impl Pool<'_> {
         self.serves_without(&[peer]).await?;
         sidecar.says(State::Up, &[peer]).await?;
         self.is(peer, PeerState::Unavail).await?;
-        self.serves_without(&[peer]).await?;
-        // Only so that nothing is left of it.
-        self.marker.says(State::Draining, &[peer]).await?;
-        self.marker.says(State::Up, &[peer]).await?;
-        Ok(())
+        self.serves_without(&[peer]).await.map(drop)
     }
 
     async fn with_nobody_left_it_is_as_stock(&self, before: &Homes) -> Result<()> {
@@ -185,10 +186,9 @@ impl Pool<'_> {
         // With a sticky balancer, one that somebody lives at.
         let one = before.values().next().map_or("", String::as_str);
         let other = self.weights.keys().find(|&&peer| peer != one).copied().unwrap_or_default();
-        self.a_mark_keeps_everybody_away(one, other, &before).await?;
-        self.a_planned_return_forgives(one, &before).await?;
         self.an_unplanned_return_does_not(one).await?;
-        self.serves_all(&before).await?;
+        self.a_planned_return_forgives(one, &before).await?;
+        self.a_mark_keeps_everybody_away(one, other, &before).await?;
         self.with_nobody_left_it_is_as_stock(&before).await
     }
 }

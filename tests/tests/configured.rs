@@ -69,7 +69,7 @@ impl<const N: usize> Stage<N> {
     /// A request that its peer keeps until it is released.
     async fn held(&self, upstream: &str, peer: &str) -> Result<tokio::task::JoinHandle<Result<Answer>>> {
         let held = tokio::spawn(crowd::one(ports::address(self.site.port()), format!("/{upstream}/hold")));
-        self.farm.holds(peer).await?;
+        self.farm.holds(&[peer]).await?;
         Ok(held)
     }
 
@@ -295,7 +295,7 @@ async fn what_fails_during_a_drain_is_forgiven_when_it_is_over() -> Result<()> {
             (operator.view(peer).await.ok()?.fails > 0).then_some(())
         })
         .await?;
-        stage.farm.holds(other).await?;
+        stage.farm.holds(&[other]).await?;
         stage.farm.release().await?;
         ensure!(held.await??.peer.as_deref() == Some(other), "a GET goes on elsewhere");
         operator.drained(peer).await?;
