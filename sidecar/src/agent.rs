@@ -213,13 +213,6 @@ impl Agent {
         let behind = |peer: &_| self.roster.behind(peer);
         let marks = reconcile::plan(&wishes, observed, behind, Instant::now());
         let (urgent, rest): (Vec<_>, Vec<_>) = marks.into_iter().partition(|mark| observed.is_urgent(mark));
-        // Whoever comes back goes first, in the same request: else nobody might be up between the two.
-        let is_needed = |mark: &MarkRequest| {
-            mark.state == State::Up && urgent.iter().any(|leaving| leaving.upstream == mark.upstream)
-        };
-        let (mut urgent_too, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_needed);
-        urgent_too.extend(urgent);
-        let urgent = urgent_too;
         for marks in urgent.chunks(MAX_MARKS) {
             self.wait_for_errand(marks).await;
             let ack = self.lines.urgent.mark(&self.set(marks)).await;

@@ -111,7 +111,10 @@ pub fn plan<'a>(
     });
     let orphans = observed.peers.iter().filter(|(peer, _)| !wishes.contains_key(*peer));
     let orphans = orphans.filter_map(|(peer, seen)| orphan(peer, seen.own.as_ref()?, behind(peer)?, now));
-    wished.chain(orphans).collect()
+    let mut marks: Vec<MarkRequest> = wished.chain(orphans).collect();
+    // nginx does them in this order: who comes back serves before another one goes.
+    marks.sort_by_key(|mark| mark.state != State::Up);
+    marks
 }
 
 /// The workers that are not trusted yet and serve all the same: those that do already, and those without whom nobody
@@ -181,4 +184,43 @@ fn one_line(reason: &str) -> String {
         line.pop();
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn wish(state: State, is_able: bool) -> Wish {
+        Wish { state, expect: Expect::Back, reason: "test".to_owned(), is_able }
+    }
+
+    fn asked(wishes: [(&str, Wish); 2]) -> Vec<(String, State)> {
+        let owner: Owner = "pm2:test".parse().unwrap();
+        let mark = json!({"owner": "pm2:test", "state": "checking", "expect": "back", "reason": "test",
+                          "epoch": 1, "age": "1s"});
+        let peer = |address: &str, state: &str, marks: &[serde_json::Value]| {
+            json!({"address": address, "state": state, "marks": marks, "in_flight": 0, "requests": 0, "fails": 0,
+                   "refused": 0, "retired_before": 0, "configured": true, "weight": 1, "backup": false})
+        };
+        let peers = [peer("old:1", "up", &[]), peer("young:1", "checking", &[mark])];
+        let view = json!({"instance": "1", "generation": 1, "upstreams": [{"name": "app", "peers": peers}]});
+        let observed = Observed::new(&serde_json::from_value(view).unwrap(), &owner, Instant::now());
+        let wishes = wishes.map(|(address, wish)| (Peer::new("app", address), wish)).into();
+        let marks = plan(&wishes, &observed, |_| None, Instant::now());
+        marks.into_iter().map(|mark| (mark.peer, mark.state)).collect()
+    }
+
+    #[test]
+    fn who_says_that_it_can_serve_is_believed_before_the_last_one_goes() {
+        let asked =
+            asked([("old:1", wish(State::Draining, false)), ("young:1", wish(State::Checking, true))]);
+        assert_eq!(asked, [("young:1".to_owned(), State::Up), ("old:1".to_owned(), State::Draining)]);
+    }
+
+    #[test]
+    fn it_waits_to_be_seen_while_somebody_else_serves() {
+        let asked = asked([("old:1", wish(State::Up, false)), ("young:1", wish(State::Checking, true))]);
+        assert_eq!(asked, []);
+    }
 }
