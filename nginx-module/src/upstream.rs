@@ -127,7 +127,7 @@ impl Upstream {
             let first = NonNull::new(unsafe { peers.as_ref() }.peer);
             // SAFETY: each peer links to the next.
             let list = std::iter::successors(first, |peer| NonNull::new(unsafe { peer.as_ref() }.next));
-            met.extend(list.filter_map(|at| {
+            met.extend(list.filter(|&at| is_lasting(at)).filter_map(|at| {
                 let slot = self.addresses.slot(peer_address(at))?;
                 Some(Peer { slot, backup: group > 0, at })
             }));
@@ -193,6 +193,18 @@ fn read<T: Copy>(at: *const T) -> T {
 fn write<T: Copy>(at: *mut T, value: T) {
     // SAFETY: as above, and they read it as a whole.
     unsafe { at.write_volatile(value) };
+}
+
+/// A peer that a resolver found may be freed at any time; those that the configuration names stay.
+#[cfg(nginx1_27_3)]
+fn is_lasting(peer: NonNull<ngx_http_upstream_rr_peer_t>) -> bool {
+    // SAFETY: a peer of a list.
+    unsafe { peer.as_ref() }.host.is_null()
+}
+
+#[cfg(not(nginx1_27_3))]
+fn is_lasting(_: NonNull<ngx_http_upstream_rr_peer_t>) -> bool {
+    true
 }
 
 fn peer_address(peer: NonNull<ngx_http_upstream_rr_peer_t>) -> *const libc::sockaddr {
