@@ -1,0 +1,49 @@
+//! `handoff status` says what is, and of what is missing what to do.
+
+mod house;
+
+use anyhow::Result;
+use house::House;
+use std::{fs, os::unix::fs::symlink};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_forks_and_a_sidecar_are_l0() -> Result<()> {
+    let mut house = House::new(&[]).await?;
+    let ended = house.handoff(&["status"]).await?;
+    assert_eq!(ended.code, Some(8), "{ended:?}");
+    assert!(ended.stderr.contains("start `handoff run`"), "{ended:?}");
+    house.start_sidecar().await?;
+    let ended = house.handoff(&["status"]).await?;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("myapp: L0"), "{ended:?}");
+
+    house.pm2.reload().await?;
+    let status = house.status().await?;
+    let sidecar = &status["daemons"][0]["sidecar"];
+    assert_eq!(sidecar["notices"]["in_time"], 2, "PM2's notice came before each death: {sidecar}");
+    assert_eq!(sidecar["latency_us"]["count"], 2, "{sidecar}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_place_of_pm2s_socket_is_refused() -> Result<()> {
+    let house = House::new(&[]).await?;
+    let false_home = house.site.file("false");
+    fs::create_dir(&false_home)?;
+    symlink(house.site.file("pm2/rpc.sock"), false_home.join("rpc.sock"))?;
+    let ended = house.handoff(&["--pm2-home", &false_home.display().to_string(), "drain", "myapp"]).await?;
+    assert_eq!(ended.code, Some(7), "{ended:?}");
+    assert!(ended.stderr.contains("is a link"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_configuration_is_refused_with_its_place() -> Result<()> {
+    let house = House::new(&[]).await?;
+    let file = house.site.file("handoff.toml");
+    fs::write(&file, "[[worker]]\napp = \"myapp\"\nport = 3000\npeer = \"127.0.0.1:3000\"\n")?;
+    let ended = house.handoff(&["--config", &file.display().to_string(), "run"]).await?;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("handoff.toml:4:1: unknown field `peer`"), "{ended:?}");
+    Ok(())
+}
