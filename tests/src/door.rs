@@ -7,12 +7,17 @@ use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Method, Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     spawn,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 /// Nothing that a test asks for takes longer.
@@ -64,9 +69,7 @@ impl Door {
     pub async fn open(&self) -> Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
-            Self::Unix(path) => Box::new(
-                UnixStream::connect(path).await.with_context(|| format!("connect to {}", path.display()))?,
-            ),
+            Self::Unix(path) => Box::new(enter(path).await?),
         })
     }
 
@@ -76,6 +79,19 @@ impl Door {
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
         Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
+    }
+}
+
+/// Waits where a blocking connect() would: while nginx has not yet accepted those who came before.
+async fn enter(path: &Path) -> Result<UnixStream> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                sleep(Duration::from_millis(5)).await;
+            }
+            connected => return connected.with_context(|| format!("connect to {}", path.display())),
+        }
     }
 }
 
