@@ -282,8 +282,12 @@ impl Agent {
         if observed.instance == ack.instance {
             observed.acknowledge(marks, &ack, Instant::now());
         } else {
-            // Another nginx answered than the one that was looked at.
+            // Another nginx answered than the one that was looked at. While two share the socket (an upgrade of the
+            // binary), a new connection may reach either.
             self.observed = None;
+            self.lines.urgent.disconnect();
+            self.lines.rest.iter_mut().for_each(Control::disconnect);
+            self.retry = Some(Instant::now() + RETRY);
             self.lines.refresh.notify_one();
         }
     }

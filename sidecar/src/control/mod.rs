@@ -41,6 +41,11 @@ impl Control {
         &self.address
     }
 
+    /// The next request opens a connection of its own.
+    pub fn disconnect(&mut self) {
+        self.connection = None;
+    }
+
     /// Sees to it that the next request finds an open connection.
     pub async fn warm(&mut self) -> Result<(), ControlError> {
         self.connected().await.map(|_| ())

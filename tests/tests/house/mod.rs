@@ -85,18 +85,20 @@ impl House {
     /// What `status` says of one app.
     pub async fn app(&self, name: &str) -> Result<Value> {
         let status = self.status().await?;
-        let apps = status["daemons"][0]["apps"].as_array().context("no apps")?.clone();
-        apps.into_iter().find(|app| app["app"] == name).with_context(|| format!("no {name} in {status}"))
+        let apps = status.pointer("/daemons/0/apps").and_then(Value::as_array).context("no apps")?.clone();
+        apps.into_iter()
+            .find(|app| app.get("app").is_some_and(|app| app == name))
+            .with_context(|| format!("no {name} in {status}"))
     }
 
     /// The peers that `status` gives to an app, once it gives it so many.
     pub async fn peers(&self, name: &str, count: usize) -> Result<Vec<String>> {
         wait::until("the app to have its peers", PATIENCE, async || {
             let app = self.app(name).await.ok()?;
-            let workers = app["workers"].as_array()?.iter();
-            let peers = workers.flat_map(|worker| worker["peers"].as_array().cloned().unwrap_or_default());
+            let workers = app.get("workers")?.as_array()?.iter();
+            let peers = workers.filter_map(|worker| worker.get("peers")?.as_array()).flatten();
             let peers: Vec<String> =
-                peers.filter_map(|peer| Some(peer["address"].as_str()?.to_owned())).collect();
+                peers.filter_map(|peer| Some(peer.get("address")?.as_str()?.to_owned())).collect();
             (peers.len() == count).then_some(peers)
         })
         .await
@@ -108,7 +110,7 @@ impl House {
         handoff.arg("run").envs(self.environment()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.sidecar = Some(handoff.spawn()?);
         wait::until("the sidecar to report", PATIENCE, async || {
-            (self.status().await.ok()?["daemons"][0]["sidecar"]["pid"].is_u64()).then_some(())
+            self.status().await.ok()?.pointer("/daemons/0/sidecar/pid")?.is_u64().then_some(())
         })
         .await
     }
