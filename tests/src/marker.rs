@@ -1,8 +1,10 @@
 //! An owner that speaks of the peers of one upstream, or of all.
 
-use crate::site::Site;
+use crate::{door::Reply, site::Site};
 use anyhow::{Context, Result, ensure};
-use handoff_wire::{Ack, Drained, Expect, MAX_LEASE, MAX_WAIT, MarkRequest, MarkSet, PeerView, State, path};
+use handoff_wire::{
+    Ack, Code, Drained, Expect, MAX_LEASE, MAX_WAIT, MarkRequest, MarkSet, PeerView, State, path,
+};
 use hyper::Method;
 
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +44,19 @@ impl<'a> Marker<'a> {
         // Longer than a test on the slowest machine.
         let lease = owner.kind().is_leased().then_some(MAX_LEASE);
         let set = MarkSet { owner, lease, force: true, marks: peers.iter().map(mark).collect() };
-        let reply = self.site.control().ask(Method::PUT, path::MARKS, serde_json::to_string(&set)?).await?;
+        let set = serde_json::to_string(&set)?;
+        let mut reply = self.put(&set).await?;
+        // Another process was at it, and did not get its turn on a busy machine: the answer says to try again.
+        while reply.status == Code::Busy.status() {
+            reply = self.put(&set).await?;
+        }
         let ack: Ack = reply.json().with_context(|| format!("{state}: {peers:?}"))?;
         ensure!(ack.marks.len() >= peers.len(), "{ack:?} does not name all of {peers:?}");
         Ok(ack)
+    }
+
+    async fn put(&self, set: &str) -> Result<Reply> {
+        self.site.control().ask(Method::PUT, path::MARKS, set.to_owned()).await
     }
 
     pub async fn view(&self, peer: &str) -> Result<PeerView> {

@@ -160,8 +160,14 @@ impl Pool<'_> {
         self.serves_all(before).await
     }
 
-    async fn an_unplanned_return_does_not(&self, peer: &str) -> Result<()> {
+    /// What nginx counted stays as it is: nothing at first, then a failure.
+    async fn an_unplanned_return_does_not(&self, peer: &str, before: &Homes) -> Result<()> {
         let sidecar = Marker::pm2(self.site, self.name);
+        sidecar.says(State::Down, &[peer]).await?;
+        self.serves_without(&[peer]).await?;
+        sidecar.says(State::Up, &[peer]).await?;
+        self.serves_all(before).await?;
+
         self.fails(peer).await?;
         sidecar.says(State::Down, &[peer]).await?;
         self.serves_without(&[peer]).await?;
@@ -186,7 +192,7 @@ impl Pool<'_> {
         // With a sticky balancer, one that somebody lives at.
         let one = before.values().next().map_or("", String::as_str);
         let other = self.weights.keys().find(|&&peer| peer != one).copied().unwrap_or_default();
-        self.an_unplanned_return_does_not(one).await?;
+        self.an_unplanned_return_does_not(one, &before).await?;
         self.a_planned_return_forgives(one, &before).await?;
         self.a_mark_keeps_everybody_away(one, other, &before).await?;
         self.with_nobody_left_it_is_as_stock(&before).await
