@@ -104,6 +104,13 @@ impl Stage {
         until(&format!("worker {worker} to be {state:?}"), || self.mark(worker) == state);
     }
 
+    /// PM2 begins to stop a worker, as the real one does it.
+    fn stops(&self, worker: usize) {
+        let id = u32::try_from(worker).unwrap();
+        self.pm2.list(id, "shop", self.workers[worker].pid(), "stopping", json!({}));
+        self.pm2.says(&format!("Stopping app:shop id:{id}"));
+    }
+
     fn log(&self) -> String {
         self.sidecar.as_ref().unwrap().log()
     }
@@ -127,7 +134,7 @@ fn free_address() -> String {
 #[test]
 fn a_worker_is_drained_replaced_and_back() {
     let mut stage = Stage::new();
-    stage.pm2.says("Stopping app:shop id:0");
+    stage.stops(0);
     stage.until_mark(0, Some(State::Draining));
     stage.pm2.list(0, "shop", 0, "stopped", json!({}));
     stage.workers[0].kill();
@@ -145,7 +152,7 @@ fn a_worker_is_drained_replaced_and_back() {
 #[test]
 fn a_worker_that_says_ready_is_not_up_before_it_does() {
     let mut stage = Stage::new();
-    stage.pm2.says("Stopping app:shop id:0");
+    stage.stops(0);
     stage.workers[0].kill();
     stage.until_mark(0, Some(State::Down));
     stage.workers[0] = Worker::start(&stage.peers[0]);
@@ -177,10 +184,11 @@ fn a_death_that_nobody_ordered_is_told_at_once_and_trust_comes_back_slowly() {
 fn a_notice_that_comes_late_drains_nobody() {
     let stage = Stage::new();
     stage.pm2.said_long_ago("Stopping app:shop id:0\n");
-    stage.pm2.says("Stopping app:shop id:1");
+    stage.stops(1);
     stage.until_mark(1, Some(State::Draining));
     assert_eq!(stage.mark(0), None);
-    // PM2 still lists worker 1 as online: the look that follows takes the mark back.
+    // PM2 lists worker 1 as online after all: a look takes the mark back.
+    stage.pm2.list(1, "shop", stage.workers[1].pid(), "online", json!({}));
     stage.until_mark(1, None);
 }
 
@@ -208,7 +216,7 @@ fn a_restarted_sidecar_takes_back_its_stale_marks_within_a_second() {
     stage.sidecar.as_ref().unwrap().signal(Signal::KILL);
     stage.nginx.set_mark(&stage.peers[0], owner.as_str(), State::Draining);
     let started = Instant::now();
-    stage.start();
+    stage.sidecar = Some(Sidecar::start(&stage.dir));
     stage.until_mark(0, None);
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }
@@ -232,7 +240,7 @@ fn garbage_on_the_bus_is_answered_by_a_new_connection_and_a_look() {
     stage.workers[0].kill();
     stage.until_mark(0, Some(State::Down));
     until("a new connection", || stage.log().matches("listening to PM2").count() >= 2);
-    stage.pm2.says("Stopping app:shop id:1");
+    stage.stops(1);
     stage.until_mark(1, Some(State::Draining));
 }
 
@@ -246,7 +254,7 @@ fn the_environment_is_never_told() {
     stage.pm2.publish("log:out", &json!({"data": SECRET}));
     stage.pm2.publish("process:event", &json!({"event": {"secret": SECRET}, "process": 5, "at": SECRET}));
     stage.pm2.list(7, "broken", 0, "online", json!({"treekill": SECRET, "PORT": SECRET, "status": SECRET}));
-    stage.pm2.says("Stopping app:shop id:1");
+    stage.stops(1);
     stage.until_mark(1, Some(State::Draining));
     let (_, status, _) = support::end(&mut support::handoff(&stage.dir, &["status", "--json"]));
     assert!(status.contains("broken"));
