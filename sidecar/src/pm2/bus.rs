@@ -26,9 +26,10 @@ use tokio::{
     time,
 };
 
-/// PM2's own clients come back like this.
+/// PM2's own clients come back like this but wait up to 5 s, in which a returned daemon could stop workers unheard. To
+/// try costs nothing.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_secs(1);
 
 const MAX_TOPIC: u32 = 64;
 /// A payload with a very large environment; a longer one is skipped and counts as missed.
