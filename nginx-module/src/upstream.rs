@@ -50,6 +50,7 @@ macro_rules! word {
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) zone: Zone,
+    pub(crate) configuration: u64,
     pub(crate) row: RowId,
 }
 
@@ -102,8 +103,8 @@ impl Upstream {
         unsafe { &raw mut (*self.us.as_ptr()).host }
     }
 
-    /// A peer is not punished for failures of the worker that was replaced. Each process looks for itself: it may be of an
-    /// older cycle, which has peers of its own.
+    /// A peer is not punished for failures of the worker that was replaced. Of the processes that share a list of peers one
+    /// clears them; those of an older cycle, which has a list of its own, each look for themselves.
     #[inline]
     pub(crate) fn refresh(&self, zone: &Zone) {
         let readied = zone.table.header.readied();
@@ -114,8 +115,13 @@ impl Upstream {
 
     #[cold]
     fn forgive(&self, zone: &Zone, since: u64) {
-        let back = |id| zone.table.slot(id).is_some_and(|slot| slot.readied() > since);
-        self.peers.borrow().iter().filter(|peer| back(peer.slot)).for_each(Peer::forgive);
+        let is_running =
+            self.place.get().is_some_and(|place| zone.table.header.is_running(place.configuration));
+        let is_due = |peer: &&Peer| {
+            let back = zone.table.slot(peer.slot).filter(|slot| slot.readied() > since);
+            back.is_some_and(|slot| !is_running || slot.forgive())
+        };
+        self.peers.borrow().iter().filter(is_due).for_each(Peer::forgive);
     }
 
     /// nginx has replaced its lists by the shared copies, and there are no workers of this configuration yet: the lists

@@ -16,8 +16,6 @@ use ngx::ngx_log_error;
 use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::thread;
-use std::time::Duration;
 
 /// How often leases are looked at. A lease is at least a second.
 const TICK_MS: ngx_msec_t = 250;
@@ -46,7 +44,7 @@ pub(crate) unsafe extern "C" fn begin(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     let row = join(conf, zone, cycle_log);
     conf.row.set(Some(row));
     for upstream in conf.upstreams() {
-        upstream.join(Place { zone: *zone, row });
+        upstream.join(Place { zone: *zone, configuration: conf.configuration.get(), row });
     }
     CURRENT.store(ptr::from_ref(conf).cast_mut(), Ordering::Relaxed);
     start_timer(cycle_log);
@@ -64,12 +62,8 @@ pub(crate) unsafe extern "C" fn end(cycle: *mut ngx_cycle_t) {
 }
 
 fn join(conf: &MainConf, zone: &Zone, log: *mut ngx_log_t) -> RowId {
-    // No request waits for a worker that begins, so it may wait a little; but not for ever.
-    for _ in 0..100 {
-        if let Some(_locked) = zone.lock() {
-            return zone.table.join(world::own(), conf.configuration.get(), world::alive);
-        }
-        thread::sleep(Duration::from_millis(1));
+    if let Some(_locked) = zone.lock_patiently() {
+        return zone.table.join(world::own(), conf.configuration.get(), world::alive);
     }
     ngx_log_error!(
         NGX_LOG_WARN,

@@ -12,8 +12,8 @@ use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row};
 use handoff_core::{InFlight, Plan, Table};
 use nginx_sys::{
-    NGX_LOG_EMERG, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_shmtx_lock,
-    ngx_shmtx_t, ngx_shmtx_trylock, ngx_shmtx_unlock, ngx_slab_calloc, ngx_slab_pool_t,
+    NGX_LOG_EMERG, NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_shmtx_t,
+    ngx_shmtx_trylock, ngx_shmtx_unlock, ngx_slab_calloc, ngx_slab_pool_t,
 };
 use ngx::ngx_log_error;
 use rustix::rand::GetRandomFlags;
@@ -21,6 +21,7 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::thread;
+use std::time::Duration;
 
 /// A mapped zone. The memory stays mapped for as long as any cycle that names it, and with it any request of that cycle.
 #[derive(Clone, Copy)]
@@ -70,7 +71,14 @@ pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_
     }
     let zone = Zone { table, pool };
     {
-        let _locked = zone.lock_waiting();
+        let locked = zone.lock_patiently();
+        if locked.is_none() {
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "handoff_zone is held by a process that does not go on: going on without"
+            );
+        }
         conf.adopt(zone);
     }
     if conf.uncovered.get() > 0 {
@@ -176,12 +184,11 @@ impl Zone {
         None
     }
 
-    /// For the master and for a worker that begins: nobody's request waits for them.
-    pub(crate) fn lock_waiting(&self) -> Locked {
-        let mutex = self.mutex();
-        // SAFETY: the mutex of an initialized pool; this process does not hold it.
-        unsafe { ngx_shmtx_lock(mutex.as_ptr()) };
-        Locked { mutex, not_send: PhantomData }
+    /// For the master and for a worker that begins: no request waits for them, so they may wait a second. Not longer: the
+    /// holder may have been stopped, and what they do then, alone of their kind, harms no reader.
+    pub(crate) fn lock_patiently(&self) -> Option<Locked> {
+        let patience = (0..1000).map(|_| thread::sleep(Duration::from_millis(1)));
+        self.lock().or_else(|| patience.into_iter().find_map(|()| self.lock()))
     }
 
     fn mutex(&self) -> NonNull<ngx_shmtx_t> {

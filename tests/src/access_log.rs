@@ -22,6 +22,11 @@ impl AccessLog {
         self.0.get(&visit).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Whether the visit ever reached nginx.
+    pub fn knows(&self, visit: u64) -> bool {
+        self.0.contains_key(&visit)
+    }
+
     /// Visits that nginx tried more than once.
     pub fn retried(&self) -> usize {
         self.0.values().filter(|tried| tried.len() > 1).count()

@@ -14,7 +14,7 @@ use crate::{
     place::{self, Place},
     pm2::{self, Pm2},
     ports, process,
-    scenario::{Action, SETTLING, Scenario, Setup},
+    scenario::{Action, SETTLING, Scenario, Setup, Trouble},
     sidecar::Sidecar,
     wait,
 };
@@ -22,10 +22,13 @@ use anyhow::{Context, Result};
 use hyper::StatusCode;
 use rustix::process::Signal;
 use std::{fs, time::Duration};
+use tokio::{sync::Mutex, time::sleep, try_join};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longer than any proxy's ban of a peer that failed.
 const CRASHING: Duration = Duration::from_secs(12);
+/// Shorter than a worker needs to be replaced.
+const AWHILE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -68,7 +71,7 @@ pub struct Done {
 
 /// What stands while a run is on. Fields are dropped in this order: first those who ask, last those who answer.
 struct Stage {
-    sidecar: Option<Sidecar>,
+    sidecar: Mutex<Option<Sidecar>>,
     nginx: Nginx,
     pm2: Pm2,
     app: App,
@@ -93,7 +96,7 @@ impl Plan {
         self.check()?;
         let stage = Stage::set(self).await?;
         let lives = lives::Watch::new(&stage.app.lives());
-        let peers = stage.sidecar.is_some().then(|| peers::Watch::new(&stage.place.control_socket()));
+        let peers = (self.setup == Setup::Handoff).then(|| peers::Watch::new(&stage.place.control_socket()));
 
         // The scenarios prescribe this pause.
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -131,7 +134,7 @@ impl Plan {
         let mut last = began;
         for &at in pace.actions {
             (began + at).max(last + pace.gap).reached().await;
-            let this = stage.act(self.scenario.action).await?;
+            let this = stage.act(&self.scenario).await?;
             last = this.settled;
             done.push(this);
         }
@@ -167,14 +170,15 @@ impl Stage {
             Setup::Stock | Setup::Tuned => None,
             Setup::Handoff => Some(Sidecar::start(&place, &app.addresses()).await?),
         };
-        Ok(Self { sidecar, nginx, pm2, app, place })
+        Ok(Self { sidecar: Mutex::new(sidecar), nginx, pm2, app, place })
     }
 
-    async fn act(&self, action: Action) -> Result<Done> {
+    async fn act(&self, scenario: &Scenario) -> Result<Done> {
+        let action = scenario.action;
         let began = Moment::now();
         let victim = match action {
             Action::Reload => {
-                self.pm2.reload().await?;
+                try_join!(self.pm2.reload(), self.befall(scenario.trouble))?;
                 None
             }
             Action::Kill => Some(self.kill_one()?),
@@ -190,6 +194,42 @@ impl Stage {
             Action::Crash => self.crashes_no_more().await?.max(ended),
         };
         Ok(Done { action, began, ended, settled, victim })
+    }
+
+    async fn befall(&self, trouble: Option<Trouble>) -> Result<()> {
+        let Some(trouble) = trouble else { return Ok(()) };
+        let control = self.place.control_socket();
+        wait::until("a worker to drain", PATIENCE, async || {
+            (!peers::all_up(&control, &self.app.addresses()).await).then_some(())
+        })
+        .await?;
+        let mut sidecar = self.sidecar.lock().await;
+        match trouble {
+            Trouble::SidecarDies => sidecar.take().into_iter().for_each(Sidecar::kill),
+            Trouble::SidecarRestarts => {
+                sidecar.take().into_iter().for_each(Sidecar::kill);
+                *sidecar = Some(Sidecar::launch(&self.place)?);
+            }
+            Trouble::SidecarFreezes => {
+                let pid = sidecar.as_ref().map(Sidecar::pid).context("no sidecar to stop")?;
+                process::signal(pid, Signal::STOP);
+                sleep(AWHILE).await;
+                process::signal(pid, Signal::CONT);
+            }
+            Trouble::NginxReloads => process::signal(self.nginx.pid(), Signal::HUP),
+            Trouble::Pm2Vanishes => {
+                let (here, away) = (self.place.pm2_home(), self.place.file("away"));
+                fs::create_dir(&away)?;
+                let both = ["pub.sock", "rpc.sock"];
+                both.iter().try_for_each(|name| fs::rename(here.join(name), away.join(name)))?;
+                sidecar.take().into_iter().for_each(Sidecar::kill);
+                *sidecar = Some(Sidecar::launch(&self.place)?);
+                sleep(AWHILE).await;
+                both.iter().try_for_each(|name| fs::rename(away.join(name), here.join(name)))?;
+                fs::remove_dir(&away)?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets a worker throw each time it has listened for a while.
@@ -242,7 +282,7 @@ impl Stage {
 
     /// Takes all down in order; what nginx logged is complete only when it has ended.
     async fn strike(self) -> Result<AccessLog> {
-        if let Some(sidecar) = self.sidecar {
+        if let Some(sidecar) = self.sidecar.into_inner() {
             sidecar.stop()?;
         }
         let log = self.nginx.access_log();

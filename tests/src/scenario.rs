@@ -16,6 +16,8 @@ pub struct Scenario {
     /// Visits a second.
     pub rate: u32,
     pub action: Action,
+    /// What happens in the middle of each action.
+    pub trouble: Option<Trouble>,
     pub pace: Pace,
 }
 
@@ -27,6 +29,21 @@ pub enum Action {
     Kill,
     /// For a while, one worker throws 200 ms after it listens, again and again.
     Crash,
+}
+
+/// What may happen to Handoff and to those it works between, as soon as the first worker drains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The sidecar is killed, and started again at once, as a service manager does.
+    SidecarRestarts,
+    /// The sidecar is killed, and nobody starts it again.
+    SidecarDies,
+    /// The sidecar is stopped for half a second.
+    SidecarFreezes,
+    /// `nginx -s reload`
+    NginxReloads,
+    /// PM2's sockets are out of reach for half a second, and the sidecar has to connect anew.
+    Pm2Vanishes,
 }
 
 /// When things happen, counted from the first visit.
@@ -75,6 +92,7 @@ pub const S4: Scenario = Scenario {
     workers: 4,
     rate: 200,
     action: Action::Reload,
+    trouble: None,
     pace: TWICE,
 };
 

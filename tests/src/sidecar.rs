@@ -6,6 +6,7 @@ use crate::{
     process, wait,
 };
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use std::{
     ffi::OsString,
     fs,
@@ -28,6 +29,13 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts, and comes back when it knows every worker and nginx takes each of them for up.
     pub async fn start(place: &Place, workers: &[SocketAddr]) -> Result<Self> {
+        let mut sidecar = Self::launch(place)?;
+        sidecar.knows(&place.control_socket(), workers).await.with_context(|| sidecar.said())?;
+        Ok(sidecar)
+    }
+
+    /// Starts, and does not wait.
+    pub fn launch(place: &Place) -> Result<Self> {
         let log = place.file("handoff.log");
         let control = place.control_socket();
         let environment = [
@@ -41,12 +49,19 @@ impl Sidecar {
             .envs(environment.clone())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(fs::File::create(&log)?)
+            .stderr(fs::File::options().create(true).append(true).open(&log)?)
             .spawn()
             .context("cannot run handoff")?;
-        let mut sidecar = Self { child, log, environment };
-        sidecar.knows(&control, workers).await.with_context(|| sidecar.said())?;
-        Ok(sidecar)
+        Ok(Self { child, log, environment })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it without a word.
+    pub fn kill(self) {
+        process::signal(self.pid(), Signal::KILL);
     }
 
     /// Asks it to end, as a service manager would.

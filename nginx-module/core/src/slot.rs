@@ -23,6 +23,8 @@ pub struct Slot {
     refused: AtomicU64,
     /// The change that last brought the peer back from a planned replacement.
     readied: AtomicU64,
+    /// The last of these after which nginx's passive failures were cleared.
+    forgiven: AtomicU64,
     /// The newest configuration that names the peer; 0 is a free slot.
     seen: AtomicU64,
     upstream: Text<MAX_NAME>,
@@ -86,6 +88,13 @@ impl Slot {
         self.readied.store(change, Ordering::Release);
     }
 
+    /// Whether whoever asks is the first to clear nginx's passive failures after the peer came back. The others must not:
+    /// what they would clear may have happened since.
+    pub fn forgive(&self) -> bool {
+        let readied = self.readied();
+        self.forgiven.fetch_max(readied, Ordering::AcqRel) < readied
+    }
+
     #[inline]
     pub fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -122,7 +131,9 @@ impl Slot {
         self.seen.store(0, Ordering::Release);
         self.marks.iter().for_each(Mark::remove);
         self.gate.set(State::Up);
-        for counter in [&self.retired_before, &self.requests, &self.fails, &self.refused, &self.readied] {
+        for counter in
+            [&self.retired_before, &self.requests, &self.fails, &self.refused, &self.readied, &self.forgiven]
+        {
             counter.store(0, Ordering::Relaxed);
         }
         self.upstream.set(upstream);

@@ -148,6 +148,11 @@ impl Header {
         self.bump();
     }
 
+    /// Whether this is the running configuration, and not one that old workers still finish.
+    pub fn is_running(&self, configuration: u64) -> bool {
+        self.committed.load(Ordering::Acquire) == configuration
+    }
+
     /// Whether a sweep is due; answers yes to one process in each interval.
     pub fn due(&self, now: u64, interval: u64) -> bool {
         let last = self.swept_at.load(Ordering::Relaxed);
