@@ -20,6 +20,7 @@ pub enum Why {
     NoPs,
     NoNotice,
     Alone,
+    NoReady,
     NoSidecar,
 }
 
@@ -49,6 +50,8 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
         Why::NoNotice
     } else if is_alone(workers) {
         Why::Alone
+    } else if any(|worker| !worker.settings().wait_ready) {
+        Why::NoReady
     } else if !around.runs {
         Why::NoSidecar
     } else {
@@ -121,6 +124,10 @@ impl fmt::Display for Why {
             Self::Alone => {
                 f.write_str("one worker only, so nobody serves while it is replaced; run two or more")
             }
+            Self::NoReady => f.write_str(
+                "wait_ready is off, so PM2 stops the next worker before this one serves; turn it on, and send `ready` \
+                 when the app listens",
+            ),
             Self::NoSidecar => f.write_str("the sidecar does not run; start `handoff run`"),
         }
     }
@@ -155,7 +162,7 @@ mod tests {
         Surroundings { has_ps: true, runs: true, notices: Notices { in_time: 0, late: 0 } };
 
     fn fork() -> Settings {
-        Settings { treekill: true, ..Settings::default() }
+        Settings { treekill: true, wait_ready: true, ..Settings::default() }
     }
 
     #[test]
@@ -176,6 +183,8 @@ mod tests {
         let late = Notices { in_time: 0, late: 1 };
         assert_eq!(why(&two, Surroundings { notices: late, ..GOOD }), Why::NoNotice);
         assert_eq!(why(&two[..1], GOOD), Why::Alone);
+        let hasty = Settings { wait_ready: false, ..fork() };
+        assert_eq!(why(&[worker(1, hasty.clone()), worker(2, hasty)], GOOD), Why::NoReady);
         assert_eq!(why(&two, Surroundings { runs: false, ..GOOD }), Why::NoSidecar);
         let lost = level(&[(&two[0], BTreeSet::new(), Some("it hides".into()))], GOOD);
         assert_eq!(lost, Level::None(Why::NotMapped("it hides".into())));
