@@ -1,0 +1,178 @@
+//! What a configuration must hold as a whole, when nginx has read all of it (postconfiguration).
+
+use super::{ApiPlace, MainConf, Refused, server_conf};
+use crate::nginx::{array, text};
+use crate::upstream::Upstream;
+use crate::{Handoff, socket, zone};
+use handoff_core::directive;
+use handoff_core::slot::MAX_NAME;
+use nginx_sys::{
+    NGX_HTTP_UPSTREAM_CREATE, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_addr_t,
+    ngx_http_conf_port_t, ngx_http_core_srv_conf_t, ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t,
+    ngx_shared_memory_add, ngx_str_t, ngx_uint_t,
+};
+use ngx::http::{HttpModule, HttpModuleMainConf, NgxHttpCoreModule, NgxHttpUpstreamModule};
+use ngx::ngx_log_error;
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::ptr::{self, NonNull};
+
+pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
+    // SAFETY: nginx passes a valid pointer.
+    let context = unsafe { &*cf };
+    let main = Handoff::main_conf_mut(context).ok_or(Refused)?;
+    let all = NgxHttpUpstreamModule::main_conf(context).ok_or(Refused)?;
+    // SAFETY: the upstream module keeps an array of these, complete by now.
+    let all: &[*mut ngx_http_upstream_srv_conf_t] = unsafe { array(&raw const all.upstreams) };
+    // SAFETY: each of them is valid for as long as the configuration; nobody else uses them in postconfiguration.
+    let all = || all.iter().filter_map(|us| unsafe { us.as_mut() });
+
+    let taking_part = || all().filter(|us| server_conf(us).is_some_and(|conf| conf.enabled));
+    main.upstreams = taking_part().map(|us| take_part(context, us)).collect::<Result<_, _>>()?;
+    for (us, upstream) in taking_part().zip(&main.upstreams) {
+        if let Some(conf) = server_conf(us) {
+            conf.upstream.set(Some(NonNull::from(upstream)));
+        }
+    }
+    warn_of_bypasses(context, main, all());
+    if main.upstreams.is_empty() && main.apis.is_empty() {
+        return Ok(());
+    }
+    guard_sockets(context, main)?;
+    declare_zone(cf, main)
+}
+
+/// Wraps the balancer of an upstream that says `handoff`.
+fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<Upstream, Refused> {
+    let name = text(&us.host).into_owned();
+    let at = place_of(us);
+    if us.shm_zone.is_null() {
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            cf.log,
+            "upstream \"{name}\" has \"handoff\" but no \"zone\": add \"zone {name} 256k;\" in {at}"
+        );
+        return Err(Refused);
+    }
+    let addresses: Vec<_> = servers(us).iter().flat_map(addresses).collect();
+    let names = addresses.iter().map(|(name, _)| name).chain([&name]);
+    if let Some(long) = names.max_by_key(|name| name.len()).filter(|name| name.len() > MAX_NAME) {
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            cf.log,
+            "\"{long}\" is longer than the {MAX_NAME} bytes that \"handoff\" takes in {at}"
+        );
+        return Err(Refused);
+    }
+    Upstream::wrap(name, us, addresses).ok_or(Refused)
+}
+
+/// A drain is worth nothing where the same worker is reached another way.
+fn warn_of_bypasses<'a>(
+    cf: &ngx_conf_t,
+    main: &MainConf,
+    all: impl Iterator<Item = &'a mut ngx_http_upstream_srv_conf_t>,
+) {
+    let mut covered = HashMap::new();
+    for upstream in &main.upstreams {
+        covered.extend(upstream.addresses.names().map(|name| (name, &upstream.name)));
+    }
+    for us in all.filter(|us| server_conf(us).is_none_or(|conf| !conf.enabled)) {
+        let other = text(&us.host);
+        for (address, _) in servers(us).iter().flat_map(addresses) {
+            let Some(upstream) = covered.get(address.as_str()) else { continue };
+            let at = place_of(us);
+            if us.flags & NGX_HTTP_UPSTREAM_CREATE as ngx_uint_t == 0 {
+                ngx_log_error!(
+                    NGX_LOG_WARN,
+                    cf.log,
+                    "requests passed to {address} directly do not see the marks of upstream \"{upstream}\": \
+                     pass them to http://{upstream} in {at}"
+                );
+            } else {
+                ngx_log_error!(
+                    NGX_LOG_WARN,
+                    cf.log,
+                    "upstream \"{other}\" has the peer {address} of upstream \"{upstream}\" but no \"handoff\": \
+                     marks are not seen there; add \"handoff;\" in {at}"
+                );
+            }
+        }
+    }
+}
+
+/// Every socket that a control API listens on.
+fn guard_sockets(cf: &ngx_conf_t, main: &MainConf) -> Result<(), Refused> {
+    let core = NgxHttpCoreModule::main_conf(cf).ok_or(Refused)?;
+    // SAFETY: the core module keeps an array of these, complete by now.
+    let ports: &[ngx_http_conf_port_t] = unsafe { array(core.ports) };
+    for port in ports {
+        // SAFETY: as above.
+        let addrs: &[ngx_http_conf_addr_t] = unsafe { array(&raw const port.addrs) };
+        for addr in addrs {
+            // SAFETY: as above.
+            let servers: &[*const ngx_http_core_srv_conf_t] = unsafe { array(&raw const addr.servers) };
+            for place in main.apis.iter().filter(|place| servers.contains(&place.server)) {
+                guard_socket(cf, addr, place)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn guard_socket(cf: &ngx_conf_t, addr: &ngx_http_conf_addr_t, place: &ApiPlace) -> Result<(), Refused> {
+    if let Some(path) = socket::path(addr.opt.sockaddr.cast(), addr.opt.socklen) {
+        socket::prepare(&path, place.api.group.as_deref(), cf.log);
+        return Ok(());
+    }
+    if place.api.write && !place.api.tcp {
+        let listen = text(&addr.opt.addr_text);
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            cf.log,
+            "\"handoff_api write=on\" can be reached over TCP by \"listen {listen}\", where nobody knows who writes: \
+             listen on a unix socket, or say \"tcp=allow\" and guard it in {}",
+            place.at
+        );
+        return Err(Refused);
+    }
+    Ok(())
+}
+
+fn declare_zone(cf: *mut ngx_conf_t, main: &mut MainConf) -> Result<(), Refused> {
+    let mut name: ngx_str_t = ngx::ngx_string!("handoff");
+    let size = main.size.unwrap_or(directive::DEFAULT_ZONE);
+    let tag = ptr::from_ref(Handoff::module()).cast_mut().cast();
+    // SAFETY: the name is static; nginx logs what is wrong with it.
+    let zone = unsafe { ngx_shared_memory_add(cf, &raw mut name, size, tag) };
+    // SAFETY: null or valid, and ours alone: the tag is this module.
+    let zone = unsafe { zone.as_mut() }.ok_or(Refused)?;
+    zone.init = Some(zone::init);
+    zone.data = ptr::from_mut(main).cast();
+    Ok(())
+}
+
+fn servers(us: &ngx_http_upstream_srv_conf_t) -> &[ngx_http_upstream_server_t] {
+    // SAFETY: null or an array of these, complete in postconfiguration.
+    unsafe { array(us.servers) }
+}
+
+fn addresses(server: &ngx_http_upstream_server_t) -> impl Iterator<Item = (String, *const libc::sockaddr)> {
+    let addrs = if server.addrs.is_null() {
+        &[]
+    } else {
+        // SAFETY: the server line's addresses, resolved when the configuration was read.
+        unsafe { std::slice::from_raw_parts(server.addrs, server.naddrs) }
+    };
+    addrs.iter().map(|addr| (text(&addr.name).into_owned(), addr.sockaddr.cast_const().cast()))
+}
+
+/// "file:line" of an upstream.
+fn place_of(us: &ngx_http_upstream_srv_conf_t) -> String {
+    if us.file_name.is_null() {
+        return String::new();
+    }
+    // SAFETY: the name of a configuration file, ended by a zero.
+    let file = unsafe { CStr::from_ptr(us.file_name.cast()) };
+    format!("{}:{}", file.to_string_lossy(), us.line)
+}
