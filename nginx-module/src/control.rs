@@ -7,7 +7,7 @@ use crate::wait::{self, Wait};
 use crate::zone::{Locked, Zone};
 use crate::{Handoff, body, log};
 use handoff_core::access::Caller;
-use handoff_core::control::{Applied, Control, find};
+use handoff_core::control::{Applied, Control, find, unknown_upstream};
 use handoff_core::{Table, view};
 use handoff_wire::path::Path;
 use handoff_wire::{API_VERSION, Code, MAX_WAIT, MarkSet, Overview, Refusal, Renew, Span, ZoneView};
@@ -220,7 +220,7 @@ fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
     let table = zone.table;
     let view = match read {
         Read::Drained { upstream, peer, timeout } => {
-            return Ok(wait::drained(r, Wait { conf, upstream, peer, timeout }));
+            return Ok(wait::drained(r, Wait { conf, table, upstream, peer, timeout }));
         }
         Read::Overview => json(&overview(conf, &table)),
         Read::Events { after } => {
@@ -249,9 +249,7 @@ fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
 
 fn upstream(conf: &MainConf, table: &Table<'_>, name: &str) -> Result<handoff_wire::UpstreamView, Refusal> {
     if conf.upstream(name).is_none() {
-        return Err(Code::UpstreamNotFound.says(format!(
-            "there is no upstream {name:?} with the directive \"handoff\" in nginx's configuration"
-        )));
+        return Err(unknown_upstream(name));
     }
     Ok(view::upstream(table, conf, moment(), name))
 }

@@ -7,6 +7,7 @@
 //!
 //! If anything of this is missing or full, requests are served as nginx alone would serve them.
 
+mod address;
 mod body;
 mod conf;
 mod control;

@@ -4,6 +4,7 @@
 //! cases. So before it binds, the missing directory is made, and a socket on which nobody answers is removed. Whatever is
 //! there and answers, or is not a socket, is left alone: nginx then says itself what is wrong.
 
+use crate::address;
 use crate::conf::group;
 use nginx_sys::{NGX_LOG_NOTICE, NGX_LOG_WARN, ngx_log_t};
 use ngx::ngx_log_error;
@@ -19,18 +20,9 @@ use std::path::{Path, PathBuf};
 const GROUP: &str = "handoff";
 
 /// The file of a unix socket; `None` for any other address, and for one without a file.
-pub(crate) fn path(at: *const libc::sockaddr, len: libc::socklen_t) -> Option<PathBuf> {
-    // SAFETY: the address of a listen directive.
-    if unsafe { at.as_ref() }.is_none_or(|at| libc::c_int::from(at.sa_family) != libc::AF_UNIX) {
-        return None;
-    }
-    // SAFETY: an address of this family is of this size.
-    let path = unsafe { &(*at.cast::<libc::sockaddr_un>()).sun_path };
-    // SAFETY: bytes are bytes, signed or not.
-    let path = unsafe { std::slice::from_raw_parts(path.as_ptr().cast::<u8>(), path.len()) };
-    let room = (len as usize).saturating_sub(std::mem::offset_of!(libc::sockaddr_un, sun_path));
-    let path = path.get(..room).unwrap_or(path).split(|byte| *byte == 0).next()?;
-    (!path.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(path)))
+pub(crate) fn path(at: *const libc::sockaddr) -> Option<PathBuf> {
+    let path = address::unix(at).filter(|path| !path.is_empty())?;
+    Some(PathBuf::from(OsStr::from_bytes(path)))
 }
 
 /// Makes the way free. What cannot be done is logged, and nginx's own bind() decides.

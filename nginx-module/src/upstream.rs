@@ -1,5 +1,6 @@
 //! An upstream that takes part: its peers, and the way in for every request.
 
+use crate::address::Addresses;
 use crate::conf::MainConf;
 use crate::nginx::rc;
 use crate::peer;
@@ -10,9 +11,7 @@ use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
 };
-use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ptr::NonNull;
 
 pub(crate) struct Upstream {
@@ -52,19 +51,6 @@ pub(crate) struct Place {
     pub(crate) zone: Zone,
     pub(crate) configuration: u64,
     pub(crate) row: RowId,
-}
-
-/// From the address that a balancer chose to its slot, in one step, however many peers there are.
-pub(crate) struct Addresses {
-    all: Vec<(String, Address)>,
-    inet: RefCell<FxHashMap<SocketAddr, SlotId>>,
-    unix: RefCell<FxHashMap<Box<[u8]>, SlotId>>,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Address {
-    Inet(SocketAddr),
-    Unix(Box<[u8]>),
 }
 
 impl Upstream {
@@ -216,83 +202,6 @@ fn is_lasting(_: NonNull<ngx_http_upstream_rr_peer_t>) -> bool {
 fn peer_address(peer: NonNull<ngx_http_upstream_rr_peer_t>) -> *const libc::sockaddr {
     // SAFETY: a peer of a list.
     unsafe { peer.as_ref() }.sockaddr.cast_const().cast()
-}
-
-// === impl Addresses ===
-
-impl Addresses {
-    fn new(all: Vec<(String, *const libc::sockaddr)>) -> Self {
-        let all = all.into_iter().filter_map(|(name, at)| Some((name, Address::read(at)?))).collect();
-        Self { all, inet: RefCell::default(), unix: RefCell::default() }
-    }
-
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.all.iter().map(|(name, _)| name.as_str())
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    /// Gives each address its slot, in the master, before there are workers.
-    pub(crate) fn fill(&self, mut register: impl FnMut(&str) -> Option<SlotId>) {
-        let (mut inet, mut unix) = (self.inet.borrow_mut(), self.unix.borrow_mut());
-        for (name, address) in &self.all {
-            let Some(slot) = register(name) else { continue };
-            match address {
-                Address::Inet(address) => inet.insert(*address, slot),
-                Address::Unix(path) => unix.insert(path.clone(), slot),
-            };
-        }
-    }
-
-    #[inline]
-    pub(crate) fn slot(&self, at: *const libc::sockaddr) -> Option<SlotId> {
-        if let Some(address) = inet(at) {
-            return self.inet.borrow().get(&address).copied();
-        }
-        self.unix.borrow().get(unix(at)?).copied()
-    }
-}
-
-impl Address {
-    fn read(at: *const libc::sockaddr) -> Option<Self> {
-        inet(at).map(Self::Inet).or_else(|| Some(Self::Unix(unix(at)?.into())))
-    }
-}
-
-fn family(at: *const libc::sockaddr) -> libc::c_int {
-    // SAFETY: null, or an address that a balancer or the configuration gave us.
-    unsafe { at.as_ref() }.map_or(libc::AF_UNSPEC, |at| libc::c_int::from(at.sa_family))
-}
-
-#[inline]
-fn inet(at: *const libc::sockaddr) -> Option<SocketAddr> {
-    match family(at) {
-        libc::AF_INET => {
-            // SAFETY: an address of this family is of this size.
-            let at = unsafe { &*at.cast::<libc::sockaddr_in>() };
-            let ip = Ipv4Addr::from(u32::from_be(at.sin_addr.s_addr));
-            Some(SocketAddr::from((ip, u16::from_be(at.sin_port))))
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above.
-            let at = unsafe { &*at.cast::<libc::sockaddr_in6>() };
-            Some(SocketAddr::from((Ipv6Addr::from(at.sin6_addr.s6_addr), u16::from_be(at.sin6_port))))
-        }
-        _ => None,
-    }
-}
-
-fn unix<'a>(at: *const libc::sockaddr) -> Option<&'a [u8]> {
-    if family(at) != libc::AF_UNIX {
-        return None;
-    }
-    // SAFETY: an address of this family is of this size.
-    let path = unsafe { &(*at.cast::<libc::sockaddr_un>()).sun_path };
-    // SAFETY: bytes are bytes, signed or not.
-    let path = unsafe { std::slice::from_raw_parts(path.as_ptr().cast::<u8>(), path.len()) };
-    path.split(|byte| *byte == 0).next()
 }
 
 impl MainConf {

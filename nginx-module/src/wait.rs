@@ -7,8 +7,8 @@ use crate::conf::MainConf;
 use crate::nginx::{is_exiting, moment, rc};
 use crate::reply;
 use handoff_core::control::find;
-use handoff_core::view;
-use handoff_wire::{Code, Drained, Refusal, Span};
+use handoff_core::{Table, view};
+use handoff_wire::{Drained, Refusal, Span};
 use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_cleanup_add,
     ngx_http_finalize_request, ngx_http_request_t, ngx_http_run_posted_requests, ngx_http_test_reading,
@@ -23,6 +23,7 @@ const POLL_MS: ngx_msec_t = 5;
 /// The peer is looked up by its name each time: a slot may be given to another while we wait.
 pub(crate) struct Wait {
     pub(crate) conf: &'static MainConf,
+    pub(crate) table: Table<'static>,
     pub(crate) upstream: String,
     pub(crate) peer: String,
     pub(crate) timeout: Span,
@@ -49,9 +50,8 @@ pub(crate) fn drained(r: &mut ngx_http_request_t, wait: Wait) -> ngx_int_t {
 }
 
 fn look(wait: &Wait) -> Result<Drained, Refusal> {
-    let zone = wait.conf.zone().ok_or_else(|| Code::Busy.says("this nginx has no handoff_zone"))?;
-    let slot = find(&zone.table, &wait.upstream, &wait.peer)?;
-    Ok(view::drained(&zone.table, wait.conf, slot))
+    let slot = find(&wait.table, &wait.upstream, &wait.peer)?;
+    Ok(view::drained(&wait.table, wait.conf, slot))
 }
 
 fn is_over(drained: &Result<Drained, Refusal>, now: u64, until: u64) -> bool {

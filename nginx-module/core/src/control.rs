@@ -322,11 +322,15 @@ pub fn find(table: &Table<'_>, upstream: &str, peer: &str) -> Result<SlotId, Ref
         if table.ids().filter_map(|id| table.slot(id)).any(known) {
             Code::PeerNotFound.says(format!("the upstream {upstream:?} has no peer {peer:?}"))
         } else {
-            Code::UpstreamNotFound.says(format!(
-                "there is no upstream {upstream:?} with the directive \"handoff\" in nginx's configuration"
-            ))
+            unknown_upstream(upstream)
         }
     })
+}
+
+pub fn unknown_upstream(name: &str) -> Refusal {
+    Code::UpstreamNotFound.says(format!(
+        "there is no upstream {name:?} with the directive \"handoff\" in nginx's configuration"
+    ))
 }
 
 fn everywhere(table: &Table<'_>, peer: &str) -> Result<Vec<SlotId>, Refusal> {

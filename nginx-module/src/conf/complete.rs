@@ -121,7 +121,7 @@ fn guard_sockets(cf: &ngx_conf_t, main: &MainConf) -> Result<(), Refused> {
 }
 
 fn guard_socket(cf: &ngx_conf_t, addr: &ngx_http_conf_addr_t, place: &ApiPlace) -> Result<(), Refused> {
-    if let Some(path) = socket::path(addr.opt.sockaddr.cast(), addr.opt.socklen) {
+    if let Some(path) = socket::path(addr.opt.sockaddr.cast()) {
         socket::prepare(&path, place.api.group.as_deref(), cf.log);
         return Ok(());
     }

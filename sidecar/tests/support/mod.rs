@@ -14,10 +14,8 @@ pub mod pm2;
 
 use std::{
     env, fs,
-    ops::Deref,
     path::{Path, PathBuf},
-    process::{self, Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -25,32 +23,10 @@ use std::{
 /// What must never be seen in anything that we write.
 pub const SECRET: &str = "planted-secret-4711";
 
-/// A directory of a test's own, removed with it.
-pub struct Dir(PathBuf);
+#[path = "../../src/scratch.rs"]
+mod scratch;
 
-impl Dir {
-    pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("handoff-it-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Deref for Dir {
-    type Target = Path;
-
-    fn deref(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        _ = fs::remove_dir_all(&self.0);
-    }
-}
+pub(crate) use scratch::Dir;
 
 /// `handoff`, seeing nothing but this directory: nginx.sock, pm2/ and its own files are there.
 pub fn handoff(dir: &Path, args: &[&str]) -> Command {
