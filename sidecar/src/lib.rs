@@ -24,6 +24,7 @@ pub mod peer;
 pub mod pm2;
 pub mod reconcile;
 pub mod report;
+pub mod rollout;
 pub mod roster;
 pub mod scout;
 pub mod settle;
