@@ -3,6 +3,7 @@
 use crate::{app::App, app::NAME, command, place, process};
 use anyhow::Result;
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -18,17 +19,33 @@ pub const NEWEST: &str = "pm2";
 pub struct Pm2 {
     home: PathBuf,
     cli: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Pm2 {
     /// Starts the app, and comes back when PM2 says that it is up.
     pub async fn start(package: &str, home: &Path, app: &App) -> Result<Self> {
+        Self::start_file(package, home, &app.ecosystem(), &[]).await
+    }
+
+    /// Starts what an ecosystem file says, with a daemon that has these settings in its environment.
+    pub async fn start_file(
+        package: &str,
+        home: &Path,
+        ecosystem: &Value,
+        environment: &[(&'static str, &str)],
+    ) -> Result<Self> {
         fs::create_dir_all(home)?;
-        let pm2 = Self { home: home.to_path_buf(), cli: place::pm2_cli(package)? };
-        let ecosystem = home.join("ecosystem.json");
-        fs::write(&ecosystem, app.ecosystem().to_string())?;
-        pm2.run(&["start", &ecosystem.display().to_string()]).await?;
+        let environment = environment.iter().map(|&(name, value)| (name, value.to_owned())).collect();
+        let pm2 = Self { home: home.to_path_buf(), cli: place::pm2_cli(package)?, environment };
+        fs::write(pm2.ecosystem(), ecosystem.to_string())?;
+        pm2.run(&["start", &pm2.ecosystem().display().to_string()]).await?;
         Ok(pm2)
+    }
+
+    /// The file that it was started with.
+    pub fn ecosystem(&self) -> PathBuf {
+        self.home.join("ecosystem.json")
     }
 
     pub async fn reload(&self) -> Result<()> {
@@ -43,6 +60,7 @@ impl Pm2 {
     pub async fn run(&self, arguments: &[&str]) -> Result<String> {
         let mut pm2 = command::clean("node");
         pm2.arg(&self.cli).args(arguments).env("PM2_HOME", &self.home).env("PM2_DISCRETE_MODE", "true");
+        pm2.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command::succeed(&mut pm2).await
     }
 
