@@ -8,6 +8,7 @@ pub mod event;
 pub mod frame;
 pub mod home;
 pub mod monitor;
+pub mod orders;
 pub mod rpc;
 pub mod trust;
 

@@ -5,7 +5,7 @@
 
 use super::PmId;
 use serde::{Deserialize, Deserializer, de};
-use std::fmt;
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// One worker as PM2 lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,23 @@ pub struct Settings {
     pub wait_ready: bool,
     /// PM2 looks for children before it sends the signal: that is the lead that makes its notice useful.
     pub treekill: bool,
+    /// PM2 starts it again when it ends by itself.
+    pub autorestart: bool,
+    /// From the signal to SIGKILL. None: PM2's default.
+    pub kill_timeout: Option<Duration>,
+    /// How long PM2 waits for `ready`. None: PM2's default.
+    pub listen_timeout: Option<Duration>,
+    pub out_log: Option<PathBuf>,
+    pub err_log: Option<PathBuf>,
+    /// How often PM2 has replaced the process.
+    pub restarts: u32,
+    /// When PM2 was last told to start or replace it, in milliseconds since 1970.
+    pub created_at: Option<u64>,
+    /// `NODE_APP_INSTANCE`, or what `instance_var` says instead.
     pub instance: Option<u32>,
     pub port: Option<u16>,
+    /// The variable that PM2 counts up from worker to worker; mostly `PORT`.
+    pub increment_var: Option<String>,
 }
 
 /// The arguments of the reply to `getMonitorData`.
@@ -55,20 +70,24 @@ struct RawListed {
     pm2_env: RawEnv,
 }
 
-#[derive(Deserialize)]
+/// The settings we read, and under any other name only numbers: one of them is the worker's instance.
+#[derive(Default)]
 struct RawEnv {
-    #[serde(default)]
     status: Loose,
-    #[serde(default)]
     exec_mode: Loose,
-    #[serde(default)]
     wait_ready: Loose,
-    #[serde(default)]
     treekill: Loose,
-    #[serde(default, rename = "NODE_APP_INSTANCE")]
-    instance: Loose,
-    #[serde(default, rename = "PORT")]
+    autorestart: Loose,
+    kill_timeout: Loose,
+    listen_timeout: Loose,
+    out_log: Loose,
+    err_log: Loose,
+    restarts: Loose,
+    created_at: Loose,
+    increment_var: Loose,
+    instance_var: Loose,
     port: Loose,
+    numbers: Vec<(String, u32)>,
 }
 
 /// A JavaScript value of which we know only what it should be.
@@ -97,16 +116,85 @@ impl RawListed {
             id,
             app: self.name.text().unwrap_or_default(),
             pid: self.pid.number().filter(|&pid: &u32| pid != 0),
-            status: env.status.text().map_or(Status::Other, |text| Status::from(text.as_str())),
-            settings: Settings {
-                cluster: env.exec_mode == Loose::Text("cluster_mode".into()),
-                wait_ready: env.wait_ready.is_truthy(),
-                // Strictly true, as PM2 compares it.
-                treekill: env.treekill == Loose::Bool(true),
-                instance: env.instance.number(),
-                port: env.port.number(),
-            },
+            status: env.status.as_text().map_or(Status::Other, Status::from),
+            settings: env.settings(),
         })
+    }
+}
+
+// === impl RawEnv ===
+
+impl RawEnv {
+    fn settings(self) -> Settings {
+        Settings {
+            cluster: self.exec_mode.as_text() == Some("cluster_mode"),
+            wait_ready: self.wait_ready.is_truthy(),
+            // Strictly true, as PM2 compares it.
+            treekill: self.treekill == Loose::Bool(true),
+            autorestart: self.autorestart != Loose::Bool(false)
+                && self.autorestart.as_text() != Some("false"),
+            kill_timeout: self.kill_timeout.duration(),
+            listen_timeout: self.listen_timeout.duration(),
+            restarts: self.restarts.number().unwrap_or_default(),
+            created_at: self.created_at.number(),
+            instance: self.instance(),
+            port: self.port.number(),
+            out_log: self.out_log.text().map(PathBuf::from),
+            err_log: self.err_log.text().map(PathBuf::from),
+            increment_var: self.increment_var.text().filter(|name| !name.is_empty()),
+        }
+    }
+
+    fn instance(&self) -> Option<u32> {
+        let name = self.instance_var.as_text().unwrap_or("NODE_APP_INSTANCE");
+        self.numbers.iter().find(|(key, _)| key == name).map(|&(_, number)| number)
+    }
+
+    fn field(&mut self, key: &str) -> Option<&mut Loose> {
+        Some(match key {
+            "status" => &mut self.status,
+            "exec_mode" => &mut self.exec_mode,
+            "wait_ready" => &mut self.wait_ready,
+            "treekill" => &mut self.treekill,
+            "autorestart" => &mut self.autorestart,
+            "kill_timeout" => &mut self.kill_timeout,
+            "listen_timeout" => &mut self.listen_timeout,
+            "pm_out_log_path" => &mut self.out_log,
+            "pm_err_log_path" => &mut self.err_log,
+            "restart_time" => &mut self.restarts,
+            "created_at" => &mut self.created_at,
+            "increment_var" => &mut self.increment_var,
+            "instance_var" => &mut self.instance_var,
+            "PORT" => &mut self.port,
+            _ => return None,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for RawEnv {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = RawEnv;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the settings of an app")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<RawEnv, A::Error> {
+                let mut env = RawEnv::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    let value: Loose = map.next_value()?;
+                    if let Some(field) = env.field(&key) {
+                        *field = value;
+                    } else if let Some(number) = value.number() {
+                        env.numbers.push((key, number));
+                    }
+                }
+                Ok(env)
+            }
+        }
+        d.deserialize_map(Visitor)
     }
 }
 
@@ -156,6 +244,18 @@ impl Loose {
             Self::Number(number) => Some(number.to_string()),
             Self::Nothing | Self::Bool(_) => None,
         }
+    }
+
+    fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Of milliseconds; PM2 takes 0 for its default.
+    fn duration(&self) -> Option<Duration> {
+        self.number().filter(|&millis| millis != 0).map(Duration::from_millis)
     }
 
     fn is_truthy(&self) -> bool {
@@ -231,6 +331,9 @@ mod tests {
         let worker =
             one(r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
                 "exec_mode":"fork_mode","treekill":true,"wait_ready":true,"NODE_APP_INSTANCE":2,"PORT":"3002",
+                "kill_timeout":1600,"listen_timeout":"9000","restart_time":4,"created_at":1795365000000,
+                "pm_out_log_path":"/var/log/shop-out-3.log","pm_err_log_path":"/var/log/shop-error-3.log",
+                "increment_var":"PORT","instance_var":"NODE_APP_INSTANCE",
                 "DB_PASSWORD":"planted-secret","env":{"DB_PASSWORD":"planted-secret"}}}"#);
         assert_eq!((worker.id, worker.pid, worker.status), (PmId(3), Some(812), Status::Online));
         assert_eq!(
@@ -239,8 +342,16 @@ mod tests {
                 cluster: false,
                 wait_ready: true,
                 treekill: true,
+                autorestart: true,
+                kill_timeout: Some(Duration::from_millis(1600)),
+                listen_timeout: Some(Duration::from_secs(9)),
+                out_log: Some("/var/log/shop-out-3.log".into()),
+                err_log: Some("/var/log/shop-error-3.log".into()),
+                restarts: 4,
+                created_at: Some(1_795_365_000_000),
                 instance: Some(2),
-                port: Some(3002)
+                port: Some(3002),
+                increment_var: Some("PORT".into()),
             }
         );
         assert!(!format!("{worker:?}").contains("planted-secret"));
@@ -250,13 +361,21 @@ mod tests {
     fn settings_of_any_type_are_read_as_pm2_reads_them() {
         let worker = one(
             r#"{"pid":0,"name":7,"pm_id":"4","pm2_env":{"status":"waiting restart","exec_mode":"cluster_mode",
-                "treekill":"true","wait_ready":"yes","NODE_APP_INSTANCE":null,"PORT":{"a":[1]}}}"#,
+                "treekill":"true","wait_ready":"yes","NODE_APP_INSTANCE":null,"PORT":{"a":[1]},"kill_timeout":0,
+                "autorestart":"false","listen_timeout":null,"pm_out_log_path":null,"created_at":null}}"#,
         );
         assert_eq!((worker.app.as_str(), worker.pid, worker.status), ("7", None, Status::Other));
-        assert_eq!(
-            worker.settings,
-            Settings { cluster: true, wait_ready: true, treekill: false, instance: None, port: None }
-        );
+        assert_eq!(worker.settings, Settings { cluster: true, wait_ready: true, ..Settings::default() });
+    }
+
+    #[test]
+    fn the_number_of_an_instance_is_where_instance_var_says() {
+        let env = r#""INSTANCE_ID":5,"NODE_APP_INSTANCE":2,"OTHER":7"#;
+        let instance =
+            |more: &str| one(&format!(r#"{{"pm_id":1,"pm2_env":{{{env}{more}}}}}"#)).settings.instance;
+        assert_eq!(instance(""), Some(2));
+        assert_eq!(instance(r#","instance_var":"INSTANCE_ID""#), Some(5));
+        assert_eq!(instance(r#","instance_var":"NONE""#), None);
     }
 
     #[test]

@@ -1,15 +1,24 @@
 //! Questions to a PM2 daemon, and its answers.
 //!
 //! One connection, one question at a time. A reply carries the id of its question, so the late answer to one that we
-//! gave up is passed over. After any error but a refusal by PM2 the connection is of no use any more.
+//! gave up is passed over. After any error but a refusal by PM2, and one that came too late, the connection is of no
+//! use any more.
+//!
+//! Any of the futures may be dropped: the connection stays usable, and what was asked may still be done.
 
 use super::{
+    PmId,
     frame::{self, Argument, Decoder, FrameError, Policy},
     home::Home,
     monitor::{self, Listed},
     trust::{self, Daemon, PathError},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use bytes::{Buf as _, BytesMut};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
+use serde_json::{json, value::RawValue};
 use std::{io, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -27,8 +36,19 @@ const MAX_ID: u32 = 64;
 pub struct Rpc {
     socket: BufReader<UnixStream>,
     decoder: Decoder<Replies>,
+    /// What a dropped call left to be sent: a message that is cut short would garble the next one.
+    unsent: BytesMut,
     daemon: Daemon,
     calls: u64,
+}
+
+/// What the daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Report {
+    #[serde(rename = "pm2_version")]
+    pub version: String,
+    /// The node that it runs on, its own script, and what that was given.
+    pub argv: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +97,7 @@ struct Answer<T> {
 enum ErrorText {
     Text(String),
     Message { msg: String },
-    Other(serde::de::IgnoredAny),
+    Other(IgnoredAny),
 }
 
 fn none<T>() -> Option<T> {
@@ -90,7 +110,7 @@ impl Rpc {
     pub async fn connect(home: &Home) -> Result<Self, PathError> {
         let (socket, daemon) = trust::connect(&home.rpc()).await?;
         let socket = BufReader::with_capacity(64 * 1024, socket);
-        Ok(Self { socket, decoder: Decoder::new(Replies), daemon, calls: 0 })
+        Ok(Self { socket, decoder: Decoder::new(Replies), unsent: BytesMut::new(), daemon, calls: 0 })
     }
 
     pub fn daemon(&self) -> Daemon {
@@ -106,6 +126,46 @@ impl Rpc {
     pub async fn version(&mut self) -> Result<String, RpcError> {
         let (version,) = self.call("getVersion", [serde_json::Map::new()]).await?;
         Ok(version)
+    }
+
+    pub async fn report(&mut self) -> Result<Report, RpcError> {
+        let (report,) = self.call("getReport", [serde_json::Map::new()]).await?;
+        Ok(report)
+    }
+
+    /// Replaces the process of a worker, and answers when the new one runs: with `wait_ready` when it said so, or did
+    /// not within `listen_timeout`. The caller says how long to wait.
+    pub async fn reload(&mut self, id: PmId, env: Option<&RawValue>) -> Result<(), RpcError> {
+        #[derive(Serialize)]
+        struct Reload<'a> {
+            // A number: PM2 takes a text too, and then never hears the worker's `ready`.
+            id: PmId,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            env: Option<&'a RawValue>,
+        }
+        self.act("reloadProcessId", [Reload { id, env }]).await
+    }
+
+    /// Stops a worker, and answers when its process is dead. The caller says how long to wait.
+    pub async fn stop(&mut self, id: PmId) -> Result<(), RpcError> {
+        self.act("stopProcessId", [id]).await
+    }
+
+    /// Starts an app that PM2 does not know yet, and answers when all its processes run. The caller says how long to
+    /// wait.
+    pub async fn prepare(&mut self, app: &RawValue) -> Result<(), RpcError> {
+        self.act("prepare", [app]).await
+    }
+
+    /// Tells all who listen to PM2's bus what was done by hand, as PM2's command line does after it.
+    pub async fn announce(&mut self, id: PmId, action: &str) -> Result<(), RpcError> {
+        let what = json!({ "id": id, "action_name": action, "manually": true });
+        self.call::<_, IgnoredAny>("notifyByProcessId", [what]).await.map(drop)
+    }
+
+    /// The answer holds the app's whole environment: that it came is all we read of it.
+    async fn act<A: Serialize>(&mut self, method: &'static str, args: A) -> Result<(), RpcError> {
+        self.exchange::<_, IgnoredAny>(method, args).await.map(drop)
     }
 
     async fn call<A: Serialize, T: DeserializeOwned>(
@@ -127,7 +187,10 @@ impl Rpc {
         let id = format!("s:handoff:{}", self.calls);
         let call = serde_json::to_vec(&Call { r#type: "call", method, args }).map_err(io::Error::from)?;
         let call = [b"j:".as_slice(), &call].concat();
-        self.socket.write_all(&frame::encode(&[&call, id.as_bytes()])).await?;
+        self.unsent.extend_from_slice(&frame::encode(&[&call, id.as_bytes()]));
+        while self.unsent.has_remaining() {
+            self.socket.write_buf(&mut self.unsent).await?;
+        }
         loop {
             let message = self.read().await?;
             if let [answer, Argument::Kept(of)] = message.as_slice()
