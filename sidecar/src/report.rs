@@ -132,6 +132,12 @@ pub fn places() -> Vec<PathBuf> {
     ["/run/handoff".into()].into_iter().chain(own).collect()
 }
 
+/// What living sidecars say of a daemon.
+pub fn live(home: &Home) -> impl Iterator<Item = Report> {
+    let owner = home.owner();
+    places().into_iter().filter_map(move |dir| Report::read(&dir, owner.as_ref()?)).filter(Report::is_live)
+}
+
 /// The first place where we may write.
 pub fn writable_place() -> io::Result<PathBuf> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);

@@ -1,7 +1,7 @@
 //! `handoff drain TARGET`
 
-use super::{Context, Exit, Failure, target, target::Target};
-use crate::{control::Control, peer::Peer};
+use super::{Context, Exit, Failure, target::Target};
+use crate::{control::Control, peer::Peer, report};
 use handoff_wire::{Ack, Code, Expect, MAX_WAIT, MarkRequest, MarkSet, Span, State};
 use std::time::Instant;
 
@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     for mark in &ack.marks {
         println!("{} in {}: {}, {} in flight", mark.peer, mark.upstream, mark.state, mark.in_flight);
     }
-    if context.homes.iter().all(|home| target::reports(home).next().is_none()) {
+    if context.homes.iter().all(|home| report::live(home).next().is_none()) {
         eprintln!("handoff: no sidecar runs here: nobody sets this mark again if nginx is restarted");
     }
     if !args.wait {

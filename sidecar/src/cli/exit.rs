@@ -1,6 +1,12 @@
 //! How a command ends: a number for scripts, a sentence for people.
 
-use crate::{config::ConfigError, control::ControlError, pm2::rpc::RpcError, survey::SurveyError};
+use crate::{
+    config::ConfigError,
+    control::ControlError,
+    pm2::{orders::OrdersError, rpc::RpcError},
+    rollout::{Stop, lock::LockError},
+    survey::SurveyError,
+};
 use std::process::ExitCode;
 
 /// The exit codes, as `handoff help` and docs/api/cli.md list them.
@@ -10,11 +16,21 @@ pub enum Exit {
     Failed = 1,
     Usage = 2,
     Deadline = 3,
-    NoNginx = 4,
+    Cut = 4,
     NoPm2 = 5,
     UnknownTarget = 6,
     NotAllowed = 7,
     NoSidecar = 8,
+    NoNginx = 9,
+    Crashed = 10,
+    NotReady = 11,
+    Unhealthy = 12,
+    Errors = 13,
+    Busy = 14,
+    Foreign = 15,
+    Hangup = 129,
+    Interrupted = 130,
+    Terminated = 143,
 }
 
 pub const HELP: &str = "Exit codes:
@@ -22,11 +38,19 @@ pub const HELP: &str = "Exit codes:
   1  refused or failed
   2  wrong arguments or wrong configuration
   3  the deadline passed
-  4  nginx cannot be reached
+  4  reload: done, but requests were cut
   5  PM2 cannot be reached
   6  no such app, worker or peer
   7  not allowed to use a socket
-  8  no sidecar runs (status only)";
+  8  no sidecar runs (status only)
+  9  nginx cannot be reached
+ 10  reload: the new worker crashed
+ 11  reload: the new worker was not ready in time
+ 12  reload: the new worker is not healthy
+ 13  reload: the new worker answers users with errors
+ 14  another roll-out or `pm2 reload` is under way
+ 15  reload: somebody else changed the app meanwhile
+128+ reload: ended by that signal (129, 130, 143)";
 
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -47,24 +71,63 @@ impl From<Exit> for ExitCode {
     }
 }
 
+impl From<&ControlError> for Exit {
+    fn from(error: &ControlError) -> Self {
+        match error {
+            error if error.is_forbidden() => Self::NotAllowed,
+            ControlError::Absent(_) | ControlError::Dead(_) | ControlError::TimedOut(_) => Self::NoNginx,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<&RpcError> for Exit {
+    fn from(error: &RpcError) -> Self {
+        match error {
+            RpcError::Path(path) if path.is_refusal() => Self::NotAllowed,
+            error if error.is_absence() => Self::NoPm2,
+            RpcError::TimedOut { .. } => Self::NoPm2,
+            _ => Self::Failed,
+        }
+    }
+}
+
 impl From<ControlError> for Failure {
     fn from(error: ControlError) -> Self {
+        Self::new(Exit::from(&error), error.to_string())
+    }
+}
+
+impl From<RpcError> for Failure {
+    fn from(error: RpcError) -> Self {
+        Self::new(Exit::from(&error), error.to_string())
+    }
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Self {
+        Self::new(stop.exit(), stop.to_string())
+    }
+}
+
+impl From<OrdersError> for Failure {
+    fn from(error: OrdersError) -> Self {
         let exit = match &error {
-            error if error.is_forbidden() => Exit::NotAllowed,
-            ControlError::Absent(_) | ControlError::Dead(_) | ControlError::TimedOut(_) => Exit::NoNginx,
+            OrdersError::Rpc(error) => error.into(),
+            OrdersError::OtherUser { .. } => Exit::NotAllowed,
+            OrdersError::Unknown(_) => Exit::UnknownTarget,
+            OrdersError::Option(_) => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }
 }
 
-impl From<RpcError> for Failure {
-    fn from(error: RpcError) -> Self {
-        let exit = match &error {
-            RpcError::Path(path) if path.is_refusal() => Exit::NotAllowed,
-            error if error.is_absence() => Exit::NoPm2,
-            RpcError::TimedOut { .. } => Exit::NoPm2,
-            _ => Exit::Failed,
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        let exit = match error {
+            LockError::Busy { .. } | LockError::Pm2 { .. } => Exit::Busy,
+            LockError::Io { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }

@@ -3,7 +3,9 @@
 mod drain;
 mod events;
 pub mod exit;
+mod progress;
 mod ready;
+mod reload;
 mod run;
 mod status;
 mod table;
@@ -41,7 +43,7 @@ struct Global {
     /// A configuration file (TOML)
     #[arg(long, global = true, env = "HANDOFF_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What is logged, on standard error [default: info]
+    /// What is logged, on standard error [default: info; warn but for `run`]
     #[arg(long, global = true, env = "HANDOFF_LOG", value_name = "LEVEL")]
     log: Option<Level>,
     /// For people or for programs [default: text]
@@ -59,6 +61,8 @@ enum Command {
     Drain(drain::Args),
     /// Take the operator's mark away
     Ready(ready::Args),
+    /// Replace every worker, one after the other, and let nobody notice
+    Reload(reload::Args),
     /// Show what changed
     Events(events::Args),
 }
@@ -74,8 +78,9 @@ struct Context {
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = cli.global.context().and_then(|context| {
-        if matches!(cli.command, Command::Run(_)) {
+    let is_service = matches!(cli.command, Command::Run(_));
+    let done = cli.global.context(is_service).and_then(|context| {
+        if is_service {
             run::come_first();
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -106,6 +111,7 @@ impl Command {
             Self::Status(args) => status::run(context, args).await,
             Self::Drain(args) => drain::run(context, args).await,
             Self::Ready(args) => ready::run(context, args).await,
+            Self::Reload(args) => reload::run(context, args).await,
             Self::Events(args) => events::run(context, args).await,
         }
     }
@@ -114,10 +120,12 @@ impl Command {
 // === impl Global ===
 
 impl Global {
-    fn context(&self) -> Result<Context, Failure> {
+    fn context(&self, is_service: bool) -> Result<Context, Failure> {
         let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        // What a command does, it answers; a service has only its log.
+        let default = if is_service { Level::Info } else { Level::Warn };
         crate::telemetry::init(
-            self.log.or(file.log).unwrap_or_default(),
+            self.log.or(file.log).unwrap_or(default),
             self.log_format.or(file.log_format).unwrap_or_default(),
         );
         let default =

@@ -126,7 +126,7 @@ async fn collect(context: &Context) -> Status {
     for home in &context.homes {
         let peers = view.iter().flat_map(target::peers).collect();
         let survey = survey::take(home, &context.overrides, peers).await;
-        let report = target::reports(home).next();
+        let report = report::live(home).next();
         if report.is_none() {
             let text = format!("no sidecar runs for {home}: start `handoff run`, as a service beside PM2");
             status.fail(Failure::new(Exit::NoSidecar, text));

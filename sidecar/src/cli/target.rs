@@ -4,8 +4,7 @@ use super::{Context, Exit, Failure};
 use crate::{
     peer::{Peer, Place},
     pm2::{PmId, home::Home},
-    report::{self, Report},
-    survey,
+    report, survey,
 };
 use handoff_wire::Upstreams;
 use std::collections::BTreeSet;
@@ -75,7 +74,7 @@ async fn by_app(
         }
         let now = meant.iter().flat_map(|(_, worker)| worker.claims().iter().cloned());
         // A worker that is being replaced listens nowhere: the sidecar knows where it did.
-        let remembered = reports(home).flat_map(|report| report.workers);
+        let remembered = report::live(home).flat_map(|report| report.workers);
         let remembered =
             remembered.filter(|worker| is_meant(&worker.app, worker.id)).flat_map(|worker| worker.peers);
         let peers: BTreeSet<Peer> = now.chain(remembered.filter(|peer| known.contains(peer))).collect();
@@ -104,15 +103,6 @@ fn unknown<'a>(text: String, there: impl Iterator<Item = &'a str>) -> Failure {
     let there: Vec<&str> = there.collect();
     let there = if there.is_empty() { "nothing".to_owned() } else { there.join(", ") };
     Failure::new(Exit::UnknownTarget, format!("{text}. There is: {there}"))
-}
-
-/// What living sidecars say of a daemon.
-pub(super) fn reports(home: &Home) -> impl Iterator<Item = Report> {
-    let owner = home.owner();
-    report::places()
-        .into_iter()
-        .filter_map(move |dir| Report::read(&dir, owner.as_ref()?))
-        .filter(Report::is_live)
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ pub use address::{Address, AddressError};
 pub use error::ControlError;
 
 use bytes::Bytes;
-use handoff_wire::{Ack, Code, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, Upstreams, path};
+use handoff_wire::{
+    Ack, Code, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, UpstreamView, Upstreams, path,
+};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -57,6 +59,10 @@ impl Control {
 
     pub async fn upstreams(&mut self) -> Result<Upstreams, ControlError> {
         self.get(path::UPSTREAMS, PATIENCE).await
+    }
+
+    pub async fn upstream(&mut self, name: &str) -> Result<UpstreamView, ControlError> {
+        self.get(&path::upstream(name), PATIENCE).await
     }
 
     pub async fn events(&mut self, after: u64) -> Result<Events, ControlError> {

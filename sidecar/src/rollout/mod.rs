@@ -1,3 +1,349 @@
-//! The safe reload: every worker is replaced, one after the other, and nobody notices.
+//! The safe reload: one worker after the other is replaced, and nobody notices.
+//!
+//! 1. The roll-out takes its [`lock`], and PM2's. It makes a [`plan`], and refuses what would not be safe.
+//! 2. It [observes](world) PM2 and this host, and keeps its [`marks`] in nginx alive.
+//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others.
+//! 4. In the end all is as it was: as many workers, with the same numbers, instances and ports. Or it says what is not.
+//!
+//! It lives in the process that the operator started. When that is killed its marks run out and nothing more is stopped;
+//! PM2 finishes what it was asked to do. Whatever else happens pulls the [`brake`].
 
+pub mod brake;
 pub mod event;
+pub mod health;
+pub mod lock;
+pub mod logs;
+pub mod marks;
+pub mod plan;
+pub mod replace;
+pub mod stop;
+pub mod verdict;
+pub mod world;
+
+pub use plan::Plan;
+pub use stop::{Broken, How, Stop};
+
+use crate::{
+    cli::exit::Exit,
+    config::Override,
+    control::{Address, Control},
+    peer::Peer,
+    pm2::{PmId, home::Home, orders::Sealed},
+    report,
+};
+use brake::{Brake, Halt};
+use event::{End, Event, What};
+use handoff_wire::{Owner, Span};
+use marks::Marks;
+use plan::{Planned, Surroundings};
+use replace::{Replaced, Said, Shared, Turn};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinSet,
+};
+use world::{Hands, Observer, World, WorldError, Worlds};
+
+/// How carefully.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub drain_timeout: Span,
+    pub on_deadline: OnDeadline,
+    pub start_timeout: Span,
+    pub health: Option<health::Path>,
+    pub health_passes: u32,
+    pub health_timeout: Span,
+    /// None: as long as it needs to be seen that it answers users well.
+    pub watch: Option<Span>,
+    pub parallel: usize,
+    pub force: bool,
+    pub uncovered_ok: bool,
+}
+
+/// What becomes of requests that take longer than the drain timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnDeadline {
+    /// The worker serves again, and the roll-out ends
+    Stop,
+    /// They are waited for, however long
+    Wait,
+    /// They are cut, and counted
+    Cut,
+}
+
+/// Where it happens.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub home: Home,
+    pub control: Address,
+    pub overrides: Vec<Override>,
+}
+
+/// What is asked for.
+#[derive(Debug)]
+pub struct Order {
+    pub app: String,
+    /// Only this worker.
+    pub only: Option<PmId>,
+    /// What PM2 is given for each worker's environment.
+    pub env: BTreeMap<PmId, Sealed>,
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub replaced: Vec<PmId>,
+    pub cut: u64,
+    pub stop: Option<Stop>,
+}
+
+/// PM2's own word for how long a request to nginx may take is the user's; a probe is ours.
+const PATIENCE_OF_A_PROBE: Duration = Duration::from_secs(2);
+
+/// One roll-out of one app.
+#[derive(Debug)]
+pub struct Rollout {
+    order: Order,
+    site: Site,
+    options: Options,
+    owner: Owner,
+    brake: Brake,
+    hands: Hands,
+    worlds: Worlds,
+    plan: Plan,
+    /// Those who look and those who renew, for as long as this lives.
+    _tasks: JoinSet<()>,
+}
+
+impl Rollout {
+    /// Looks, and plans. Nothing is changed.
+    pub async fn prepare(order: Order, site: Site, options: Options, brake: Brake) -> Result<Self, Stop> {
+        let mut control = Control::new(site.control.clone());
+        let (overview, upstreams) = (control.overview().await?, control.upstreams().await?);
+        let peers: BTreeSet<Peer> = upstreams
+            .upstreams
+            .iter()
+            .flat_map(|up| up.peers.iter().map(|peer| Peer::new(&up.name, &peer.address)))
+            .collect();
+        let mut tasks = JoinSet::new();
+        let hands = Hands::default();
+        let both = (hands.clone(), brake.clone());
+        let worlds =
+            Observer::start(&site.home, &site.overrides, &order.app, peers, both, &mut tasks).await?;
+        let remembered = remembered(&site.home, &order.app);
+        let around = Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered };
+        let world = worlds.borrow().clone().ok_or_else(|| Stop::Lost("PM2 lists no workers".to_owned()))?;
+        let chosen = |id| order.only.is_none_or(|only| only == id);
+        let plan = Plan::make(&order.app, &world, chosen, around, &options)
+            .map_err(|reasons| Stop::Refused(reasons.join("\n")))?;
+        let owner = owner(&order.app)?;
+        Ok(Self { order, site, options, owner, brake, hands, worlds, plan, _tasks: tasks })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Does it. Every event is sent before this comes back.
+    pub async fn run(mut self, events: &UnboundedSender<Event>) -> Outcome {
+        let began = Instant::now();
+        let tell = Teller { app: self.order.app.clone(), events: events.clone() };
+        tell.tell(What::Begin { workers: self.plan.turns.iter().map(|turn| turn.id).collect() });
+        self._tasks.spawn(marks::keep_alive(self.site.control.clone(), self.owner.clone()));
+        let (steps, mut said) = unbounded_channel();
+        let before = self.worlds.borrow().clone();
+        let mut outcome = {
+            let turns = self.turns(steps);
+            tokio::pin!(turns);
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(said) = said.recv() => tell.said(said),
+                    outcome = &mut turns => break outcome,
+                }
+            }
+        };
+        tell.rest(&mut said);
+        if outcome.stop.is_none() {
+            outcome.stop = before.and_then(|before| self.moved(&before)).map(Stop::Foreign);
+        }
+        let text = outcome.text(&self.order.app, self.plan.turns.len());
+        let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+        let exit = outcome.exit() as u8;
+        tell.tell(What::End(End {
+            exit,
+            seconds,
+            replaced: outcome.replaced.clone(),
+            cut: outcome.cut,
+            text,
+        }));
+        outcome
+    }
+
+    /// The first worker alone, then the others.
+    async fn turns(&mut self, steps: UnboundedSender<(PmId, Said)>) -> Outcome {
+        let shared = Arc::new(Shared {
+            home: self.site.home.clone(),
+            options: self.options.clone(),
+            worlds: self.worlds.clone(),
+            brake: self.brake.clone(),
+            steps,
+        });
+        let mut waiting: VecDeque<Planned> = self.plan.turns.iter().cloned().collect();
+        let mut outcome = Outcome { replaced: Vec::new(), cut: 0, stop: None };
+        let mut running = JoinSet::new();
+        let mut is_first = true;
+        loop {
+            let at_once = if outcome.replaced.is_empty() { 1 } else { self.options.parallel };
+            while running.len() < at_once && outcome.stop.is_none() {
+                if let Some(halt) = self.brake.pulled() {
+                    outcome.stop = (!waiting.is_empty() || halt != Halt::Sibling).then(|| halt.into());
+                    break;
+                }
+                let Some(planned) = waiting.pop_front() else { break };
+                let turn = self.turn(planned, is_first, shared.clone());
+                running.spawn(turn.run());
+                is_first = false;
+            }
+            match running.join_next().await {
+                None => return outcome,
+                Some(ended) => outcome.add(ended.unwrap_or_else(|error| Err(Stop::Lost(error.to_string())))),
+            }
+            if outcome.stop.is_some() {
+                self.brake.pull(Halt::Sibling);
+            }
+        }
+    }
+
+    fn turn(&mut self, planned: Planned, is_first: bool, shared: Arc<Shared>) -> Turn {
+        let name = format!("{}:{}", self.order.app, planned.id);
+        let reason = format!("handoff reload replaces {name}");
+        Turn {
+            id: planned.id,
+            marks: Marks::new(self.site.control.clone(), self.owner.clone(), planned.peers, &reason),
+            name,
+            serves: planned.serves,
+            is_first,
+            in_hand: self.hands.take(planned.id),
+            env: self.order.env.remove(&planned.id),
+            shared,
+        }
+    }
+
+    /// What is no longer as it was.
+    fn moved(&self, before: &World) -> Option<String> {
+        let now = self.worlds.borrow().clone()?;
+        let app = &self.order.app;
+        let is_same = |(id, was): (&PmId, &world::Seen)| {
+            let Some(is) = now.workers.get(id) else { return Some(format!("{app}:{id} is gone")) };
+            let (was, is) = (&was.listed.settings, &is.listed.settings);
+            let text =
+                |what: Option<u64>| what.map_or_else(|| "none".to_owned(), |number| number.to_string());
+            let of = |name: &str, was: Option<u64>, is: Option<u64>| {
+                (was != is).then(|| format!("{app}:{id} has {name} {} instead of {}", text(is), text(was)))
+            };
+            of("PORT", was.port.map(Into::into), is.port.map(Into::into)).or(of(
+                "NODE_APP_INSTANCE",
+                was.instance.map(Into::into),
+                is.instance.map(Into::into),
+            ))
+        };
+        before.workers.iter().find_map(is_same)
+    }
+}
+
+/// Where the workers of an app listened, as running sidecars remember.
+fn remembered(home: &Home, app: &str) -> BTreeMap<PmId, BTreeSet<Peer>> {
+    let workers = report::live(home).flat_map(|report| report.workers).filter(|worker| worker.app == app);
+    workers.map(|worker| (worker.id, worker.peers.into_iter().collect())).collect()
+}
+
+/// No two roll-outs have the same owner, so that no one lives on another one's renewals.
+fn owner(app: &str) -> Result<Owner, Stop> {
+    let plain: String = app.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let name = format!("rollout:{plain}-{}-{:x}", std::process::id(), since.as_millis());
+    name.parse().map_err(|error| Stop::Refused(format!("{name}: {error}")))
+}
+
+/// Who tells the events.
+struct Teller {
+    app: String,
+    events: UnboundedSender<Event>,
+}
+
+// === impl Teller ===
+
+impl Teller {
+    fn tell(&self, what: What) {
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let at = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        _ = self.events.send(Event { at, app: self.app.clone(), what });
+    }
+
+    fn said(&self, (worker, said): (PmId, Said)) {
+        self.tell(match said {
+            Said::Step(step) => What::Step { worker, step },
+            Said::Note(text) => What::Note { text },
+        });
+    }
+
+    fn rest(&self, said: &mut UnboundedReceiver<(PmId, Said)>) {
+        while let Ok(said) = said.try_recv() {
+            self.said(said);
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    pub fn exit(&self) -> Exit {
+        match &self.stop {
+            Some(stop) => stop.exit(),
+            None if self.cut > 0 => Exit::Cut,
+            None => Exit::Done,
+        }
+    }
+
+    fn add(&mut self, ended: Result<Replaced, Stop>) {
+        match ended {
+            Ok(Replaced { id, cut }) => {
+                self.replaced.push(id);
+                self.cut += cut;
+            }
+            // What stopped the others is the reason.
+            Err(Stop::Sibling) => {}
+            Err(stop) => _ = self.stop.get_or_insert(stop),
+        }
+    }
+
+    fn text(&self, app: &str, all: usize) -> String {
+        let new = self.replaced.len();
+        let workers = if all == 1 { "worker" } else { "workers" };
+        match &self.stop {
+            Some(stop) if new == 0 => {
+                format!("{stop}. All {all} {workers} of {app} that served serve as before")
+            }
+            Some(stop) => format!("{stop}. {new} of {all} {workers} of {app} are new"),
+            None if self.cut > 0 => format!(
+                "all {all} {workers} of {app} are new; {} requests that took longer than the drain timeout were cut",
+                self.cut
+            ),
+            None => format!("all {all} {workers} of {app} are new, and nothing was cut"),
+        }
+    }
+}
+
+impl From<WorldError> for Stop {
+    fn from(error: WorldError) -> Self {
+        match error {
+            WorldError::Pm2(error) => Self::Pm2(error),
+            error @ WorldError::Deaf(_) => Self::Lost(error.to_string()),
+            error @ WorldError::Host(_) => Self::Refused(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What a roll-out says to nginx of one worker's peers, and what nginx confirms.
+//!
+//! ```text
+//!   drain ──► Drained ──(nothing in flight)──► fence ──► Fenced ──► the worker may be stopped
+//!     ▲                                          │
+//!     └──────────── it lapsed meanwhile ─────────┘
+//! ```
+//!
+//! Only [`Fenced`] lets a worker be stopped, and it comes from nowhere but nginx's word that the mark is the one that
+//! was set, all the time, by the nginx that set it.
+
+use crate::{
+    control::{Address, Control, ControlError},
+    peer::Peer,
+};
+use handoff_wire::{
+    Ack, AckedMark, Code, DEFAULT_LEASE, Expect, MarkRequest, MarkSet, Owner, PeerView, Renew, RenewMark,
+    Span, State,
+};
+use std::{collections::BTreeSet, time::Duration};
+use tokio::time;
+
+#[derive(Debug)]
+pub struct Marks {
+    control: Control,
+    owner: Owner,
+    peers: BTreeSet<Peer>,
+    reason: String,
+}
+
+/// nginx begins nothing new on these peers.
+#[derive(Debug)]
+pub struct Drained {
+    instance: String,
+    marks: Vec<RenewMark>,
+    pub in_flight: u64,
+}
+
+/// It was so without a break until now.
+#[derive(Debug)]
+pub struct Fenced {
+    /// Requests that are cut if the worker does not finish them by itself.
+    pub in_flight: u64,
+}
+
+/// While two nginx share the socket (an upgrade of the binary), a new connection may reach either. So many must reach
+/// the one that we know.
+const CONNECTIONS: usize = 4;
+const BEAT: Duration = Duration::from_secs(1);
+
+impl Marks {
+    pub fn new(address: Address, owner: Owner, peers: BTreeSet<Peer>, reason: &str) -> Self {
+        Self { control: Control::new(address), owner, peers, reason: reason.to_owned() }
+    }
+
+    pub fn peers(&self) -> &BTreeSet<Peer> {
+        &self.peers
+    }
+
+    /// A worker that did not serve may listen on others than were known.
+    pub fn extend(&mut self, peers: &BTreeSet<Peer>) {
+        self.peers.extend(peers.iter().cloned());
+    }
+
+    pub async fn drain(&mut self, force: bool) -> Result<Drained, ControlError> {
+        let Some(ack) = self.say(State::Draining, Expect::Back, force).await? else {
+            return Ok(Drained { instance: String::new(), marks: Vec::new(), in_flight: 0 });
+        };
+        let in_flight = in_flight(&ack);
+        let mark =
+            |acked: AckedMark| RenewMark { upstream: acked.upstream, peer: acked.peer, epoch: acked.epoch };
+        Ok(Drained { instance: ack.instance, marks: ack.marks.into_iter().map(mark).collect(), in_flight })
+    }
+
+    /// How many requests nginx still has there. Answers when there are none, at the latest after `wait`.
+    pub async fn in_flight(&mut self, wait: Duration) -> Result<u64, ControlError> {
+        let until = time::Instant::now() + wait;
+        let mut sum = 0;
+        for peer in &self.peers {
+            let left = until.saturating_duration_since(time::Instant::now());
+            let seen = self.control.drained(&peer.upstream, &peer.address, Span::from(left)).await?;
+            sum += seen.in_flight;
+        }
+        Ok(sum)
+    }
+
+    /// None: the mark is not what it was, so that nginx may have used the peers meanwhile. Drain again.
+    pub async fn fence(&mut self, drained: Drained) -> Result<Option<Fenced>, ControlError> {
+        let Drained { instance, marks, .. } = drained;
+        if marks.is_empty() {
+            return Ok(Some(Fenced { in_flight: 0 }));
+        }
+        for _ in 0..CONNECTIONS {
+            self.control.disconnect();
+            if self.control.overview().await?.instance != instance {
+                return Ok(None);
+            }
+        }
+        let renew = Renew { owner: self.owner.clone(), lease: Some(DEFAULT_LEASE), marks: Some(marks) };
+        match self.control.renew(&renew).await {
+            Ok(ack) if ack.instance == instance => Ok(Some(Fenced { in_flight: in_flight(&ack) })),
+            Ok(_) => Ok(None),
+            // Whatever it is, it is no longer the mark that was set.
+            Err(ControlError::Refused(refusal)) if refusal.code != Code::Forbidden => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The old process has ended, the new one does not serve yet.
+    pub async fn starting(&mut self) -> Result<(), ControlError> {
+        self.say(State::Checking, Expect::Back, true).await.map(drop)
+    }
+
+    /// Nobody is there, and nobody comes.
+    pub async fn down(&mut self) -> Result<(), ControlError> {
+        self.say(State::Down, Expect::Gone, true).await.map(drop)
+    }
+
+    pub async fn lift(&mut self) -> Result<(), ControlError> {
+        self.say(State::Up, Expect::Gone, false).await.map(drop)
+    }
+
+    /// How nginx sees the upstreams of these peers: ours, and the others.
+    pub async fn views(&mut self) -> Result<(Vec<PeerView>, Vec<PeerView>), ControlError> {
+        let upstreams: BTreeSet<&str> = self.peers.iter().map(|peer| peer.upstream.as_str()).collect();
+        let (mut ours, mut others) = (Vec::new(), Vec::new());
+        for name in upstreams {
+            let upstream = self.control.upstream(name).await?;
+            for view in upstream.peers {
+                let is_ours = self.peers.contains(&Peer::new(name, &view.address));
+                if is_ours { ours.push(view) } else { others.push(view) }
+            }
+        }
+        Ok((ours, others))
+    }
+
+    /// None: the worker has no peers.
+    async fn say(&mut self, state: State, expect: Expect, force: bool) -> Result<Option<Ack>, ControlError> {
+        if self.peers.is_empty() {
+            return Ok(None);
+        }
+        let is_mark = state != State::Up;
+        let request = |peer: &Peer| MarkRequest {
+            upstream: Some(peer.upstream.clone()),
+            peer: peer.address.clone(),
+            state,
+            expect: if is_mark { expect } else { Expect::Gone },
+            reason: if is_mark { self.reason.clone() } else { String::new() },
+            all: false,
+        };
+        let marks = self.peers.iter().map(request).collect();
+        let set = MarkSet { owner: self.owner.clone(), lease: Some(DEFAULT_LEASE), force, marks };
+        self.control.mark(&set).await.map(Some)
+    }
+}
+
+/// Keeps every mark of this roll-out alive, for as long as it is polled.
+pub async fn keep_alive(address: Address, owner: Owner) {
+    let mut control = Control::new(address);
+    let mut beat = time::interval(BEAT);
+    beat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        // Whoever needs a mark asks for it by its epoch, and learns then that nginx was away.
+        _ = control.renew(&Renew { owner: owner.clone(), lease: None, marks: None }).await;
+    }
+}
+
+fn in_flight(ack: &Ack) -> u64 {
+    ack.marks.iter().map(|mark| mark.in_flight).sum()
+}

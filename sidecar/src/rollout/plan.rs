@@ -1,0 +1,291 @@
+//! Which workers are replaced, in which order, and whether that is safe.
+
+use super::{
+    Options,
+    world::{Seen, World},
+};
+use crate::{
+    mapping::Behind,
+    peer::{Peer, Place},
+    pm2::{PmId, monitor::Status},
+};
+use handoff_wire::{Overview, Upstreams};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub app: String,
+    pub turns: Vec<Planned>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub id: PmId,
+    pub peers: BTreeSet<Peer>,
+    /// It serves now.
+    pub serves: bool,
+}
+
+/// What is known of nginx and of earlier times.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    pub overview: &'a Overview,
+    pub upstreams: &'a Upstreams,
+    /// Where workers that do not listen now did so before, as a running sidecar remembers.
+    pub remembered: &'a BTreeMap<PmId, BTreeSet<Peer>>,
+}
+
+impl Plan {
+    /// Error: every reason against it.
+    pub fn make(
+        app: &str,
+        world: &World,
+        chosen: impl Fn(PmId) -> bool,
+        around: Surroundings<'_>,
+        options: &Options,
+    ) -> Result<Self, Vec<String>> {
+        let mut reasons = Vec::new();
+        let mut turns = Vec::new();
+        for (&id, seen) in world.workers.iter().filter(|(id, _)| chosen(**id)) {
+            let serves =
+                seen.listed.status == Status::Online && (!seen.open.is_empty() || seen.listens.is_empty());
+            let planned = Planned { id, peers: peers(id, seen, world, around), serves };
+            reasons.extend(planned.reasons(app, seen, world, around, options));
+            turns.push(planned);
+        }
+        // Where nobody is served, nothing can be lost: the new release shows itself there first.
+        turns.sort_by_key(|planned| (planned.serves, planned.id));
+        if reasons.is_empty() { Ok(Self { app: app.to_owned(), turns }) } else { Err(reasons) }
+    }
+}
+
+/// Where it listens; of one that does not, where it did, and where its port says that it will.
+fn peers(id: PmId, seen: &Seen, world: &World, around: Surroundings<'_>) -> BTreeSet<Peer> {
+    if !seen.open.is_empty() {
+        return seen.open.clone();
+    }
+    let is_free = |peer: &Peer| world.behind.get(peer) == Some(&Behind::Nobody);
+    let port = |peer: &Peer| match peer.place() {
+        Some(Place::Tcp(address)) => Some(address.port()),
+        _ => None,
+    };
+    let remembered = around.remembered.get(&id).into_iter().flatten();
+    let meant =
+        world.behind.keys().filter(|peer| port(peer).is_some() && port(peer) == seen.listed.settings.port);
+    let meant = meant.filter(|_| seen.process.is_none() || !seen.listens.is_empty());
+    remembered.chain(meant).filter(|peer| is_free(peer)).cloned().collect()
+}
+
+// === impl Planned ===
+
+impl Planned {
+    fn reasons(
+        &self,
+        app: &str,
+        seen: &Seen,
+        world: &World,
+        around: Surroundings<'_>,
+        options: &Options,
+    ) -> Vec<String> {
+        let name = format!("{app}:{}", self.id);
+        if seen.listed.settings.cluster {
+            return vec![format!(
+                "{name} runs in cluster mode, where the workers share one address: that is not covered yet. Use \
+                 fork mode with a port for each worker"
+            )];
+        }
+        if let Some(unknown) = &seen.unknown {
+            return vec![format!("what {name} listens on is not known: {unknown}")];
+        }
+        let shared = world.behind.iter().find(|(_, behind)| match behind {
+            Behind::Several(workers) => workers.contains(&self.id),
+            _ => false,
+        });
+        if let Some((peer, _)) = shared {
+            let address = &peer.address;
+            return vec![format!("{name} shares {address} with other workers: give each a port of its own")];
+        }
+        let uncovered = || self.uncovered(&name, seen, around);
+        let alone = || self.alone(&name, around);
+        let uncovered = if options.uncovered_ok { Vec::new() } else { uncovered() };
+        let alone = if options.force { None } else { alone() };
+        uncovered.into_iter().chain(alone).collect()
+    }
+
+    /// Ways to the worker that Handoff does not see.
+    fn uncovered(&self, name: &str, seen: &Seen, around: Surroundings<'_>) -> Vec<String> {
+        if self.peers.is_empty() && !seen.listens.is_empty() {
+            let listens = seen.listens.join(", ");
+            return vec![format!(
+                "{name} listens on {listens}, and no upstream with `handoff` has that address: requests that come \
+                 another way would be cut. Add it to an upstream, or say --uncovered-ok"
+            )];
+        }
+        let past = around.overview.uncovered.iter();
+        let past = past.filter(|past| self.peers.iter().any(|peer| peer.address == past.peer));
+        let reason = |past: &handoff_wire::UncoveredView| {
+            format!(
+                "requests reach {name} past Handoff: {} is also used by {}. Give that one `handoff` too, or say \
+                 --uncovered-ok",
+                past.peer, past.by
+            )
+        };
+        past.map(reason).collect()
+    }
+
+    /// Some upstream has nobody but this worker.
+    fn alone(&self, name: &str, around: Surroundings<'_>) -> Option<String> {
+        let of = |upstream: &str| self.peers.iter().filter(|peer| peer.upstream == upstream).count();
+        let alone = around.upstreams.upstreams.iter().find(|upstream| {
+            let all = upstream.peers.iter().filter(|peer| peer.configured && !peer.backup).count();
+            let own = of(&upstream.name);
+            self.serves && own > 0 && own >= all
+        })?;
+        Some(format!(
+            "nobody but {name} serves the upstream {:?}, so its requests would fail while it is replaced: run two \
+             workers or more, or say --force",
+            alone.name
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pm2::{
+            monitor::{Listed, Settings},
+            trust::Daemon,
+        },
+        rollout::OnDeadline,
+    };
+    use handoff_wire::Span;
+    use serde_json::json;
+    use std::time::Instant;
+
+    fn options() -> Options {
+        Options {
+            drain_timeout: Span::from_secs(1),
+            on_deadline: OnDeadline::Stop,
+            start_timeout: Span::from_secs(1),
+            health: None,
+            health_passes: 3,
+            health_timeout: Span::from_secs(1),
+            watch: None,
+            parallel: 1,
+            force: false,
+            uncovered_ok: false,
+        }
+    }
+
+    fn peer(port: u16) -> Peer {
+        Peer::new("shop", format!("127.0.0.1:{port}"))
+    }
+
+    fn online(port: u16) -> Seen {
+        let settings = Settings { port: Some(port), ..Settings::default() };
+        Seen {
+            listed: Listed {
+                id: PmId(0),
+                app: "shop".into(),
+                pid: Some(1),
+                status: Status::Online,
+                settings,
+            },
+            process: None,
+            open: [peer(port)].into(),
+            listens: vec![format!("127.0.0.1:{port}")],
+            unknown: None,
+            ready: None,
+        }
+    }
+
+    fn stopped(port: u16) -> Seen {
+        let seen = online(port);
+        let listed = Listed { status: Status::Stopped, pid: None, ..seen.listed };
+        Seen { listed, open: BTreeSet::new(), listens: Vec::new(), ..seen }
+    }
+
+    /// An app of these workers, one peer for each port from 1 to `peers`, and what nginx says of itself.
+    fn plan(workers: &[Seen], peers: u16, uncovered: &[&str], options: &Options) -> Result<Plan, String> {
+        let numbered = workers.iter().zip(0..).map(|(seen, id)| (PmId(id), seen.clone())).collect();
+        let workers: BTreeMap<PmId, Seen> = numbered;
+        let behind = |port: u16| {
+            let holders: BTreeSet<PmId> = workers
+                .iter()
+                .filter(|(_, seen)| seen.open.contains(&peer(port)))
+                .map(|(id, _)| *id)
+                .collect();
+            match holders.len() {
+                0 => Behind::Nobody,
+                1 => Behind::Worker(holders.first().copied().unwrap()),
+                _ => Behind::Several(holders),
+            }
+        };
+        let behind = (1..=peers).map(|port| (peer(port), behind(port))).collect();
+        let world = World { began: Instant::now(), daemon: Daemon { pid: 1, uid: 0 }, workers, behind };
+        let view = |port: u16| {
+            json!({"address": format!("127.0.0.1:{port}"), "state": "up", "marks": [], "in_flight": 0, "requests": 0,
+                   "fails": 0, "refused": 0, "retired_before": 0, "configured": true, "weight": 1, "backup": false})
+        };
+        let views: Vec<_> = (1..=peers).map(view).collect();
+        let upstreams =
+            json!({"instance": "1", "generation": 1, "upstreams": [{"name": "shop", "peers": views}]});
+        let past: Vec<_> =
+            uncovered.iter().map(|peer| json!({"peer": peer, "by": "upstream \"b\"", "more": 0})).collect();
+        let overview = json!({"api": 1, "version": "", "nginx": "", "instance": "1", "generation": 1, "processes": [],
+                              "uncovered": past,
+                              "zone": {"size": 1, "peers": 1, "peers_max": 1, "peers_uncovered": 0, "processes_max": 1}});
+        let around = Surroundings {
+            overview: &serde_json::from_value(overview).unwrap(),
+            upstreams: &serde_json::from_value(upstreams).unwrap(),
+            remembered: &BTreeMap::new(),
+        };
+        Plan::make("shop", &world, |_| true, around, options).map_err(|reasons| reasons.join("; "))
+    }
+
+    fn order(plan: &Plan) -> Vec<(u32, bool)> {
+        plan.turns.iter().map(|turn| (turn.id.0, turn.serves)).collect()
+    }
+
+    #[test]
+    fn those_who_do_not_serve_go_first() {
+        let plan = plan(&[online(1), stopped(2), online(3)], 3, &[], &options()).unwrap();
+        assert_eq!(order(&plan), [(1, false), (0, true), (2, true)]);
+        assert_eq!(plan.turns[0].peers, [peer(2)].into());
+    }
+
+    #[test]
+    fn what_would_not_be_safe_is_refused_with_the_mend() {
+        let with = |settings: Settings| {
+            let seen = online(1);
+            Seen { listed: Listed { settings, ..seen.listed.clone() }, ..seen }
+        };
+        let refused =
+            |workers: &[Seen], peers, past: &[&str]| plan(workers, peers, past, &options()).unwrap_err();
+        let cluster = with(Settings { cluster: true, ..Settings::default() });
+        assert!(refused(&[cluster, online(2)], 2, &[]).contains("cluster mode"));
+        assert!(refused(&[online(1), online(1)], 2, &[]).contains("a port of its own"));
+        assert!(refused(&[online(1)], 1, &[]).contains("say --force"));
+        let elsewhere = Seen { open: BTreeSet::new(), ..online(9) };
+        assert!(refused(&[online(1), elsewhere], 2, &[]).contains("say --uncovered-ok"));
+        assert!(refused(&[online(1), online(2)], 2, &["127.0.0.1:2"]).contains("shop:1 past Handoff"));
+        let hidden = Seen { unknown: Some("it hides".into()), ..online(1) };
+        assert!(refused(&[hidden, online(2)], 2, &[]).contains("it hides"));
+    }
+
+    #[test]
+    fn an_operator_may_say_so_all_the_same() {
+        let force = Options { force: true, ..options() };
+        assert!(plan(&[online(1)], 1, &[], &force).is_ok());
+        let uncovered_ok = Options { uncovered_ok: true, ..options() };
+        assert!(plan(&[online(1), online(2)], 2, &["127.0.0.1:2"], &uncovered_ok).is_ok());
+    }
+
+    #[test]
+    fn a_worker_that_listens_nowhere_is_restarted_without_nginx() {
+        let jobs = Seen { open: BTreeSet::new(), listens: Vec::new(), ..online(9) };
+        let plan = plan(&[jobs], 1, &[], &options()).unwrap();
+        assert_eq!((order(&plan), plan.turns[0].peers.len()), (vec![(0, true)], 0));
+    }
+}

@@ -1,0 +1,96 @@
+//! Why a roll-out ended before its end.
+
+use super::brake::{Halt, Signal};
+use crate::{cli::exit::Exit, control::ControlError, pm2::rpc::RpcError};
+use handoff_wire::Span;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    #[error("stopped by {0}")]
+    Interrupted(Signal),
+    #[error("somebody else changes this app: {0}")]
+    Foreign(String),
+    #[error(
+        "{worker} still has {in_flight} in flight after {after}. It was not stopped, and serves again. Give it longer \
+         with --drain-timeout, or decide with --on-deadline"
+    )]
+    Deadline { worker: String, in_flight: u64, after: Span },
+    #[error("{}", broken(.0))]
+    Broken(Broken),
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Pm2(#[from] RpcError),
+    #[error("{0}")]
+    Lost(String),
+    #[error("another worker failed")]
+    Sibling,
+}
+
+/// A new process that is not fit to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    pub worker: String,
+    pub how: How,
+    pub text: String,
+    /// What it wrote last.
+    pub log: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Crashed,
+    NotReady,
+    Unhealthy,
+    /// It answers users with errors.
+    Errors,
+}
+
+fn broken(Broken { worker, text, .. }: &Broken) -> String {
+    format!("the new {worker} is not fit to serve: {text}. It was stopped; mend it and reload again")
+}
+
+// === impl Stop ===
+
+impl Stop {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Interrupted(Signal::Hangup) => Exit::Hangup,
+            Self::Interrupted(Signal::Interrupt) => Exit::Interrupted,
+            Self::Interrupted(Signal::Terminate) => Exit::Terminated,
+            Self::Foreign(_) => Exit::Foreign,
+            Self::Deadline { .. } => Exit::Deadline,
+            Self::Broken(broken) => broken.how.exit(),
+            Self::Refused(_) | Self::Sibling => Exit::Failed,
+            Self::Control(error) => error.into(),
+            Self::Pm2(error) => error.into(),
+            Self::Lost(_) => Exit::NoPm2,
+        }
+    }
+}
+
+impl From<Halt> for Stop {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Signal(signal) => Self::Interrupted(signal),
+            Halt::Foreign(text) => Self::Foreign(text),
+            Halt::Pm2(text) => Self::Lost(text),
+            Halt::Sibling => Self::Sibling,
+        }
+    }
+}
+
+// === impl How ===
+
+impl How {
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::Crashed => Exit::Crashed,
+            Self::NotReady => Exit::NotReady,
+            Self::Unhealthy => Exit::Unhealthy,
+            Self::Errors => Exit::Errors,
+        }
+    }
+}

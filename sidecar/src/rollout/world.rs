@@ -1,0 +1,323 @@
+//! The app while it is replaced: looked at again and again, and listened to on PM2's bus.
+//!
+//! What a step waits for is read from the last look, never from an event: an event only makes the next look come sooner,
+//! or says that somebody else stops a worker of this app. Then the brake is pulled.
+
+use super::brake::{Brake, Halt};
+use crate::{
+    config::Override,
+    host::{Proc, Process, Processes},
+    look::{self, Look},
+    mapping::Behind,
+    peer::Peer,
+    pm2::{
+        PmId,
+        bus::{self, Item, Notice, Notices},
+        event::Event,
+        home::Home,
+        monitor::Listed,
+        rpc::{Rpc, RpcError},
+        trust::Daemon,
+    },
+    roster::Roster,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, task::JoinSet, time};
+
+/// How the workers of one app were found at one moment.
+#[derive(Clone, Debug)]
+pub struct World {
+    pub began: Instant,
+    pub daemon: Daemon,
+    pub workers: BTreeMap<PmId, Seen>,
+    /// Who is behind each peer of nginx.
+    pub behind: BTreeMap<Peer, Behind>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub listed: Listed,
+    pub process: Option<Process>,
+    /// The peers on which it listens.
+    pub open: BTreeSet<Peer>,
+    /// Where it listens, as an operator would write it.
+    pub listens: Vec<String>,
+    /// Why its processes could not be examined.
+    pub unknown: Option<String>,
+    /// When it said `ready` last.
+    pub ready: Option<Instant>,
+}
+
+/// The workers that this roll-out has in hand, so that it knows its own deeds when it hears of them.
+#[derive(Clone, Debug, Default)]
+pub struct Hands(Arc<Mutex<BTreeMap<PmId, u32>>>);
+
+/// A worker that is in hand, until this is dropped.
+#[derive(Debug)]
+pub struct InHand {
+    hands: Hands,
+    id: PmId,
+}
+
+pub type Worlds = watch::Receiver<Option<Arc<World>>>;
+
+#[derive(Debug)]
+pub struct Observer {
+    home: Home,
+    overrides: Vec<Override>,
+    app: String,
+    peers: BTreeSet<Peer>,
+    rpc: Option<Rpc>,
+    notices: Notices,
+    hands: Hands,
+    brake: Brake,
+    worlds: watch::Sender<Option<Arc<World>>>,
+    ready: BTreeMap<PmId, Instant>,
+    /// The bus was interrupted: what was said meanwhile is not known.
+    missed: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    #[error(transparent)]
+    Pm2(#[from] RpcError),
+    #[error("PM2's bus in {0} does not answer: is its daemon stopped or overloaded?")]
+    Deaf(Home),
+    #[error("cannot look at this host's sockets in /proc: {0}")]
+    Host(std::io::Error),
+}
+
+/// PM2 answers at once; a daemon that needs longer is stuck.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// While a worker is in hand, and while none is.
+const EAGER: Duration = Duration::from_millis(25);
+const CALM: Duration = Duration::from_millis(300);
+
+// === impl Observer ===
+
+impl Observer {
+    /// Observes for as long as `tasks` lives. The first look is done when this comes back.
+    pub async fn start(
+        home: &Home,
+        overrides: &[Override],
+        app: &str,
+        peers: BTreeSet<Peer>,
+        (hands, brake): (Hands, Brake),
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Worlds, WorldError> {
+        let (bus, mut notices) = bus::channel();
+        let reader = home.clone();
+        tasks.spawn(async move { bus.run(&reader).await });
+        // What is said from here on is heard; what was before, is looked at.
+        let connected = time::timeout(PATIENCE, notices.next()).await;
+        connected.map_err(|_| WorldError::Deaf(home.clone()))?;
+        let (worlds, receiver) = watch::channel(None);
+        let mut observer = Self {
+            home: home.clone(),
+            overrides: overrides.to_vec(),
+            app: app.to_owned(),
+            peers,
+            rpc: None,
+            notices,
+            hands,
+            brake,
+            worlds,
+            ready: BTreeMap::new(),
+            missed: false,
+        };
+        observer.look().await?;
+        tasks.spawn(observer.run());
+        Ok(receiver)
+    }
+
+    async fn run(mut self) {
+        let mut next = time::Instant::now();
+        loop {
+            tokio::select! {
+                item = self.notices.next() => match item {
+                    Some(item) => {
+                        self.hear(&item);
+                        next = next.min(time::Instant::now() + Duration::from_millis(1));
+                    }
+                    None => return,
+                },
+                () = time::sleep_until(next) => {
+                    let began = Instant::now();
+                    if let Err(error) = self.look().await {
+                        return self.brake.pull(Halt::Pm2(error.to_string()));
+                    }
+                    let pace = if self.hands.are_empty() { CALM } else { EAGER };
+                    // Looking may be dear on a big host, and PM2's answer is never free.
+                    next = (began + pace.max(began.elapsed() * 3)).into();
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, item: &Item) {
+        let event = match item {
+            Item::Resync => return self.missed = true,
+            Item::Notice(Notice { event, .. }) => event,
+        };
+        match *event {
+            Event::Ready(id) => _ = self.ready.insert(id, Instant::now()),
+            Event::Stopping(id) if self.is_ours(id) && !self.hands.claim_stop(id) => {
+                self.brake
+                    .pull(Halt::Foreign(format!("PM2 stops {}:{id}, and not for this roll-out", self.app)));
+            }
+            _ => {}
+        }
+    }
+
+    fn is_ours(&self, id: PmId) -> bool {
+        self.worlds.borrow().as_ref().is_some_and(|world| world.workers.contains_key(&id))
+    }
+
+    async fn look(&mut self) -> Result<(), WorldError> {
+        let world = self.take().await?;
+        let last = self.worlds.borrow().clone();
+        if let Some(change) = last.and_then(|last| self.foreign_change(&last, &world)) {
+            self.brake.pull(Halt::Foreign(change));
+        }
+        self.missed = false;
+        self.worlds.send_replace(Some(Arc::new(world)));
+        Ok(())
+    }
+
+    async fn take(&mut self) -> Result<World, WorldError> {
+        let began = Instant::now();
+        let mut rpc = match self.rpc.take() {
+            Some(rpc) => rpc,
+            None => Rpc::connect(&self.home).await.map_err(RpcError::from)?,
+        };
+        let listed = rpc.list().await?;
+        let daemon = rpc.daemon();
+        self.rpc = Some(rpc);
+        let look = tokio::task::spawn_blocking(move || {
+            let proc = Proc::default();
+            let roots = look::roots(&proc, &listed);
+            let look = Look::take(&proc, began, Some(daemon), &Processes::read(&proc), &roots)?;
+            Ok(Look { listed: Some(listed), ..look })
+        });
+        let look = look.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        Ok(self.see(daemon, &look.map_err(WorldError::Host)?))
+    }
+
+    fn see(&self, daemon: Daemon, look: &Look) -> World {
+        let mut roster = Roster::new(self.overrides.clone());
+        roster.set_peers(self.peers.clone());
+        roster.look(look, Instant::now());
+        let known: BTreeMap<PmId, _> = roster.workers().collect();
+        let of_this_app = look.listed.iter().flatten().filter(|listed| listed.app == self.app);
+        let seen = |listed: &Listed| {
+            let worker = known.get(&listed.id);
+            let held = look.examined.get(&listed.id).and_then(|examined| examined.held.as_ref().ok());
+            let holds = |inode: u64| held.is_some_and(|held| held.sockets.contains_key(&inode));
+            Seen {
+                process: worker.and_then(|worker| worker.process()),
+                open: worker.map(|worker| worker.open().clone()).unwrap_or_default(),
+                listens: look.listeners.describe(holds),
+                unknown: worker.and_then(|worker| worker.unknown()).map(ToString::to_string),
+                ready: self.ready.get(&listed.id).copied(),
+                listed: listed.clone(),
+            }
+        };
+        World {
+            began: look.began,
+            daemon,
+            workers: of_this_app.map(|listed| (listed.id, seen(listed))).collect(),
+            behind: roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect(),
+        }
+    }
+
+    /// What others did between two looks. A worker that died by itself is no command of anybody's; but what happened
+    /// while the bus was silent is taken for one.
+    fn foreign_change(&self, last: &World, now: &World) -> Option<String> {
+        let app = &self.app;
+        if last.daemon.pid != now.daemon.pid {
+            return Some("PM2's daemon was replaced".to_owned());
+        }
+        if let Some(gone) = last.workers.keys().find(|id| !now.workers.contains_key(id)) {
+            return Some(format!("{app}:{gone} was deleted"));
+        }
+        if let Some(new) = now.workers.keys().find(|id| !last.workers.contains_key(id)) {
+            return Some(format!("{app}:{new} was added"));
+        }
+        let is_other = |(id, seen): &(&PmId, &Seen)| {
+            let before = last.workers.get(id).and_then(|before| before.process);
+            self.missed && !self.hands.have(**id) && before != seen.process
+        };
+        now.workers.iter().find(is_other).map(|(id, _)| format!("{app}:{id} was restarted"))
+    }
+}
+
+// === impl Hands ===
+
+impl Hands {
+    pub fn take(&self, id: PmId) -> InHand {
+        self.inner().insert(id, 0);
+        InHand { hands: self.clone(), id }
+    }
+
+    fn have(&self, id: PmId) -> bool {
+        self.inner().contains_key(&id)
+    }
+
+    fn are_empty(&self) -> bool {
+        self.inner().is_empty()
+    }
+
+    /// Whether we asked for this stop; each one is heard of once.
+    fn claim_stop(&self, id: PmId) -> bool {
+        match self.inner().get_mut(&id) {
+            Some(expected @ 1..) => {
+                *expected -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, BTreeMap<PmId, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl InHand ===
+
+impl InHand {
+    /// PM2 is about to be asked to stop it.
+    pub fn expect_stop(&self) {
+        if let Some(expected) = self.hands.inner().get_mut(&self.id) {
+            *expected += 1;
+        }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.hands.inner().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_stop_is_known_once() {
+        let hands = Hands::default();
+        assert!(!hands.claim_stop(PmId(1)));
+        let one = hands.take(PmId(1));
+        assert!(!hands.claim_stop(PmId(1)));
+        one.expect_stop();
+        assert!(hands.claim_stop(PmId(1)));
+        assert!(!hands.claim_stop(PmId(1)));
+        drop(one);
+        assert!(hands.are_empty());
+    }
+}
