@@ -323,19 +323,23 @@ impl Outcome {
 
     fn text(&self, app: &str, all: usize) -> String {
         let new = self.replaced.len();
-        let workers = if all == 1 { "worker" } else { "workers" };
         match &self.stop {
-            Some(stop) if new == 0 => {
-                format!("{stop}. All {all} {workers} of {app} that served serve as before")
+            Some(stop @ Stop::Broken(_)) if new == 0 => {
+                format!("{stop}. No other worker of {app} was touched")
             }
-            Some(stop) => format!("{stop}. {new} of {all} {workers} of {app} are new"),
+            Some(stop) => format!("{stop}. {new} of {} of {app} are new", workers(all)),
             None if self.cut > 0 => format!(
-                "all {all} {workers} of {app} are new; {} requests that took longer than the drain timeout were cut",
+                "all {} of {app} are new; {} requests that took longer than the drain timeout were cut",
+                workers(all),
                 self.cut
             ),
-            None => format!("all {all} {workers} of {app} are new, and nothing was cut"),
+            None => format!("all {} of {app} are new, and nothing was cut", workers(all)),
         }
     }
+}
+
+fn workers(number: usize) -> String {
+    if number == 1 { "1 worker".to_owned() } else { format!("{number} workers") }
 }
 
 impl From<WorldError> for Stop {
