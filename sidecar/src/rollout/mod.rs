@@ -156,13 +156,19 @@ impl Rollout {
         let (steps, mut said) = unbounded_channel();
         let before = self.worlds.borrow().clone();
         let mut outcome = {
+            let brake = self.brake.clone();
             let turns = self.turns(steps);
             tokio::pin!(turns);
+            let mut is_pulled = false;
             loop {
                 tokio::select! {
                     biased;
                     Some(said) = said.recv() => tell.said(said),
                     outcome = &mut turns => break outcome,
+                    halt = brake.wait(), if !is_pulled => {
+                        is_pulled = true;
+                        tell.halt(&halt);
+                    }
                 }
             }
         };
@@ -282,6 +288,14 @@ impl Teller {
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let at = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         _ = self.events.send(Event { at, app: self.app.clone(), what });
+    }
+
+    fn halt(&self, halt: &Halt) {
+        if let Halt::Signal(signal) = halt {
+            let text =
+                format!("{signal}: a worker that is being replaced comes up first; once more leaves at once");
+            self.tell(What::Note { text });
+        }
     }
 
     fn said(&self, (worker, said): (PmId, Said)) {

@@ -227,6 +227,7 @@ impl Turn {
         let settings = self.seen()?.listed.settings;
         let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());
         self.step(Step::Stopping { cut: fenced.in_flight });
+        self.in_hand.is_moving(true);
         if !self.serves {
             self.stop().await?;
         }
@@ -244,6 +245,7 @@ impl Turn {
 
     async fn serves_again(&mut self, expected: &mut Expected, call: Call) -> Result<(), Stop> {
         self.fit(expected, call).await?;
+        self.in_hand.is_moving(false);
         self.well(expected).await?;
         self.marks.lift().await?;
         let (ours, others) = self.up(expected).await?;
@@ -401,6 +403,7 @@ impl Turn {
         while in_flight > 0 && Instant::now() < deadline {
             in_flight = self.marks.in_flight(COUNT_PAUSE).await?;
         }
+        self.in_hand.is_moving(true);
         self.stop().await?;
         self.announce("stop").await;
         Ok(self.marks.down().await?)
@@ -452,6 +455,10 @@ impl Turn {
     }
 
     fn still_lives(&mut self, expected: &mut Expected) -> Result<(), Stop> {
+        // The kernel knows before PM2 is looked at again.
+        if expected.met.is_some_and(|process| !process.is_alive(&Proc::default())) {
+            return Err(self.broken(How::Crashed, "it crashed".to_owned()));
+        }
         match self.fitness(expected)? {
             Fitness::Broken(How::Crashed, text) => Err(self.broken(How::Crashed, text)),
             _ => Ok(()),

@@ -54,7 +54,15 @@ pub struct Seen {
 
 /// The workers that this roll-out has in hand, so that it knows its own deeds when it hears of them.
 #[derive(Clone, Debug, Default)]
-pub struct Hands(Arc<Mutex<BTreeMap<PmId, u32>>>);
+pub struct Hands(Arc<Mutex<BTreeMap<PmId, Hand>>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Hand {
+    /// Stops that we asked for and did not hear of yet.
+    stops: u32,
+    /// Its process changes any moment.
+    is_moving: bool,
+}
 
 /// A worker that is in hand, until this is dropped.
 #[derive(Debug)]
@@ -93,7 +101,7 @@ pub enum WorldError {
 
 /// PM2 answers at once; a daemon that needs longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// While a worker is in hand, and while none is.
+/// While a worker is being replaced, and while none is.
 const EAGER: Duration = Duration::from_millis(25);
 const CALM: Duration = Duration::from_millis(300);
 
@@ -150,7 +158,7 @@ impl Observer {
                     if let Err(error) = self.look().await {
                         return self.brake.pull(Halt::Pm2(error.to_string()));
                     }
-                    let pace = if self.hands.are_empty() { CALM } else { EAGER };
+                    let pace = if self.hands.are_moving() { EAGER } else { CALM };
                     // Looking may be dear on a big host, and PM2's answer is never free.
                     next = (began + pace.max(began.elapsed() * 3)).into();
                 }
@@ -259,7 +267,7 @@ impl Observer {
 
 impl Hands {
     pub fn take(&self, id: PmId) -> InHand {
-        self.inner().insert(id, 0);
+        self.inner().insert(id, Hand::default());
         InHand { hands: self.clone(), id }
     }
 
@@ -267,22 +275,22 @@ impl Hands {
         self.inner().contains_key(&id)
     }
 
-    fn are_empty(&self) -> bool {
-        self.inner().is_empty()
+    fn are_moving(&self) -> bool {
+        self.inner().values().any(|hand| hand.is_moving)
     }
 
     /// Whether we asked for this stop; each one is heard of once.
     fn claim_stop(&self, id: PmId) -> bool {
         match self.inner().get_mut(&id) {
-            Some(expected @ 1..) => {
-                *expected -= 1;
+            Some(Hand { stops: stops @ 1.., .. }) => {
+                *stops -= 1;
                 true
             }
             _ => false,
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, BTreeMap<PmId, u32>> {
+    fn inner(&self) -> MutexGuard<'_, BTreeMap<PmId, Hand>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -292,8 +300,15 @@ impl Hands {
 impl InHand {
     /// PM2 is about to be asked to stop it.
     pub fn expect_stop(&self) {
-        if let Some(expected) = self.hands.inner().get_mut(&self.id) {
-            *expected += 1;
+        if let Some(hand) = self.hands.inner().get_mut(&self.id) {
+            hand.stops += 1;
+        }
+    }
+
+    /// From now on it is looked at often, or no longer.
+    pub fn is_moving(&self, is_moving: bool) {
+        if let Some(hand) = self.hands.inner().get_mut(&self.id) {
+            hand.is_moving = is_moving;
         }
     }
 }
@@ -317,7 +332,9 @@ mod tests {
         one.expect_stop();
         assert!(hands.claim_stop(PmId(1)));
         assert!(!hands.claim_stop(PmId(1)));
+        one.is_moving(true);
+        assert!(hands.are_moving());
         drop(one);
-        assert!(hands.are_empty());
+        assert!(!hands.are_moving() && !hands.have(PmId(1)));
     }
 }
