@@ -38,6 +38,8 @@ pub struct Worker {
     buried: Option<Process>,
     /// The last order that we heard on the bus: an older look does not know of it.
     told: Option<Instant>,
+    /// When we heard that this end is the last one: no process follows.
+    ended: Option<Instant>,
     /// The app said so, or PM2 did.
     ready: bool,
     /// The last end was ordered, or there was none.
@@ -92,7 +94,12 @@ pub struct Wish {
 
 /// PM2 has `stopped` for a moment in the middle of a restart, too.
 const STOPPED_FOR_GOOD: Duration = Duration::from_secs(1);
-/// How late PM2's notice may come and still explain a death.
+/// PM2 says `waiting restart` for ever of a worker that it has given up, if the app has `restart_delay` or
+/// `exp_backoff_restart_delay`. Nobody is kept waiting for longer than this.
+const WAITED_FOR_GOOD: Duration = Duration::from_secs(60);
+/// While it serves elsewhere, it is expected for so long where it listened before.
+const MOVED_FOR_GOOD: Duration = Duration::from_secs(60);
+/// How far PM2's word and the death that it explains may be apart.
 const LATE_NOTICE: Duration = Duration::from_secs(1);
 /// How often to look whether a starting worker listens, by its age. Older ones are met by the general look.
 const EAGERNESS: [(Duration, Duration); 2] = [
@@ -113,6 +120,7 @@ impl Worker {
             met: None,
             buried: None,
             told: None,
+            ended: None,
             ready: false,
             ordered: true,
             settle: Settle::default(),
@@ -153,8 +161,12 @@ impl Worker {
     }
 
     pub fn describe(&mut self, app: &str, settings: &Settings) {
-        if self.app != app || self.settings != *settings {
+        if self.app != app {
             self.app = app.to_owned();
+            // A new daemon gives its numbers anew: the peers of another app are not this one's.
+            self.claims.clone_from(&self.open);
+        }
+        if self.settings != *settings {
             self.settings = settings.clone();
         }
     }
@@ -176,9 +188,8 @@ impl Worker {
     /// PM2 is about to start a process.
     pub fn starting(&mut self, now: Instant) {
         self.ready = false;
-        if self.phase == Phase::Gone {
-            self.enter(Phase::Dead, now);
-        }
+        self.ended = None;
+        self.come_back(now);
     }
 
     /// The app says that it can serve.
@@ -187,9 +198,10 @@ impl Worker {
         self.serve_if_able(now);
     }
 
-    /// Somebody stopped or deleted it.
+    /// Somebody stopped or deleted it, or PM2 gave it up.
     pub fn ended(&mut self, now: Instant) {
         self.told = Some(now);
+        self.ended = Some(now);
         if self.process.is_none() {
             self.enter(Phase::Gone, now);
         }
@@ -285,13 +297,13 @@ impl Worker {
             let is_ordered = matches!(status, Some(Status::Stopping | Status::Stopped));
             self.bury(is_ordered || self.phase == Phase::Stopping, now);
         }
-        let for_long = now.saturating_duration_since(self.since) >= STOPPED_FOR_GOOD;
+        let lasts = now.saturating_duration_since(self.since);
+        let (for_long, in_vain) = (lasts >= STOPPED_FOR_GOOD, lasts >= WAITED_FOR_GOOD);
         match (status, self.phase) {
             (Some(Status::Errored), Phase::Dead) => self.enter(Phase::Gone, now),
             (Some(Status::Stopped), Phase::Dead) if for_long => self.enter(Phase::Gone, now),
-            (Some(Status::Launching | Status::Online | Status::Other), Phase::Gone) => {
-                self.enter(Phase::Dead, now);
-            }
+            (Some(Status::Other), Phase::Dead) if in_vain => self.enter(Phase::Gone, now),
+            (Some(Status::Launching | Status::Online), _) => self.come_back(now),
             _ => {}
         }
     }
@@ -303,6 +315,8 @@ impl Worker {
             }
             self.process = Some(process);
             self.met = Some(seen.began);
+            self.ended = None;
+            self.come_back(now);
             self.enter(Phase::Starting, now);
         }
         match seen.status {
@@ -321,6 +335,10 @@ impl Worker {
             self.listens(open);
         }
         self.serve_if_able(now);
+        let lasts = now.saturating_duration_since(self.since);
+        if self.phase == Phase::Serving && lasts >= MOVED_FOR_GOOD {
+            self.claims.clone_from(&self.open);
+        }
     }
 
     fn listens(&mut self, open: &BTreeSet<Peer>) {
@@ -359,7 +377,16 @@ impl Worker {
         if !ordered {
             self.settle.died(now);
         }
-        self.enter(Phase::Dead, now);
+        let is_last = self.ended.is_some_and(|at| now.saturating_duration_since(at) < LATE_NOTICE);
+        self.enter(if is_last { Phase::Gone } else { Phase::Dead }, now);
+    }
+
+    /// Somebody starts it after it had ended for good: how the one before it died is forgiven.
+    fn come_back(&mut self, now: Instant) {
+        if self.phase == Phase::Gone {
+            self.ordered = true;
+            self.enter(Phase::Dead, now);
+        }
     }
 
     fn enter(&mut self, phase: Phase, now: Instant) {
@@ -382,5 +409,98 @@ impl fmt::Display for Phase {
             Self::Dead => "replaced",
             Self::Gone => "gone",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROCESS: Process = Process { pid: 7, start: 1 };
+
+    fn peer(port: u16) -> Peer {
+        Peer::new("app", format!("127.0.0.1:{port}"))
+    }
+
+    fn seen(began: Instant, process: Option<Process>, status: Status, ports: &[u16]) -> Seen {
+        Seen { began, process, status: Some(status), open: Ok(ports.iter().copied().map(peer).collect()) }
+    }
+
+    /// It serves on port 1.
+    fn serving(now: Instant) -> Worker {
+        let mut worker = Worker::new(now);
+        worker.describe("shop", &Settings::default());
+        worker.look(&seen(now, Some(PROCESS), Status::Online, &[1]), now);
+        assert_eq!(worker.phase(), Phase::Serving);
+        worker
+    }
+
+    /// It crashed, and PM2 gave it up with these words.
+    fn given_up(now: Instant) -> Worker {
+        let mut worker = serving(now);
+        worker.ended(now);
+        worker.died(PROCESS, now);
+        worker
+    }
+
+    #[test]
+    fn a_worker_that_pm2_gave_up_is_gone_though_pm2_says_that_it_waits() {
+        let mut now = Instant::now();
+        let mut worker = given_up(now);
+        for _ in 0..3 {
+            now += Duration::from_secs(3);
+            worker.look(&seen(now, None, Status::Other, &[]), now);
+            assert_eq!((worker.phase(), worker.wish(&peer(1)).expect), (Phase::Gone, Expect::Gone));
+        }
+    }
+
+    #[test]
+    fn who_waits_for_ever_to_be_restarted_is_gone() {
+        let mut now = Instant::now();
+        let mut worker = serving(now);
+        worker.died(PROCESS, now);
+        worker.look(&seen(now, None, Status::Other, &[]), now);
+        assert_eq!(worker.phase(), Phase::Dead);
+        now += WAITED_FOR_GOOD;
+        worker.look(&seen(now, None, Status::Other, &[]), now);
+        assert_eq!(worker.phase(), Phase::Gone);
+    }
+
+    #[test]
+    fn who_is_started_again_by_an_order_serves_at_once() {
+        let now = Instant::now() + Duration::from_secs(1);
+        let again = seen(now, Some(Process { pid: 8, start: 2 }), Status::Online, &[1]);
+        let mut worker = given_up(now);
+        worker.look(&again, now);
+        assert_eq!(worker.phase(), Phase::Serving);
+        // PM2 itself started it.
+        let mut worker = serving(now);
+        worker.died(PROCESS, now);
+        worker.look(&again, now);
+        assert!(matches!(worker.phase(), Phase::Settling { .. }));
+    }
+
+    #[test]
+    fn a_number_that_another_app_has_now_gives_no_claim_to_its_peers() {
+        let now = Instant::now();
+        let mut worker = given_up(now);
+        worker.describe("shop", &Settings { wait_ready: true, ..Settings::default() });
+        assert!(worker.claims().contains(&peer(1)));
+        worker.describe("blog", &Settings::default());
+        assert!(worker.claims().is_empty());
+    }
+
+    #[test]
+    fn who_serves_elsewhere_is_not_expected_back_for_ever() {
+        let mut now = Instant::now() + Duration::from_secs(1);
+        let mut worker = serving(now);
+        worker.died(PROCESS, now);
+        let moved = Some(Process { pid: 8, start: 2 });
+        for (after, expected) in [(0, true), (30, true), (90, false)] {
+            now += Duration::from_secs(after);
+            worker.look(&seen(now, moved, Status::Online, &[2]), now);
+            worker.tick(now);
+            assert_eq!(worker.claims().contains(&peer(1)), expected, "{after} s later");
+        }
     }
 }

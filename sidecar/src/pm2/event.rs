@@ -19,7 +19,7 @@ pub enum Event {
     Exited(PmId),
     /// The app says that it can serve.
     Ready(PmId),
-    /// The worker was stopped or deleted on purpose: it does not come back by itself.
+    /// The worker was stopped or deleted, or PM2 gave it up: it does not come back by itself.
     Ended(PmId),
     /// Something happened: look.
     Changed,
@@ -106,7 +106,7 @@ fn id(text: &str) -> Option<PmId> {
 impl Change {
     fn event(self) -> Option<(Event, u64)> {
         let event = match (self.event.as_str(), self.process.pm_id.0) {
-            ("stop" | "delete", Some(id)) => Event::Ended(id),
+            ("stop" | "delete" | "restart overlimit", Some(id)) => Event::Ended(id),
             _ => Event::Changed,
         };
         Some((event, self.at))
@@ -249,6 +249,8 @@ mod tests {
     fn an_event_names_its_worker_by_number_or_by_text() {
         let stop = r#"{"event":"stop","manually":true,"process":{"pm_id":2,"env":{"SECRET":"x"}},"at":1}"#;
         assert_eq!(event(stop), Some(Event::Ended(PmId(2))));
+        let given_up = r#"{"event":"restart overlimit","manually":false,"process":{"pm_id":2,"status":"errored"},"at":1}"#;
+        assert_eq!(event(given_up), Some(Event::Ended(PmId(2))));
         let old =
             r#"{"event":"exit","manually":false,"process":{"pm_id":"_old_0","status":"stopping"},"at":1}"#;
         assert_eq!(event(old), Some(Event::Changed));
