@@ -3,6 +3,8 @@
 //! The order of directives never matters: each is only read where it stands, and everything that depends on another is
 //! done in [`mod@complete`], when nginx has read them all.
 
+mod block;
+mod bypass;
 mod complete;
 
 pub(crate) use complete::complete;
@@ -14,6 +16,7 @@ use crate::{Handoff, control};
 use handoff_core::access::Access;
 use handoff_core::directive::{self, Api, Invalid};
 use handoff_core::table::RowId;
+use handoff_wire::UncoveredView;
 use nginx_sys::{
     NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET,
     NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF,
@@ -38,7 +41,9 @@ pub(crate) struct MainConf {
     /// This configuration's number in the zone.
     pub(crate) configuration: Cell<u64>,
     /// Peers for which the zone had no room.
-    pub(crate) uncovered: Cell<u32>,
+    pub(crate) without_slot: Cell<u32>,
+    /// Who passes requests to our peers where their marks are not seen.
+    pub(crate) uncovered: Vec<UncoveredView>,
     zone: OnceCell<Zone>,
     /// This process's row. Set in a worker, where the configuration is that process's own copy.
     pub(crate) row: Cell<Option<RowId>>,

@@ -271,10 +271,11 @@ fn overview(conf: &MainConf, table: &Table<'_>) -> Overview {
             size: conf.size() as u64,
             peers: number(table.ids().count()),
             peers_max: number(table.slots.len()),
-            peers_uncovered: conf.uncovered.get(),
+            peers_uncovered: conf.without_slot.get(),
             processes_max: number(table.rows.len()),
         },
         processes: view::processes(table, conf),
+        uncovered: conf.uncovered.clone(),
     }
 }
 

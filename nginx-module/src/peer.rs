@@ -12,8 +12,8 @@ use handoff_core::table::SlotId;
 use handoff_wire::State;
 use nginx_sys::{
     NGX_PEER_FAILED, ngx_event_free_peer_pt, ngx_event_get_peer_pt, ngx_event_notify_peer_pt,
-    ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt, ngx_http_request_t, ngx_int_t, ngx_palloc,
-    ngx_peer_connection_t, ngx_uint_t,
+    ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt, ngx_http_request_t, ngx_http_upstream_t,
+    ngx_int_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t, ngx_uint_t,
 };
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -177,6 +177,9 @@ impl PeerData {
             if state & NGX_PEER_FAILED as ngx_uint_t != 0 {
                 slot.count_fail();
             }
+            if let Some(status) = self.answer() {
+                slot.answers.count(status);
+            }
             if slot.gate.state() != State::Up || self.is_retired(pc) {
                 self.do_not_pool();
             }
@@ -187,14 +190,27 @@ impl PeerData {
         }
     }
 
+    /// The status of this attempt's answer, if its whole header was read. nginx has a status before that, from the first line
+    /// of a header that never ends or is no good; its own status for an attempt that failed it writes there afterwards.
+    fn answer(&self) -> Option<ngx_uint_t> {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        // SAFETY: null, or this attempt's place in an array of the request.
+        let state = unsafe { u.state.as_ref() }?;
+        (state.header_time != ngx_msec_t::MAX).then_some(state.status)
+    }
+
     /// The keepalive cache keeps a connection only if nginx says so.
     fn do_not_pool(&self) {
-        // SAFETY: the request lives while its upstream calls us.
-        let u = unsafe { (*self.request.as_ptr()).upstream };
         // SAFETY: as above.
-        if let Some(u) = unsafe { u.as_mut() } {
+        if let Some(u) = unsafe { self.upstream().as_mut() } {
             u.set_keepalive(0);
         }
+    }
+
+    fn upstream(&self) -> *mut ngx_http_upstream_t {
+        // SAFETY: the request lives while its upstream calls us.
+        unsafe { (*self.request.as_ptr()).upstream }
     }
 }
 

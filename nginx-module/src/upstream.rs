@@ -115,11 +115,7 @@ impl Upstream {
     pub(crate) fn meet_peers(&self) {
         let mut met = Vec::new();
         for (group, peers) in self.groups().enumerate() {
-            // SAFETY: a list of this cycle.
-            let first = NonNull::new(unsafe { peers.as_ref() }.peer);
-            // SAFETY: each peer links to the next.
-            let list = std::iter::successors(first, |peer| NonNull::new(unsafe { peer.as_ref() }.next));
-            met.extend(list.filter(|&at| is_lasting(at)).filter_map(|at| {
+            met.extend(listed(peers).filter(|&at| is_lasting(at)).filter_map(|at| {
                 let slot = self.addresses.slot(peer_address(at))?;
                 Some(Peer { slot, backup: group > 0, at })
             }));
@@ -185,6 +181,16 @@ fn read<T: Copy>(at: *const T) -> T {
 fn write<T: Copy>(at: *mut T, value: T) {
     // SAFETY: as above, and they read it as a whole.
     unsafe { at.write_volatile(value) };
+}
+
+/// The peers of a list, which is of a cycle that still lives.
+pub(crate) fn listed(
+    peers: NonNull<ngx_http_upstream_rr_peers_t>,
+) -> impl Iterator<Item = NonNull<ngx_http_upstream_rr_peer_t>> {
+    // SAFETY: lists are never freed while their cycle lives.
+    let first = NonNull::new(unsafe { peers.as_ref() }.peer);
+    // SAFETY: each peer links to the next.
+    std::iter::successors(first, |peer| NonNull::new(unsafe { peer.as_ref() }.next))
 }
 
 /// A peer that a resolver found may be freed at any time; those that the configuration names stay.

@@ -81,12 +81,12 @@ pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_
         }
         conf.adopt(zone);
     }
-    if conf.uncovered.get() > 0 {
+    if conf.without_slot.get() > 0 {
         ngx_log_error!(
             NGX_LOG_WARN,
             log,
             "handoff_zone is full: {} peers are served as if they had no \"handoff\"; make it larger and restart nginx",
-            conf.uncovered.get()
+            conf.without_slot.get()
         );
     }
     if is_new {
@@ -211,15 +211,15 @@ impl MainConf {
     fn adopt(&mut self, zone: Zone) {
         let configuration = zone.table.header.next_configuration();
         self.configuration.set(configuration);
-        let mut uncovered = 0u32;
+        let mut without_slot = 0u32;
         for upstream in self.upstreams() {
             upstream.addresses.fill(|name| {
                 let slot = zone.table.register(&upstream.name, name, configuration, alive);
-                uncovered = uncovered.saturating_add(u32::from(slot.is_none()));
+                without_slot = without_slot.saturating_add(u32::from(slot.is_none()));
                 slot
             });
         }
-        self.uncovered.set(uncovered);
+        self.without_slot.set(without_slot);
         self.set_zone(zone);
     }
 }

@@ -129,7 +129,7 @@ async fn ways_around_the_marks_are_warned_of_and_allowed() -> Result<()> {
             "requests passed to {what} directly do not see the marks of upstream \"app\": pass them to http://app"
         )
     };
-    let cases: [(&str, &[String], &str); 7] = [
+    let cases: [(&str, &[String], &str); 8] = [
         ("upstream other { server 127.0.0.1:2; }", &[block("127.0.0.1:2")], "upstream other"),
         (
             "upstream other { server 127.0.0.1:2 backup; server 127.0.0.1:9; }",
@@ -138,6 +138,7 @@ async fn ways_around_the_marks_are_warned_of_and_allowed() -> Result<()> {
         ),
         ("server { location / { proxy_pass http://127.0.0.1:1; } }", &[direct("127.0.0.1:1")], "proxy_pass"),
         ("server { location / { fastcgi_pass 127.0.0.1:1; } }", &[direct("127.0.0.1:1")], "fastcgi_pass"),
+        ("server { location / { grpc_pass grpc://localhost:1; } }", &[direct("127.0.0.1:1")], "grpc_pass"),
         // None of these goes around.
         ("upstream other { server 127.0.0.1:9; }", &[], "upstream other"),
         ("upstream other { zone other 64k; server 127.0.0.1:1; handoff; }", &[], "upstream other"),

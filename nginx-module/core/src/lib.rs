@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod admission;
+pub mod answers;
 pub mod control;
 pub mod directive;
 pub mod event;

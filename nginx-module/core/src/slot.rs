@@ -1,6 +1,7 @@
 //! A peer of an upstream, as the zone knows it.
 
 use crate::admission::Gate;
+use crate::answers::Answers;
 use crate::mark::Mark;
 use crate::sync::{AtomicU64, Ordering};
 use crate::text::Text;
@@ -15,10 +16,11 @@ pub const MAX_NAME: usize = 128;
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Slot {
-    /// First, with the counters of the request path on the same cache line.
+    /// First, and together with what every request counts.
     pub gate: Gate,
     retired_before: AtomicU64,
     requests: AtomicU64,
+    pub answers: Answers,
     fails: AtomicU64,
     refused: AtomicU64,
     /// The change that last brought the peer back from a planned replacement.
@@ -136,6 +138,7 @@ impl Slot {
         {
             counter.store(0, Ordering::Relaxed);
         }
+        self.answers.reset();
         self.upstream.set(upstream);
         self.address.set(address);
         self.see(configuration);

@@ -20,7 +20,7 @@ pub const PROCESSES: usize = 128;
 pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;
 
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -348,5 +348,26 @@ impl<'a> Table<'a> {
         events.sort_unstable_by_key(|event| event.seq);
         let next = events.last().map_or(after, |event| event.seq);
         Events { instance: self.header.instance(), events, next }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_that_changed_has_a_number_of_its_own() {
+        let sizes = [size_of::<Header>(), size_of::<Slot>(), size_of::<Row>(), size_of::<Entry>()];
+        assert_eq!((LAYOUT, sizes), (2, [80, 2352, 24, 504]), "bump LAYOUT, then change this");
+    }
+
+    #[test]
+    fn the_table_of_another_layout_is_not_ours() {
+        let header = Header::default();
+        assert!(!header.is_ours(), "a zone that nobody made a table");
+        header.found(1, Moment { mono: 0, unix: 0 });
+        assert!(header.is_ours());
+        header.layout.store(LAYOUT - 1, Ordering::Relaxed);
+        assert!(!header.is_ours());
     }
 }

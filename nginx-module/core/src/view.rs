@@ -4,7 +4,10 @@ use crate::control::{Moment, Standing, World};
 use crate::mark::Mark;
 use crate::slot::Slot;
 use crate::table::{SlotId, Table};
-use handoff_wire::{Drained, PeerState, PeerView, ProcessView, State, UpstreamView, Upstreams};
+use handoff_wire::{
+    Drained, PeerState, PeerView, ProcessView, State, UncoveredView, UpstreamView, Upstreams,
+};
+use std::collections::BTreeMap;
 
 /// Every upstream that takes part. A peer which the configuration no longer names stays for as long as it matters.
 pub fn upstreams<W: World>(table: &Table<'_>, world: &W, now: Moment) -> Upstreams {
@@ -37,6 +40,7 @@ fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -
         marks: slot.marks().iter().filter_map(|mark: &Mark| mark.view(now)).collect(),
         in_flight,
         requests: slot.requests(),
+        responses: slot.answers.view(),
         fails: slot.fails(),
         refused: slot.refused(),
         retired_before: slot.retired_before(),
@@ -60,4 +64,17 @@ pub fn processes<W: World>(table: &Table<'_>, world: &W) -> Vec<ProcessView> {
     });
     // The shared row is shown only when it is used.
     views.filter(|view| view.pid != 0 || view.in_flight > 0).collect()
+}
+
+/// Of all the ways around a peer's marks one is named: a list that is no longer than that of the peers. Each way is a peer
+/// and who passes to it.
+pub fn uncovered(ways: impl IntoIterator<Item = (String, String)>) -> Vec<UncoveredView> {
+    let mut views = BTreeMap::<String, UncoveredView>::new();
+    for (peer, by) in ways {
+        match views.get_mut(&peer) {
+            Some(view) => view.more = view.more.saturating_add(1),
+            None => _ = views.insert(peer.clone(), UncoveredView { peer, by, more: 0 }),
+        }
+    }
+    views.into_values().collect()
 }

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use handoff_core::view;
-use handoff_wire::PeerState;
 use handoff_wire::State::*;
+use handoff_wire::{PeerState, Responses, UncoveredView};
 
 impl Stage {
     fn view(&self) -> Vec<(String, PeerState, bool)> {
@@ -76,4 +76,25 @@ fn processes_are_shown_with_what_they_have_in_flight() {
         .map(|process| (process.pid, process.in_flight))
         .collect();
     assert_eq!(shown, [(1, 2)], "the shared row only when it is used");
+}
+
+#[test]
+fn answers_are_shown_at_the_peer_that_gave_them() {
+    let stage = Stage::new();
+    for status in [200, 200, 404, 502] {
+        stage.slot(A).answers.count(status);
+    }
+    let peers = view::upstream(&stage.table(), &stage.world, moment(stage.now), APP).peers;
+    let given = Responses { success: 2, client_error: 1, server_error: 1, ..Responses::default() };
+    let shown: Vec<_> = peers.iter().map(|peer| peer.responses).collect();
+    assert_eq!(shown, [given, Responses::default(), Responses::default()]);
+}
+
+#[test]
+fn of_the_ways_around_a_peers_marks_one_is_named_and_the_others_are_counted() {
+    let way = |peer: &str, by: &str| (peer.to_owned(), by.to_owned());
+    let view = |peer: &str, by: &str, more| UncoveredView { peer: peer.into(), by: by.into(), more };
+    let ways = [way(B, "one"), way(A, "one"), way(B, "two"), way(B, "three")];
+    assert_eq!(view::uncovered(ways), [view(A, "one", 0), view(B, "one", 2)]);
+    assert_eq!(view::uncovered([]), []);
 }

@@ -1,20 +1,19 @@
 //! What a configuration must hold as a whole, when nginx has read all of it (postconfiguration).
 
+use super::block::{addresses, place_of, servers};
+use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
 use crate::upstream::Upstream;
 use crate::{Handoff, socket, zone};
-use handoff_core::directive;
 use handoff_core::slot::MAX_NAME;
+use handoff_core::{directive, view};
 use nginx_sys::{
-    NGX_HTTP_UPSTREAM_CREATE, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_addr_t,
-    ngx_http_conf_port_t, ngx_http_core_srv_conf_t, ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t,
-    ngx_shared_memory_add, ngx_str_t, ngx_uint_t,
+    NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_addr_t, ngx_http_conf_port_t,
+    ngx_http_core_srv_conf_t, ngx_http_upstream_srv_conf_t, ngx_shared_memory_add, ngx_str_t,
 };
 use ngx::http::{HttpModule, HttpModuleMainConf, NgxHttpCoreModule, NgxHttpUpstreamModule};
 use ngx::ngx_log_error;
-use std::collections::HashMap;
-use std::ffi::CStr;
 use std::ptr::{self, NonNull};
 
 pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
@@ -34,7 +33,11 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
             conf.upstream.set(Some(NonNull::from(upstream)));
         }
     }
-    warn_of_bypasses(context, main, all());
+    let bypasses = bypass::find(&main.upstreams, all());
+    for bypass in &bypasses {
+        ngx_log_error!(NGX_LOG_WARN, context.log, "{}", bypass.warning());
+    }
+    main.uncovered = view::uncovered(bypasses.into_iter().map(Bypass::way));
     if main.upstreams.is_empty() && main.apis.is_empty() {
         return Ok(());
     }
@@ -65,40 +68,6 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         return Err(Refused);
     }
     Upstream::wrap(name, us, addresses).ok_or(Refused)
-}
-
-/// A drain is worth nothing where the same worker is reached another way.
-fn warn_of_bypasses<'a>(
-    cf: &ngx_conf_t,
-    main: &MainConf,
-    all: impl Iterator<Item = &'a mut ngx_http_upstream_srv_conf_t>,
-) {
-    let mut covered = HashMap::new();
-    for upstream in &main.upstreams {
-        covered.extend(upstream.addresses.names().map(|name| (name, &upstream.name)));
-    }
-    for us in all.filter(|us| server_conf(us).is_none_or(|conf| !conf.enabled)) {
-        let other = text(&us.host);
-        for (address, _) in servers(us).iter().flat_map(addresses) {
-            let Some(upstream) = covered.get(address.as_str()) else { continue };
-            let at = place_of(us);
-            if us.flags & NGX_HTTP_UPSTREAM_CREATE as ngx_uint_t == 0 {
-                ngx_log_error!(
-                    NGX_LOG_WARN,
-                    cf.log,
-                    "requests passed to {address} directly do not see the marks of upstream \"{upstream}\": \
-                     pass them to http://{upstream} in {at}"
-                );
-            } else {
-                ngx_log_error!(
-                    NGX_LOG_WARN,
-                    cf.log,
-                    "upstream \"{other}\" has the peer {address} of upstream \"{upstream}\" but no \"handoff\": \
-                     marks are not seen there; add \"handoff;\" in {at}"
-                );
-            }
-        }
-    }
 }
 
 /// Every socket that a control API listens on.
@@ -150,29 +119,4 @@ fn declare_zone(cf: *mut ngx_conf_t, main: &mut MainConf) -> Result<(), Refused>
     zone.init = Some(zone::init);
     zone.data = ptr::from_mut(main).cast();
     Ok(())
-}
-
-fn servers(us: &ngx_http_upstream_srv_conf_t) -> &[ngx_http_upstream_server_t] {
-    // SAFETY: null or an array of these, complete in postconfiguration.
-    unsafe { array(us.servers) }
-}
-
-fn addresses(server: &ngx_http_upstream_server_t) -> impl Iterator<Item = (String, *const libc::sockaddr)> {
-    let addrs = if server.addrs.is_null() {
-        &[]
-    } else {
-        // SAFETY: the server line's addresses, resolved when the configuration was read.
-        unsafe { std::slice::from_raw_parts(server.addrs, server.naddrs) }
-    };
-    addrs.iter().map(|addr| (text(&addr.name).into_owned(), addr.sockaddr.cast_const().cast()))
-}
-
-/// "file:line" of an upstream.
-fn place_of(us: &ngx_http_upstream_srv_conf_t) -> String {
-    if us.file_name.is_null() {
-        return String::new();
-    }
-    // SAFETY: the name of a configuration file, ended by a zero.
-    let file = unsafe { CStr::from_ptr(us.file_name.cast()) };
-    format!("{}:{}", file.to_string_lossy(), us.line)
 }

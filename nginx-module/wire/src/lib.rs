@@ -23,7 +23,8 @@ pub use request::{MarkRequest, MarkSet, Renew, RenewMark};
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use view::{
-    Ack, AckedMark, Drained, MarkView, Overview, PeerView, ProcessView, UpstreamView, Upstreams, ZoneView,
+    Ack, AckedMark, Drained, MarkView, Overview, PeerView, ProcessView, Responses, UncoveredView,
+    UpstreamView, Upstreams, ZoneView,
 };
 
 /// The version in every path. It changes only when an old client could misunderstand the new server.

@@ -16,6 +16,9 @@ pub struct Overview {
     pub generation: u64,
     pub zone: ZoneView,
     pub processes: Vec<ProcessView>,
+    /// One entry for each peer that requests also reach past its marks, as far as the configuration shows.
+    #[serde(default)]
+    pub uncovered: Vec<UncoveredView>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +30,16 @@ pub struct ZoneView {
     /// Peers for which there was no room: nginx serves them as if they were in no upstream of ours.
     pub peers_uncovered: u32,
     pub processes_max: u32,
+}
+
+/// A peer that is also reached where its marks are not seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UncoveredView {
+    pub peer: String,
+    /// Who passes requests to it there: `upstream "other" in /etc/nginx/nginx.conf:12`.
+    pub by: String,
+    /// How many others do so.
+    pub more: u32,
 }
 
 /// One nginx process that can have requests in flight.
@@ -62,6 +75,9 @@ pub struct PeerView {
     pub in_flight: u64,
     /// Attempts begun on this peer since the instance began.
     pub requests: u64,
+    /// What these attempts were answered, counted as each of them ends.
+    #[serde(default)]
+    pub responses: Responses,
     /// Attempts that nginx counted as failed.
     pub fails: u64,
     /// Times the balancer chose this peer and was sent on because of a mark.
@@ -72,6 +88,21 @@ pub struct PeerView {
     pub configured: bool,
     pub weight: u32,
     pub backup: bool,
+}
+
+/// Answers by class. An attempt without an answer is in none of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Responses {
+    #[serde(rename = "1xx")]
+    pub informational: u64,
+    #[serde(rename = "2xx")]
+    pub success: u64,
+    #[serde(rename = "3xx")]
+    pub redirection: u64,
+    #[serde(rename = "4xx")]
+    pub client_error: u64,
+    #[serde(rename = "5xx")]
+    pub server_error: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,4 +145,19 @@ pub struct Drained {
     pub drained: bool,
     pub state: State,
     pub in_flight: u64,
+}
+
+// === impl Responses ===
+
+impl Responses {
+    pub fn total(&self) -> u64 {
+        [self.informational, self.success, self.redirection, self.client_error, self.server_error]
+            .iter()
+            .sum()
+    }
+
+    /// What the server itself says it failed at.
+    pub fn errors(&self) -> u64 {
+        self.server_error
+    }
 }
