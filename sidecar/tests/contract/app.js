@@ -1,0 +1,25 @@
+'use strict';
+
+// An app that writes down what happens to it: a line of JSON in $FACTS for its start, for `ready`, and for SIGINT.
+
+const { appendFileSync } = require('node:fs');
+
+const { FACTS, STUBBORN, PORT, NODE_APP_INSTANCE, V, HOME } = process.env;
+
+function note(what) {
+  const worker = Number(process.env.pm_id);
+  const fact = { what, at: Date.now(), worker, port: PORT, instance: NODE_APP_INSTANCE, v: V, home: HOME };
+  appendFileSync(FACTS, `${JSON.stringify(fact)}\n`);
+}
+
+process.on('SIGINT', () => {
+  note('SIGINT');
+  if (!STUBBORN) process.exit(0);
+});
+
+note('start');
+setTimeout(() => {
+  note('ready');
+  process.send('ready');
+}, 50);
+setInterval(() => {}, 1000);

@@ -1,0 +1,84 @@
+//! What PM2 answers.
+
+use crate::{
+    pm2::{Pm2, until},
+    tap::ask,
+};
+use handoff::pm2::{PmId, monitor::Status, rpc::RpcError};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::{path::Path, time::Duration};
+use tokio::time::timeout;
+
+fn refusal(result: Result<(), RpcError>) -> String {
+    match result.unwrap_err() {
+        RpcError::Refused { text, .. } => text,
+        error => panic!("{error}"),
+    }
+}
+
+pub async fn answers(pm2: &Pm2) {
+    let shop = json!({ "name": "shop", "instances": 2, "exec_mode": "fork", "increment_var": "PORT",
+                       "wait_ready": true, "listen_timeout": 20000, "kill_timeout": "5000",
+                       "env": { "PORT": "21000" } });
+    pm2.start_apps(json!([shop])).await;
+    let mut rpc = pm2.rpc().await;
+    assert_eq!(rpc.version().await.unwrap(), pm2.cell.version);
+    let report = rpc.report().await.unwrap();
+    assert_eq!(report.version, pm2.cell.version);
+    assert_eq!(Path::new(&report.argv[0]), pm2.cell.node());
+    assert_eq!(Path::new(&report.argv[1]), pm2.cell.pm2().join("lib/Daemon.js"));
+
+    let before = pm2.list().await;
+    let settings = &before[1].settings;
+    assert_eq!((before[1].id, before[1].app.as_str(), before[1].status), (PmId(1), "shop", Status::Online));
+    assert_eq!((settings.port, settings.instance), (Some(21001), Some(1)));
+    assert_eq!(settings.increment_var.as_deref(), Some("PORT"));
+    let timeouts = [settings.kill_timeout, settings.listen_timeout].map(Option::unwrap);
+    assert_eq!(timeouts, [Duration::from_secs(5), Duration::from_secs(20)]);
+    assert!(settings.wait_ready && settings.treekill && settings.autorestart && !settings.cluster);
+    assert!(settings.out_log.as_ref().unwrap().is_file() && settings.err_log.as_ref().unwrap().is_file());
+    assert_eq!((settings.restarts, settings.created_at.is_some()), (0, true));
+
+    rpc.reload(PmId(1), None).await.unwrap();
+    let after = pm2.list().await;
+    assert_eq!(after[1].settings.restarts, 1);
+    assert!(after[1].settings.created_at > before[1].settings.created_at);
+    assert_ne!(after[1].pid, before[1].pid);
+    assert_eq!(after[0], before[0], "the other one is left alone");
+    assert_eq!(pm2.life(PmId(1)).port.as_deref(), Some("21001"));
+
+    rpc.stop(PmId(1)).await.unwrap();
+    let stopped = &pm2.list().await[1];
+    assert_eq!((stopped.status, stopped.pid), (Status::Stopped, None));
+    rpc.stop(PmId(1)).await.expect("what is stopped may be stopped");
+    rpc.reload(PmId(1), None).await.expect("what is stopped may be reloaded");
+    assert_eq!(pm2.list().await[1].status, Status::Online);
+
+    assert_eq!(refusal(rpc.reload(PmId(99), None).await), "PM2 ID unknown");
+    assert_eq!(refusal(rpc.stop(PmId(99)).await), "99 : id unknown");
+    let socket = pm2.home().rpc();
+    assert_eq!(ask(&socket, "nosuch", json!([]))["error"], "method \"nosuch\" does not exist");
+
+    let copy: Value = ask(&socket, "duplicateProcessId", json!([0]));
+    assert_eq!(copy["args"][0]["pm2_env"]["pm_id"], 2);
+    assert_eq!(pm2.list().await[2].settings.port, Some(21002));
+    assert!(ask(&socket, "deleteProcessId", json!([2]))["error"].is_null());
+    assert_eq!(pm2.list().await.len(), 2);
+}
+
+pub async fn notices_a_death(pm2: &Pm2) {
+    pm2.start_apps(json!([{ "name": "shop", "kill_timeout": 60000, "env": { "STUBBORN": "yes" } }])).await;
+    let mut rpc = pm2.rpc().await;
+    // An order that nobody waits for goes on, and the connection is good for the next question.
+    assert!(timeout(Duration::from_millis(100), rpc.reload(PmId(0), None)).await.is_err());
+    until("the app got its signal", || pm2.facts("SIGINT").len() == 1);
+    assert_eq!(rpc.list().await.unwrap()[0].status, Status::Stopping);
+
+    let daemon = Pid::from_raw(rpc.daemon().pid.cast_signed()).unwrap();
+    let answer = tokio::spawn(async move { rpc.stop(PmId(0)).await });
+    until("PM2 was asked again", || pm2.facts("SIGINT").len() == 2);
+    kill_process(daemon, Signal::KILL).unwrap();
+    let error = answer.await.unwrap().unwrap_err();
+    assert!(matches!(error, RpcError::Closed) && error.is_absence(), "{error}");
+}
