@@ -58,9 +58,14 @@ impl Pm2 {
 
     /// Runs PM2's command line. It is a Node program, and starts as one.
     pub async fn run(&self, arguments: &[&str]) -> Result<String> {
+        self.run_with(&[], arguments).await
+    }
+
+    /// The same, as `NAME=value pm2 …`.
+    pub async fn run_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<String> {
         let mut pm2 = command::clean("node");
         pm2.arg(&self.cli).args(arguments).env("PM2_HOME", &self.home).env("PM2_DISCRETE_MODE", "true");
-        pm2.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        pm2.envs(self.environment.iter().map(|(name, value)| (name, value))).envs(variables.iter().copied());
         command::succeed(&mut pm2).await
     }
 
