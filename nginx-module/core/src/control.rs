@@ -75,8 +75,9 @@ struct Target<'a> {
 struct Removal<'a> {
     kind: EventKind,
     reason: &'a str,
-    /// Whether it completes a replacement that was planned.
-    replaced: bool,
+    /// Whether nginx's passive failures are to be forgotten: it completes a replacement that was planned, or nobody else
+    /// could serve.
+    forgives: bool,
 }
 
 impl<'a, W: World> Control<'a, W> {
@@ -143,7 +144,7 @@ impl<'a, W: World> Control<'a, W> {
                 let reason =
                     if somebody_is_up { "its lease ran out" } else { "its owner is silent and nobody is up" };
                 // It says nothing of the worker: only an owner can say that a replacement is complete.
-                self.remove(id, slot, mark, Removal { kind: EventKind::Lapse, reason, replaced: false });
+                self.remove(id, slot, mark, Removal { kind: EventKind::Lapse, reason, forgives: false });
             }
         }
         self.finish()
@@ -211,8 +212,8 @@ impl<'a, W: World> Control<'a, W> {
         }
         let is_leaving = |mark: &&Mark| mark.is_of(owner) || (request.all && mark.state().is_some());
         let leaving = || slot.marks().iter().filter(is_leaving);
-        let replaced = leaving().any(Mark::planned);
-        let removal = Removal { kind: EventKind::Ready, reason: &request.reason, replaced };
+        let forgives = leaving().any(Mark::planned) || self.is_alone(id, slot);
+        let removal = Removal { kind: EventKind::Ready, reason: &request.reason, forgives };
         for mark in leaving() {
             self.remove(id, slot, mark, removal);
         }
@@ -237,8 +238,15 @@ impl<'a, W: World> Control<'a, W> {
         let owner = mark.owner();
         mark.remove();
         if let Some(owner) = owner {
-            self.follow(id, slot, removal.kind, owner, removal.reason, removal.replaced);
+            self.follow(id, slot, removal.kind, owner, removal.reason, removal.forgives);
         }
+    }
+
+    /// Whether no other primary peer of its upstream could serve now.
+    fn is_alone(&self, id: SlotId, slot: &Slot) -> bool {
+        let is_up = |id| self.table.slot(id).is_some_and(|slot| slot.gate.state() == State::Up);
+        let serves = |peer: &Standing| peer.slot != id && !peer.backup && peer.available && is_up(peer.slot);
+        !self.world.peers(&slot.upstream()).iter().any(serves)
     }
 
     /// Lets the gate follow the marks.
@@ -249,11 +257,11 @@ impl<'a, W: World> Control<'a, W> {
         kind: EventKind,
         owner: Owner,
         reason: &str,
-        replaced: bool,
+        forgives: bool,
     ) {
         let change = self.table.header.bump();
         let to = slot.effective();
-        if replaced && to == State::Up && slot.gate.state() != State::Up {
+        if forgives && to == State::Up && slot.gate.state() != State::Up {
             slot.ready(change);
             self.table.header.ready(change);
         }

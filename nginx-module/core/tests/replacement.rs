@@ -1,5 +1,5 @@
 //! What a peer's return means for those who were there before: old connections are retired, and nginx's passive failures
-//! are forgotten only if the replacement was planned.
+//! are forgotten only if the replacement was planned, or if nobody else could serve.
 
 mod common;
 
@@ -34,6 +34,26 @@ fn only_a_planned_replacement_clears_the_failures() {
         stage.mark(owner, A, Up);
         assert_eq!(readied(&stage), planned, "{owner} {states:?}");
     }
+}
+
+#[test]
+fn after_an_unplanned_death_the_failures_are_cleared_where_nobody_else_could_serve() {
+    for (others, cleared) in [(Down, true), (Draining, true), (Up, false)] {
+        let stage = Stage::new();
+        stage.mark("pm2:1", A, Down);
+        for peer in [B, C] {
+            stage.mark("pm2:1", peer, others);
+        }
+        stage.mark("pm2:1", A, Up);
+        assert_eq!(readied(&stage), cleared, "{others}");
+    }
+    let mut stage = Stage::new();
+    for standing in stage.world.upstreams.values_mut().flatten() {
+        standing.available = false;
+    }
+    stage.mark("pm2:1", A, Down);
+    stage.mark("pm2:1", A, Up);
+    assert!(readied(&stage), "nginx leaves the others out");
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub struct Turn {
     pub from: State,
     pub to: State,
     pub changes: usize,
-    pub replaced: bool,
+    pub forgives: bool,
 }
 
 impl Peer {
@@ -143,6 +143,7 @@ impl Model {
         let mut turns = Vec::new();
         for request in &set.marks {
             for key in self.resolve(request).unwrap() {
+                let is_alone = self.serving(&key.0, false).iter().all(|other| **other == key);
                 let peer = self.peers.get_mut(&key).unwrap();
                 let (from, before) = (peer.state(), peer.marks.clone());
                 if request.state == Up {
@@ -165,13 +166,13 @@ impl Model {
                     (mark.lease, mark.renewed) = (lease, now);
                 }
                 let gone = before.iter().filter(|(name, _)| !peer.marks.contains_key(*name));
-                let replaced = gone.clone().any(|(_, mark)| mark.planned);
+                let forgives = is_alone || gone.clone().any(|(_, mark)| mark.planned);
                 let set = peer
                     .marks
                     .iter()
                     .filter(|(name, mark)| before.get(*name).is_none_or(|before| before.state != mark.state));
                 let changes = gone.count() + set.count();
-                turns.push(Turn { key, from, to: peer.state(), changes, replaced });
+                turns.push(Turn { key, from, to: peer.state(), changes, forgives });
             }
         }
         turns
@@ -227,7 +228,7 @@ impl Model {
             let (key, from) = (key.clone(), peer.state());
             peer.marks.remove(owner);
             let turn =
-                turns.entry(key.clone()).or_insert(Turn { key, from, to: Up, changes: 0, replaced: false });
+                turns.entry(key.clone()).or_insert(Turn { key, from, to: Up, changes: 0, forgives: false });
             turn.to = peer.state();
             turn.changes += 1;
         }

@@ -269,7 +269,7 @@ impl Run {
         self.generation = self.table().header.generation();
         let latest = self.readied();
         for turn in turns {
-            let ready = turn.from != Up && turn.to == Up && turn.replaced;
+            let ready = turn.from != Up && turn.to == Up && turn.forgives;
             let readied = self.slot(&turn.key).readied();
             let peer = self.model.peers.get_mut(&turn.key).unwrap();
             assert_eq!(readied != peer.readied, ready, "{turn:?}");
@@ -496,7 +496,7 @@ impl Run {
         self.table().slot(id).unwrap()
     }
 
-    /// The latest return of a peer after a planned replacement.
+    /// The latest return of a peer that nginx is not to punish.
     fn readied(&self) -> u64 {
         self.model.peers.values().map(|peer| peer.readied).max().unwrap_or(0)
     }
