@@ -147,8 +147,17 @@ impl Rpc {
     }
 
     /// Stops a worker, and answers when its process is dead. The caller says how long to wait.
+    ///
+    /// PM2 7 takes the end of a process with `wait_ready` for a crash, and starts it again, until it was ready or
+    /// `listen_timeout` has passed: look whether it is stopped.
     pub async fn stop(&mut self, id: PmId) -> Result<(), RpcError> {
         self.act("stopProcessId", [id]).await
+    }
+
+    /// Sends a signal, such as `SIGSTOP`, to the process of a worker.
+    pub async fn signal(&mut self, id: PmId, signal: &str) -> Result<(), RpcError> {
+        let what = json!({ "process_id": id, "signal": signal });
+        self.call::<_, IgnoredAny>("sendSignalToProcessId", [what]).await.map(drop)
     }
 
     /// Starts an app that PM2 does not know yet, and answers when all its processes run. The caller says how long to

@@ -1,8 +1,10 @@
 'use strict';
 
-// An app that writes down what happens to it: a line of JSON in $FACTS for its start, for `ready`, and for SIGINT.
+// An app that writes down what happens to it: a line of JSON in $FACTS for its start, for `ready`, and for SIGINT. While
+// there is a file $FACTS.broken it ends as it starts, with $FACTS.dying a little later, and with $FACTS.mute it never says
+// `ready`.
 
-const { appendFileSync } = require('node:fs');
+const { appendFileSync, existsSync } = require('node:fs');
 
 const { FACTS, STUBBORN, PORT, NODE_APP_INSTANCE, V, HOME } = process.env;
 
@@ -18,7 +20,10 @@ process.on('SIGINT', () => {
 });
 
 note('start');
+if (existsSync(`${FACTS}.broken`)) process.exit(1);
+if (existsSync(`${FACTS}.dying`)) setTimeout(() => process.exit(1), 300);
 setTimeout(() => {
+  if (existsSync(`${FACTS}.mute`)) return;
   note('ready');
   process.send('ready');
 }, 50);

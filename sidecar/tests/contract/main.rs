@@ -12,10 +12,18 @@ mod rpc;
 mod scratch;
 mod tap;
 
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// A test that waits for what never comes fails instead.
+async fn limit(test: impl Future<Output = ()>) {
+    timeout(Duration::from_secs(60), test).await.expect("what was waited for did not come");
+}
+
 macro_rules! contract {
     ($($(#[$attribute:meta])* $name:ident: $package:literal $version:literal on $node:literal;)*) => {
         mod real_pm2 {
-            use crate::{bus, orders, pm2::{Cell, Pm2}, rpc};
+            use crate::{bus, limit, orders, pm2::{Cell, Pm2}, rpc};
             $(mod $name {
                 use super::*;
 
@@ -26,43 +34,67 @@ macro_rules! contract {
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn the_bus_tells_of_a_stop_before_the_signal() {
-                    bus::tells_of_a_stop_before_the_signal(&start()).await;
+                    limit(bus::tells_of_a_stop_before_the_signal(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn in_cluster_mode_the_old_process_is_stopped_under_another_name() {
-                    bus::names_the_old_process_otherwise_in_cluster_mode(&start()).await;
+                    limit(bus::names_the_old_process_otherwise_in_cluster_mode(&start())).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                $(#[$attribute])*
+                async fn a_broken_build_is_not_told_of_in_the_answer() {
+                    limit(rpc::does_not_tell_of_a_broken_build(&start())).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                $(#[$attribute])*
+                async fn a_stop_before_ready_holds_but_on_pm2_7() {
+                    limit(rpc::stops_what_is_not_ready(&start())).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                $(#[$attribute])*
+                async fn what_is_frozen_until_listen_timeout_can_be_stopped() {
+                    limit(rpc::stops_what_was_frozen(&start())).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                $(#[$attribute])*
+                async fn a_second_reload_is_refused_on_pm2_7_alone() {
+                    limit(rpc::refuses_a_second_reload(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn questions_and_orders_are_answered() {
-                    rpc::answers(&start()).await;
+                    limit(rpc::answers(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn a_daemon_that_dies_in_the_middle_of_an_order_is_noticed() {
-                    rpc::notices_a_death(&start()).await;
+                    limit(rpc::notices_a_death(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn orders_are_what_the_command_line_sends() {
-                    orders::are_what_the_command_line_sends(&start()).await;
+                    limit(orders::are_what_the_command_line_sends(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn a_file_changes_every_worker_and_none_of_their_ports() {
-                    orders::change_every_worker_and_none_of_their_ports(&start()).await;
+                    limit(orders::change_every_worker_and_none_of_their_ports(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
                 async fn asking_for_orders_changes_nothing_and_says_what_is_wrong() {
-                    orders::change_nothing_and_say_what_is_wrong(&start()).await;
+                    limit(orders::change_nothing_and_say_what_is_wrong(&start())).await;
                 }
             })*
         }

@@ -86,6 +86,10 @@ impl Pm2 {
         pm2
     }
 
+    pub fn is_7(&self) -> bool {
+        self.cell.version.starts_with("7.")
+    }
+
     /// Starts apps, each with what every one of ours needs, and waits until all their workers are ready.
     pub async fn start_apps(&self, apps: Value) {
         let file = self.file("ecosystem.json", &self.ecosystem(apps));

@@ -7,7 +7,11 @@ use crate::{
 use handoff::pm2::{PmId, monitor::Status, rpc::RpcError};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::{path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 use tokio::time::timeout;
 
 fn refusal(result: Result<(), RpcError>) -> String {
@@ -81,4 +85,70 @@ pub async fn notices_a_death(pm2: &Pm2) {
     kill_process(daemon, Signal::KILL).unwrap();
     let error = answer.await.unwrap().unwrap_err();
     assert!(matches!(error, RpcError::Closed) && error.is_absence(), "{error}");
+}
+
+/// A build that ends before it is ready. No PM2 says so in its answer.
+pub async fn does_not_tell_of_a_broken_build(pm2: &Pm2) {
+    let patience = Duration::from_secs(2);
+    let shop = json!({ "name": "shop", "wait_ready": true, "listen_timeout": 2000, "env": {} });
+    pm2.start_apps(json!([shop])).await;
+    fs::write(pm2.path("facts.broken"), "").unwrap();
+    let started = Instant::now();
+    pm2.rpc().await.reload(PmId(0), None).await.unwrap();
+    assert!(pm2.facts("start").len() >= 2);
+    // PM2 7 answers at the first death; before, it starts the build again and again, and answers after all that time.
+    assert!(pm2.is_7() || started.elapsed() >= patience, "answered after {:?}", started.elapsed());
+}
+
+/// `pm2 stop` of a worker that runs and is not ready yet.
+pub async fn stops_what_is_not_ready(pm2: &Pm2) {
+    let shop = json!({ "name": "shop", "wait_ready": true, "listen_timeout": 60000, "env": {} });
+    pm2.start_apps(json!([shop])).await;
+    fs::write(pm2.path("facts.mute"), "").unwrap();
+    let mut rpc = pm2.rpc().await;
+    assert!(timeout(Duration::from_millis(10), rpc.reload(PmId(0), None)).await.is_err());
+    until("the new process runs", || pm2.facts("start").len() == 2);
+    rpc.stop(PmId(0)).await.unwrap();
+    if pm2.is_7() {
+        // It takes the end of a process that was not ready for a crash, even if it was asked for.
+        until("PM2 starts it again", || pm2.facts("start").len() == 3);
+    } else {
+        assert_eq!(pm2.list().await[0].status, Status::Stopped);
+    }
+}
+
+/// Two reloads of one worker at once, as two operators would order them.
+pub async fn refuses_a_second_reload(pm2: &Pm2) {
+    let shop = json!({ "name": "shop", "exec_mode": "cluster", "wait_ready": true, "listen_timeout": 3000, "env": {} });
+    pm2.start_apps(json!([shop])).await;
+    fs::write(pm2.path("facts.mute"), "").unwrap();
+    let mut first = pm2.rpc().await;
+    let first = tokio::spawn(async move { first.reload(PmId(0), None).await });
+    until("the new process runs", || pm2.facts("start").len() == 2);
+    let second = pm2.rpc().await.reload(PmId(0), None).await;
+    if pm2.is_7() {
+        assert_eq!(refusal(second), "Reload already in progress for process id 0, retry later");
+    } else {
+        second.expect("PM2 5 and 6 do it, and lose sight of the first process");
+    }
+    first.await.unwrap().unwrap();
+}
+
+/// A build that ends again and again before it is ready, and that PM2 7 would not stop: frozen until PM2 waits no longer
+/// for `ready`, it is.
+pub async fn stops_what_was_frozen(pm2: &Pm2) {
+    let shop = json!({ "name": "shop", "wait_ready": true, "listen_timeout": 2000, "env": {} });
+    pm2.start_apps(json!([shop])).await;
+    fs::write(pm2.path("facts.mute"), "").unwrap();
+    fs::write(pm2.path("facts.dying"), "").unwrap();
+    let mut rpc = pm2.rpc().await;
+    rpc.reload(PmId(0), None).await.unwrap();
+    // It may be between two lives.
+    while rpc.signal(PmId(0), "SIGSTOP").await.is_err() {}
+    let starts = pm2.facts("start").len();
+    while pm2.list().await[0].status != Status::Online {}
+    rpc.stop(PmId(0)).await.unwrap();
+    let stopped = &pm2.list().await[0];
+    assert_eq!((stopped.status, stopped.pid), (Status::Stopped, None));
+    assert!(pm2.facts("start").len() <= starts + 1, "at most the life that was just beginning");
 }
