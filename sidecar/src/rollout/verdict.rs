@@ -6,7 +6,7 @@ use handoff_wire::PeerView;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
     pub all: u64,
-    /// 5xx.
+    /// 5xx, and connections that broke before an answer.
     pub errors: u64,
 }
 
@@ -15,8 +15,11 @@ const ENOUGH: u64 = 3;
 
 impl Answers {
     pub fn of(peers: &[PeerView]) -> Self {
-        let sum = |count: fn(&PeerView) -> u64| peers.iter().map(count).sum();
-        Self { all: sum(|peer| peer.responses.total()), errors: sum(|peer| peer.responses.errors()) }
+        let sum = |count: fn(&PeerView) -> u64| -> u64 { peers.iter().map(count).sum() };
+        let (all, errors) = (sum(|peer| peer.responses.total()), sum(|peer| peer.responses.errors()));
+        // An answer that nginx did not take for one is a failure too: only what is more than those was no answer.
+        let broken = sum(|peer| peer.fails).saturating_sub(errors);
+        Self { all: all + broken, errors: errors + broken }
     }
 
     pub fn since(self, earlier: Self) -> Self {
