@@ -57,19 +57,21 @@ app.post('/orders', express.json(), async (request, response) => {
   response.status(201).json({ id });
 });
 
-app.get('/stream', (_request, response) => {
+app.get('/stream', (request, response) => {
+  const events = Number(request.query.events ?? STREAM.events);
   response.set({ 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache', 'X-Accel-Buffering': 'no' });
   let sent = 0;
   const timer = setInterval(() => {
     sent += 1;
     response.write(`id: ${sent}\ndata: ${process.pid}\n\n`);
-    if (sent === STREAM.events) response.end();
+    if (sent === events) response.end();
   }, STREAM.every);
   response.on('close', () => clearInterval(timer));
 });
 
 const server = http.createServer(app);
 const sockets = new WebSocketServer({ server, path: '/echo' });
+sockets.on('headers', (headers) => headers.push(`X-Worker-PID: ${process.pid}`));
 sockets.on('connection', (socket) => socket.on('message', (data, isBinary) => socket.send(data, { binary: isBinary })));
 
 async function start() {

@@ -1,7 +1,8 @@
 //! The stage: real nginx, real PM2, real Node apps, and a load that accounts for every request.
 //!
 //! A [`runner`] takes one [`scenario`] and one setup, and goes through it in this order: a directory of its own
-//! ([`place`]), the [`app`] under [`pm2`], [`nginx`] in front of it, with Handoff the [`sidecar`], and then the [`load`].
+//! ([`place`]), the [`app`] under [`pm2`], [`nginx`] or [`haproxy`] in [`front`] of it, with Handoff the [`sidecar`], and
+//! then the [`load`] and the [`streams`].
 //! While it runs, [`lives`] sees each worker boot, listen, close and die, and [`peers`] what nginx holds of each of them.
 //! What comes out, a [`runner::Run`], is raw: every visit, every order, every life. [`report`] counts it, [`timeline`]
 //! and [`picture`] draw it, [`verdict`] judges it.
@@ -24,7 +25,10 @@ pub mod conf;
 pub mod control;
 pub mod crowd;
 pub mod door;
+pub mod drain_script;
 pub mod farm;
+pub mod front;
+pub mod haproxy;
 pub mod http;
 pub mod lives;
 pub mod load;
@@ -37,6 +41,7 @@ pub mod place;
 pub mod pm2;
 pub mod ports;
 pub mod process;
+pub mod reload;
 pub mod report;
 pub mod runner;
 pub mod scenario;
@@ -44,6 +49,7 @@ pub mod sidecar;
 pub mod site;
 pub mod spread;
 pub mod stage;
+pub mod streams;
 pub mod table;
 pub mod timeline;
 pub mod verdict;

@@ -4,7 +4,7 @@ mod svg;
 
 use crate::{
     runner::Run,
-    scenario::Scenario,
+    scenario::{Scenario, Setup},
     spread::Spread,
     timeline::{self, Lane, Phase, Stretch},
 };
@@ -149,10 +149,13 @@ impl<'a> Panel<'a> {
 
     fn facts(&self) -> String {
         let p99 = |spread: Spread| spread.p99.map_or("–".to_owned(), |p99| format!("{p99:.0} ms"));
+        let tried_again = match self.run.setup {
+            Setup::Haproxy => String::new(),
+            _ => format!("{} tried again by nginx · ", thousands(self.run.log.retried())),
+        };
         format!(
-            "{} visits · {} tried again by nginx · p99 {} calm, {} deploying",
+            "{} visits · {tried_again}p99 {} calm, {} deploying",
             thousands(self.run.visits.len()),
-            thousands(self.run.log.retried()),
             p99(self.run.calm()),
             p99(self.run.deploying()),
         )

@@ -14,6 +14,9 @@ const SOCKET_PATH_MAX: usize = 107;
 /// With this in the environment, logs and all stay where they are.
 const KEEP: &str = "HANDOFF_KEEP";
 
+/// Where another build is than the one in dist/.
+const DIST: &str = "HANDOFF_DIST";
+
 pub fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap_or(tests).to_path_buf()
@@ -30,11 +33,11 @@ pub fn pm2_cli(package: &str) -> Result<PathBuf> {
 }
 
 pub fn module(nginx_version: &str) -> Result<PathBuf> {
-    built(&format!("dist/modules/nginx-{nginx_version}/ngx_http_handoff_module.so"))
+    built(&format!("modules/nginx-{nginx_version}/ngx_http_handoff_module.so"))
 }
 
 pub fn handoff() -> Result<PathBuf> {
-    built("dist/bin/handoff")
+    built("bin/handoff")
 }
 
 pub fn target(name: &str) -> PathBuf {
@@ -50,7 +53,8 @@ fn installed(folder: &str, package: &str) -> Result<PathBuf> {
 }
 
 fn built(name: &str) -> Result<PathBuf> {
-    let path = root().join(name);
+    let dist = env::var_os(DIST).map_or_else(|| root().join("dist"), PathBuf::from);
+    let path = dist.join(name);
     if !path.exists() {
         bail!("{} is missing: run `make build`", path.display());
     }
@@ -95,6 +99,10 @@ impl Place {
     /// In a directory of its own, which the module makes.
     pub fn control_socket(&self) -> PathBuf {
         self.path().join("control/nginx.sock")
+    }
+
+    pub fn haproxy_prefix(&self) -> PathBuf {
+        self.path().join("haproxy")
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

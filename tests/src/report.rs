@@ -3,8 +3,9 @@
 use crate::{
     load::{Answer, Visit},
     runner::Run,
-    scenario::{Action, Level, Setup},
+    scenario::{Level, Setup},
     spread::Spread,
+    streams::{Ending, Kind, Stream},
 };
 use anyhow::{Context, Result};
 use hyper::StatusCode;
@@ -33,13 +34,35 @@ pub struct Tally {
     pub executed_twice: usize,
     /// The visitor saw a failure, and the order was executed.
     pub failed_though_executed: usize,
-    /// Visits that nginx tried more than once.
-    pub retried: usize,
+    /// Visits that nginx tried more than once; without nginx, nobody tells.
+    pub retried: Option<usize>,
     pub held: usize,
     pub held_ms: Spread,
     pub by_handoff_503: usize,
     pub deploy_seconds: Vec<f64>,
+    /// Of each `handoff reload`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exits: Vec<i32>,
+    /// Where there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<Streams>,
     pub ms: Latency,
+}
+
+/// The streams that were always open besides the visits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streams {
+    pub events: Outcomes,
+    pub websockets: Outcomes,
+    /// How many requests `handoff reload` says that it cut.
+    pub said_cut: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcomes {
+    pub complete: usize,
+    pub cut: usize,
+    pub refused: usize,
 }
 
 /// The percentiles are the medians of the runs; `max` is the worst of all.
@@ -80,7 +103,9 @@ impl Tally {
         }
         Self {
             setup,
-            level: setup.level(),
+            // Who plays nothing shows the least.
+            level: (setup == Setup::Handoff)
+                .then(|| runs.first().map_or(Level::L0, |run| run.scenario.level)),
             runs: runs.len(),
             deploys: sum(|run| run.deploys().count()),
             requests: sum(|run| run.visits.len()),
@@ -89,7 +114,7 @@ impl Tally {
             hung: failed.iter().filter(|visit| visit.answer == Answer::Hung).count(),
             executed_twice: sum(|run| run.orders.executed_twice()),
             failed_though_executed: sum(|run| run.failed_though_executed().count()),
-            retried: sum(|run| run.log.retried()),
+            retried: (setup != Setup::Haproxy).then(|| sum(|run| run.log.retried())),
             held: 0,
             held_ms: Spread::default(),
             by_handoff_503: if setup == Setup::Handoff {
@@ -98,12 +123,34 @@ impl Tally {
                 0
             },
             deploy_seconds: runs.iter().flat_map(|run| run.deploys()).collect(),
+            exits: runs.iter().flat_map(|run| &run.reloads).map(|reload| reload.exit).collect(),
+            streams: Streams::of(runs),
             ms: Latency {
                 calm: median(Run::calm),
                 deploying: median(Run::deploying),
                 control: median(Run::controlled),
             },
         }
+    }
+}
+
+impl Streams {
+    fn of(runs: &[&Run]) -> Option<Self> {
+        let of = |kind| {
+            let streams =
+                || runs.iter().flat_map(|run| &run.streams).filter(move |stream| stream.kind == kind);
+            let count = |ending| streams().filter(|stream: &&Stream| stream.ending == ending).count();
+            Outcomes {
+                complete: count(Ending::Complete),
+                cut: count(Ending::Cut),
+                refused: count(Ending::Refused),
+            }
+        };
+        runs.iter().any(|run| run.scenario.streaming.is_some()).then(|| Self {
+            events: of(Kind::Events),
+            websockets: of(Kind::Echo),
+            said_cut: runs.iter().map(|run| run.said_cut()).sum(),
+        })
     }
 }
 
@@ -123,9 +170,22 @@ impl Run {
             .filter(|visit| visit.order().is_some_and(|order| !self.orders.executions(&order).is_empty()))
     }
 
+    pub fn cut(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().filter(|stream| stream.ending == Ending::Cut)
+    }
+
+    pub fn refused(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().filter(|stream| stream.ending == Ending::Refused)
+    }
+
+    /// How many requests `handoff reload` says that it cut.
+    pub fn said_cut(&self) -> usize {
+        self.reloads.iter().map(|reload| reload.cut).sum()
+    }
+
     /// How long each deploy took, in seconds.
     pub fn deploys(&self) -> impl Iterator<Item = f64> {
-        let deploys = self.done.iter().filter(|done| done.action == Action::Reload);
+        let deploys = self.done.iter().filter(|done| done.action.is_deploy());
         deploys.map(|done| (done.ended.since(done.began).as_secs_f64() * 100.0).round() / 100.0)
     }
 

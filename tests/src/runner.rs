@@ -5,7 +5,10 @@ use crate::{
     app::App,
     clock::Moment,
     conf::{Conf, Tuning},
-    control, http,
+    control, drain_script,
+    front::Front,
+    haproxy::{self, Haproxy},
+    http,
     lives::{self, Life},
     load::{Load, Visit},
     nginx::{Binary, Nginx},
@@ -14,11 +17,13 @@ use crate::{
     place::{self, Place},
     pm2::{self, Pm2},
     ports, process,
+    reload::{self, Reload},
     scenario::{Action, SETTLING, Scenario, Setup, Trouble},
     sidecar::Sidecar,
+    streams::{Stream, Streams},
     wait,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hyper::StatusCode;
 use rustix::process::Signal;
 use std::{fs, time::Duration};
@@ -48,11 +53,15 @@ pub struct Run {
     pub began: Moment,
     pub ended: Moment,
     pub visits: Vec<Visit>,
+    pub streams: Vec<Stream>,
     pub orders: Orders,
+    /// What nginx logged; without nginx, nothing.
     pub log: AccessLog,
     pub lives: Vec<Life>,
     pub changes: Vec<peers::Change>,
     pub done: Vec<Done>,
+    /// How each `handoff reload` ended.
+    pub reloads: Vec<Reload>,
     /// From when to when the control was played.
     pub control: Option<(Moment, Moment)>,
 }
@@ -72,7 +81,8 @@ pub struct Done {
 /// What stands while a run is on. Fields are dropped in this order: first those who ask, last those who answer.
 struct Stage {
     sidecar: Mutex<Option<Sidecar>>,
-    nginx: Nginx,
+    front: Front,
+    reloads: Mutex<Vec<Reload>>,
     pm2: Pm2,
     app: App,
     place: Place,
@@ -85,9 +95,17 @@ impl Plan {
     pub fn check(&self) -> Result<()> {
         place::server_js()?;
         place::pm2_cli(pm2::NEWEST)?;
-        if self.setup == Setup::Handoff {
-            place::handoff()?;
-            place::module(&self.nginx.version)?;
+        match self.setup {
+            Setup::Stock | Setup::Tuned => {}
+            Setup::Handoff => {
+                place::handoff()?;
+                place::module(&self.nginx.version)?;
+            }
+            Setup::Haproxy => {
+                let Scenario { name, action, .. } = self.scenario;
+                ensure!(action == Action::Reload, "{name} has no deploy: HAProxy does not play it");
+                haproxy::binary()?;
+            }
         }
         Ok(())
     }
@@ -101,11 +119,17 @@ impl Plan {
         // The scenarios prescribe this pause.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let began = Moment::now();
-        let load = Load::start(ports::address(stage.nginx.port()), self.scenario.rate);
+        let target = ports::address(stage.front.port());
+        let load = Load::start(target, self.scenario.rate);
+        let streams = self.scenario.streaming.map(|streaming| Streams::start(target, streaming));
         let done = self.act(&stage, began).await?;
         let control = if self.control { Some(stage.play_control().await?) } else { None };
         let ended = Moment::now();
         let visits = load.stop().await;
+        let streams = match streams {
+            Some(streams) => streams.stop().await,
+            None => Vec::new(),
+        };
 
         let changes = match peers {
             Some(peers) => peers.finish().await?,
@@ -118,11 +142,13 @@ impl Plan {
             began,
             ended,
             visits,
+            streams,
             orders: Orders::read(&stage.app.orders())?,
             log: AccessLog::default(),
             lives: lives.finish().await?,
             changes,
             done,
+            reloads: stage.reloads.lock().await.clone(),
             control,
         };
         Ok(Run { log: stage.strike().await?, ..run })
@@ -134,7 +160,7 @@ impl Plan {
         let mut last = began;
         for &at in pace.actions {
             (began + at).max(last + pace.gap).reached().await;
-            let this = stage.act(&self.scenario).await?;
+            let this = stage.act(&self.scenario, self.setup).await?;
             last = this.settled;
             done.push(this);
         }
@@ -147,16 +173,9 @@ impl Plan {
 
 impl Stage {
     async fn set(plan: &Plan) -> Result<Self> {
-        let Plan { scenario, setup, nginx, .. } = plan;
+        let Plan { scenario, setup, .. } = plan;
         let place = Place::new()?;
         let app = App::new(scenario.behaviour, scenario.workers, place.path())?;
-        let tuning = match setup {
-            Setup::Stock => Tuning::Stock,
-            Setup::Tuned => Tuning::Tuned,
-            Setup::Handoff => {
-                Tuning::Handoff { module: place::module(&nginx.version)?, control: place.control_socket() }
-            }
-        };
         let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await?;
         for address in app.addresses() {
             wait::until("every worker to answer", PATIENCE, async || {
@@ -164,21 +183,46 @@ impl Stage {
             })
             .await?;
         }
-        let conf = Conf { port: ports::row(1)?, servers: app.addresses(), tuning };
-        let nginx = Nginx::start(nginx, &place.nginx_prefix(), &conf).await?;
+        let front = Self::front(plan, &place, &app).await?;
         let sidecar = match setup {
-            Setup::Stock | Setup::Tuned => None,
+            Setup::Stock | Setup::Tuned | Setup::Haproxy => None,
             Setup::Handoff => Some(Sidecar::start(&place, &app.addresses()).await?),
         };
-        Ok(Self { sidecar: Mutex::new(sidecar), nginx, pm2, app, place })
+        Ok(Self { sidecar: Mutex::new(sidecar), front, reloads: Mutex::default(), pm2, app, place })
     }
 
-    async fn act(&self, scenario: &Scenario) -> Result<Done> {
-        let action = scenario.action;
+    async fn front(Plan { setup, nginx, .. }: &Plan, place: &Place, app: &App) -> Result<Front> {
+        let (port, servers) = (ports::row(1)?, app.addresses());
+        let tuning = match setup {
+            Setup::Stock => Tuning::Stock,
+            Setup::Tuned => Tuning::Tuned,
+            Setup::Handoff => {
+                Tuning::Handoff { module: place::module(&nginx.version)?, control: place.control_socket() }
+            }
+            Setup::Haproxy => {
+                let haproxy = Haproxy::start(&place.haproxy_prefix(), port, &servers).await?;
+                return Ok(Front::Haproxy(haproxy));
+            }
+        };
+        let conf = Conf { port, servers, tuning };
+        Ok(Front::Nginx(Nginx::start(nginx, &place.nginx_prefix(), &conf).await?))
+    }
+
+    async fn act(&self, scenario: &Scenario, setup: Setup) -> Result<Done> {
+        let action = scenario.action_with(setup);
         let began = Moment::now();
         let victim = match action {
             Action::Reload => {
                 try_join!(self.pm2.reload(), self.befall(scenario.trouble))?;
+                None
+            }
+            Action::SafeReload => {
+                try_join!(self.safe_reload(scenario.options), self.befall(scenario.trouble))?;
+                None
+            }
+            Action::DrainScript => {
+                let haproxy = self.front.haproxy().context("no HAProxy to drain")?;
+                drain_script::run(haproxy, &self.pm2, &self.app).await?;
                 None
             }
             Action::Kill => Some(self.kill_one()?),
@@ -189,11 +233,27 @@ impl Stage {
         };
         let ended = Moment::now();
         let settled = match action {
-            Action::Reload => self.ready_again(self.app.workers.into(), began).await?.max(ended),
+            // One that was refused or stopped leaves workers as they were.
+            Action::SafeReload if self.fell_short().await => ended,
+            Action::Reload | Action::SafeReload | Action::DrainScript => {
+                self.ready_again(self.app.workers.into(), began).await?.max(ended)
+            }
             Action::Kill => self.ready_again(1, began).await?,
             Action::Crash => self.crashes_no_more().await?.max(ended),
         };
         Ok(Done { action, began, ended, settled, victim })
+    }
+
+    /// However it ends: that is for the verdict.
+    async fn safe_reload(&self, options: &[&str]) -> Result<()> {
+        let reload = reload::run(&self.place, options).await?;
+        self.reloads.lock().await.push(reload);
+        Ok(())
+    }
+
+    /// Whether the last `handoff reload` did not replace every worker.
+    async fn fell_short(&self) -> bool {
+        self.reloads.lock().await.last().is_none_or(|reload| !reload.replaced_all())
     }
 
     async fn befall(&self, trouble: Option<Trouble>) -> Result<()> {
@@ -216,7 +276,10 @@ impl Stage {
                 sleep(AWHILE).await;
                 process::signal(pid, Signal::CONT);
             }
-            Trouble::NginxReloads => process::signal(self.nginx.pid(), Signal::HUP),
+            Trouble::NginxReloads => {
+                let nginx = self.front.nginx().context("no nginx to reload")?;
+                process::signal(nginx.pid(), Signal::HUP);
+            }
             Trouble::Pm2Vanishes => {
                 let (here, away) = (self.place.pm2_home(), self.place.file("away"));
                 fs::create_dir(&away)?;
@@ -280,14 +343,12 @@ impl Stage {
         Ok(control)
     }
 
-    /// Takes all down in order; what nginx logged is complete only when it has ended.
+    /// Takes all down in order.
     async fn strike(self) -> Result<AccessLog> {
         if let Some(sidecar) = self.sidecar.into_inner() {
             sidecar.stop()?;
         }
-        let log = self.nginx.access_log();
-        self.nginx.quit().await?;
-        AccessLog::read(&log)
+        self.front.quit().await
     }
 }
 

@@ -1,7 +1,7 @@
 //! The scenarios, one row each, and the setups that they are played with.
 
 use crate::app::Behaviour;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
@@ -18,13 +18,26 @@ pub struct Scenario {
     pub action: Action,
     /// What happens in the middle of each action.
     pub trouble: Option<Trouble>,
+    /// What is always open besides the visits.
+    pub streaming: Option<Streaming>,
     pub pace: Pace,
+    pub level: Level,
+    /// What else is said to `handoff reload`.
+    pub options: &'static [&'static str],
+    /// How `handoff reload` must end.
+    pub exit: i32,
+    /// How long it may take.
+    pub within: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// `pm2 reload`
     Reload,
+    /// `handoff reload`
+    SafeReload,
+    /// A script that drains a worker in HAProxy before it restarts it.
+    DrainScript,
     /// `kill -9` of one worker.
     Kill,
     /// For a while, one worker throws 200 ms after it listens, again and again.
@@ -46,6 +59,14 @@ pub enum Trouble {
     Pm2Vanishes,
 }
 
+/// So many event streams and so many WebSockets, a new one as each ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streaming {
+    pub each: u16,
+    /// Of one stream, five a second.
+    pub pulses: u32,
+}
+
 /// When things happen, counted from the first visit.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -64,6 +85,8 @@ pub enum Setup {
     Stock,
     /// The same with `zone`, `max_fails=0` and every try.
     Tuned,
+    /// HAProxy in the place of nginx, and a script that drains.
+    Haproxy,
     /// The article's block with Handoff.
     Handoff,
 }
@@ -74,6 +97,9 @@ pub enum Level {
     /// Adds Handoff, and types what they always typed.
     #[value(name = "L0")]
     L0,
+    /// Types `handoff reload` instead of `pm2 reload`.
+    #[value(name = "L1")]
+    L1,
 }
 
 pub const SETTLING: Duration = Duration::from_millis(2_500);
@@ -87,19 +113,25 @@ const TWICE: Pace = Pace {
 
 pub const S4: Scenario = Scenario {
     name: "S4",
-    says: "pm2 reload of four workers in fork mode",
+    says: "a reload of four workers in fork mode",
     behaviour: Behaviour::Graceful,
     workers: 4,
     rate: 200,
     action: Action::Reload,
     trouble: None,
+    streaming: None,
     pace: TWICE,
+    level: Level::L0,
+    options: &[],
+    exit: 0,
+    within: None,
 };
 
 pub const S4N: Scenario = Scenario {
     name: "S4n",
-    says: "pm2 reload of four workers that handle no signal",
+    says: "a reload of four workers that handle no signal",
     behaviour: Behaviour::Naive,
+    within: Some(Duration::from_secs(7)),
     ..S4
 };
 
@@ -115,7 +147,27 @@ pub const S6C: Scenario = Scenario {
     ..S4
 };
 
-pub const ALL: [Scenario; 4] = [S4, S4N, S6B, S6C];
+pub const S8B: Scenario = Scenario {
+    name: "S8b",
+    says: "a reload under streams of ten seconds, which are waited for",
+    streaming: Some(Streaming { each: 10, pulses: 50 }),
+    // Long enough for whoever cuts streams to be seen doing it to many.
+    pace: Pace { at_least: Duration::from_secs(60), ..TWICE },
+    options: &["--drain-timeout", "30s", "--on-deadline", "stop"],
+    ..S4
+};
+
+/// Workers that handle no signal, so that what is cut is cut at once.
+pub const S8B_CUT: Scenario = Scenario {
+    name: "S8b-cut",
+    says: "a reload under streams of ten seconds, which are cut after two",
+    behaviour: Behaviour::Naive,
+    options: &["--drain-timeout", "2s", "--on-deadline", "cut"],
+    exit: 4,
+    ..S8B
+};
+
+pub const ALL: [Scenario; 6] = [S4, S4N, S6B, S6C, S8B, S8B_CUT];
 
 impl Scenario {
     pub fn find(name: &str) -> Result<Self> {
@@ -124,17 +176,40 @@ impl Scenario {
             format!("no scenario {name}: there are {}", names.join(", "))
         })
     }
+
+    /// The same with as much of Handoff.
+    pub fn at(self, level: Level) -> Result<Self> {
+        let Self { name, action, .. } = self;
+        ensure!(level == Level::L0 || action == Action::Reload, "{name} has no deploy: it is the same at L0");
+        Ok(Self { level, ..self })
+    }
+
+    /// What happens to it with this setup.
+    pub fn action_with(&self, setup: Setup) -> Action {
+        match (self.action, setup, self.level) {
+            (Action::Reload, Setup::Haproxy, _) => Action::DrainScript,
+            (Action::Reload, Setup::Handoff, Level::L1) => Action::SafeReload,
+            (action, ..) => action,
+        }
+    }
+}
+
+impl Level {
+    /// Handoff, and what it is to be compared with.
+    pub fn setups(self) -> &'static [Setup] {
+        match self {
+            Self::L0 => &[Setup::Stock, Setup::Tuned, Setup::Handoff],
+            Self::L1 => &[Setup::Tuned, Setup::Haproxy, Setup::Handoff],
+        }
+    }
 }
 
 impl Setup {
-    pub fn level(self) -> Option<Level> {
-        (self == Self::Handoff).then_some(Level::L0)
-    }
-
     pub fn title(self) -> &'static str {
         match self {
             Self::Stock => "stock nginx",
             Self::Tuned => "tuned nginx",
+            Self::Haproxy => "HAProxy with a drain script",
             Self::Handoff => "Handoff",
         }
     }
@@ -145,16 +220,23 @@ impl fmt::Display for Setup {
         f.pad(match self {
             Self::Stock => "stock",
             Self::Tuned => "tuned",
+            Self::Haproxy => "haproxy",
             Self::Handoff => "handoff",
         })
     }
 }
 
 impl Action {
+    pub fn is_deploy(self) -> bool {
+        matches!(self, Self::Reload | Self::SafeReload | Self::DrainScript)
+    }
+
     /// In an operator's words.
     pub fn says(self) -> &'static str {
         match self {
             Self::Reload => "pm2 reload",
+            Self::SafeReload => "handoff reload",
+            Self::DrainScript => "drain script",
             Self::Kill => "kill -9",
             Self::Crash => "crash loop",
         }

@@ -23,8 +23,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Sidecar {
     child: Child,
     log: PathBuf,
-    environment: [(&'static str, OsString); 4],
+    environment: Environment,
 }
+
+type Environment = [(&'static str, OsString); 4];
+
+/// What every `handoff` of a stage is told.
+pub fn environment(place: &Place) -> Environment {
+    [
+        ("PM2_HOME", place.pm2_home().into_os_string()),
+        ("HANDOFF_CONTROL", format!("unix:{}", place.control_socket().display()).into()),
+        ("HANDOFF_RUNTIME_DIR", place.file("runtime").into_os_string()),
+        ("HANDOFF_STATE_DIR", place.file("state").into_os_string()),
+    ]
+}
+
+// === impl Sidecar ===
 
 impl Sidecar {
     /// Starts, and comes back when it knows every worker and nginx takes each of them for up.
@@ -37,13 +51,7 @@ impl Sidecar {
     /// Starts, and does not wait.
     pub fn launch(place: &Place) -> Result<Self> {
         let log = place.file("handoff.log");
-        let control = place.control_socket();
-        let environment = [
-            ("PM2_HOME", place.pm2_home().into_os_string()),
-            ("HANDOFF_CONTROL", format!("unix:{}", control.display()).into()),
-            ("HANDOFF_RUNTIME_DIR", place.file("runtime").into_os_string()),
-            ("HANDOFF_STATE_DIR", place.file("state").into_os_string()),
-        ];
+        let environment = environment(place);
         let child = Command::new(place::handoff()?)
             .arg("run")
             .envs(environment.clone())

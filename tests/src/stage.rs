@@ -1,6 +1,6 @@
 //! How a program of the stage runs: until it is done, or until somebody stops it; either way nothing is left behind.
 
-use crate::{command, nginx::Binary, runner::Run};
+use crate::{command, haproxy, nginx::Binary, runner::Run, scenario::Setup};
 use anyhow::{Result, bail};
 use std::{collections::BTreeMap, process::ExitCode};
 use tokio::{
@@ -36,10 +36,14 @@ fn play_or_stop(play: impl Future<Output = Result<()>>) -> Result<()> {
 pub async fn versions(nginx: &Binary, runs: &[Run]) -> BTreeMap<String, String> {
     let node = command::succeed(command::clean("node").arg("--version")).await.unwrap_or_default();
     let pm2 = runs.first().map(|run| run.pm2.clone()).unwrap_or_default();
-    BTreeMap::from([
+    let mut versions = BTreeMap::from([
         ("handoff".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("nginx".to_owned(), nginx.version.clone()),
         ("node".to_owned(), node.trim().trim_start_matches('v').to_owned()),
         ("pm2".to_owned(), pm2),
-    ])
+    ]);
+    if runs.iter().any(|run| run.setup == Setup::Haproxy) {
+        versions.insert("haproxy".to_owned(), haproxy::version().await.unwrap_or_default());
+    }
+    versions
 }

@@ -3,14 +3,60 @@
 use crate::{
     lives::Life,
     load::{Kind, Visit},
+    reload::Reload,
     runner::Run,
+    streams::{Ending, Stream},
     timeline,
 };
 use handoff_wire::State;
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// nginx tells times in milliseconds, as of when it last looked at the clock.
 const CLOCK: Duration = Duration::from_millis(10);
+
+/// How long before its death a worker's last requests were counted.
+const LAST_LOOK: Duration = Duration::from_millis(250);
+
+/// What was promised of `handoff reload`, and did not hold.
+pub fn broken_promises(run: &Run) -> Vec<String> {
+    let scenario = &run.scenario;
+    let mut broken = Vec::new();
+    let mut none = |count: usize, what: &str| {
+        if count > 0 {
+            broken.push(format!("{count} {what}"));
+        }
+    };
+    none(run.failed().count(), "visits failed");
+    none(run.orders.executed_twice(), "orders ran twice");
+    none(run.refused().count(), "streams were refused");
+    if scenario.exit == 0 {
+        none(run.cut().count(), "streams were cut");
+    }
+    for Reload { exit, text, .. } in run.reloads.iter().filter(|reload| reload.exit != scenario.exit) {
+        broken.push(format!("exit code {exit} instead of {}: {text}", scenario.exit));
+    }
+    let (said, seen) = (run.said_cut(), cut(run));
+    if !seen.contains(&said) {
+        broken.push(format!("it says that it cut {said}, and {seen:?} were"));
+    }
+    if let Some(within) = scenario.within {
+        let slow = run.deploys().filter(|&seconds| seconds > within.as_secs_f64());
+        broken.extend(slow.map(|seconds| format!("a deploy took {seconds} s instead of {within:?} at most")));
+    }
+    broken
+}
+
+/// How many streams were cut. One that ended by itself in its worker's last moment may have been counted before.
+fn cut(run: &Run) -> RangeInclusive<usize> {
+    let last_moment = |stream: &Stream| {
+        let life = run.lives.iter().find(|life| Some(life.worker) == stream.worker)?;
+        let died = life.died?;
+        (died - LAST_LOOK..=died + CLOCK).contains(&stream.ended).then_some(())
+    };
+    let whole = run.streams.iter().filter(|stream| stream.ending == Ending::Complete);
+    let seen = run.cut().count();
+    seen..=seen + whole.filter_map(last_moment).count()
+}
 
 /// Visits that nginx tried at a worker which it held for draining, down, checking or unhealthy all the while.
 pub fn sent_where_none_should_be(run: &Run) -> Vec<(&Visit, State)> {

@@ -6,17 +6,20 @@ use e2e::{
     load::Visit,
     nginx::Binary,
     picture, place,
+    reload::Reload,
     report::Report,
     runner::{Plan, Run},
     scenario::{Action, Level, Scenario, Setup},
-    stage, table, verdict,
+    stage,
+    streams::Stream,
+    table, verdict,
 };
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
 #[command(about)]
 struct Options {
-    /// Which one: S4, S4n, S6b, S6c
+    /// Which one: S4, S4n, S6b, S6c, S8b, S8b-cut
     #[arg(long)]
     scenario: String,
     /// How often each setup plays it
@@ -25,8 +28,8 @@ struct Options {
     /// How much of Handoff the user takes
     #[arg(long, value_enum, default_value = "L0")]
     level: Level,
-    /// Which setups to play it with
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["stock", "tuned", "handoff"])]
+    /// Which setups to play it with [default: stock,tuned,handoff; at L1 tuned,haproxy,handoff]
+    #[arg(long, value_enum, value_delimiter = ',')]
     setups: Vec<Setup>,
     /// Which nginx, by its version or its path
     #[arg(long)]
@@ -42,8 +45,9 @@ fn main() -> ExitCode {
 
 async fn play(options: Options) -> Result<()> {
     ensure!(options.runs > 0, "--runs must be at least 1");
-    let Options { level: Level::L0, ref setups, runs: times, .. } = options;
-    let scenario = Scenario::find(&options.scenario)?;
+    let Options { level, runs: times, .. } = options;
+    let scenario = Scenario::find(&options.scenario)?.at(level)?;
+    let setups = if options.setups.is_empty() { level.setups() } else { &options.setups };
     let nginx = Binary::find(options.nginx.as_deref()).await?;
     let mut runs = Vec::new();
     for time in 1..=times {
@@ -63,6 +67,14 @@ async fn play(options: Options) -> Result<()> {
     report.write(&json)?;
     picture::write(&svg, &last_of_each(setups, &runs))?;
     println!("{}\n{}\n{}", table::text(&report), json.display(), svg.display());
+    if level == Level::L1 { judge(&runs) } else { Ok(()) }
+}
+
+/// Who types `handoff reload` was promised something.
+fn judge(runs: &[Run]) -> Result<()> {
+    let ours = runs.iter().filter(|run| run.setup == Setup::Handoff);
+    let broken: Vec<String> = ours.flat_map(verdict::broken_promises).collect();
+    ensure!(broken.is_empty(), "not as promised:\n  {}", broken.join("\n  "));
     Ok(())
 }
 
@@ -73,10 +85,18 @@ fn explain(run: &Run) {
         eprintln!("  {} of them no order that was with the worker when it died", unexplained.len());
         unexplained.iter().for_each(|visit| tell(run, visit, ""));
     }
+    if run.scenario.streaming.is_some() {
+        let (cut, refused, all) = (run.cut().count(), run.refused().count(), run.streams.len());
+        eprintln!("  of {all} streams {cut} cut, {refused} refused");
+    }
     if run.setup != Setup::Handoff {
         return;
     }
     run.failed().for_each(|visit| tell(run, visit, ""));
+    run.cut().for_each(|stream| tell_cut(run, stream));
+    for Reload { exit, text, .. } in &run.reloads {
+        eprintln!("  exit code {exit}: {text}");
+    }
     for (visit, state) in verdict::sent_where_none_should_be(run) {
         tell(run, visit, &format!(" while it was {state}"));
     }
@@ -89,6 +109,13 @@ fn tell(run: &Run, visit: &Visit, when: &str) {
     let Visit { number, kind, answer, .. } = visit;
     let at = visit.due.since(run.began).as_secs_f64();
     eprintln!("  at {at:.3} s {kind}, visit {number}: {answer}, tried {:?}{when}", run.log.tried(*number));
+}
+
+fn tell_cut(run: &Run, stream: &Stream) {
+    let Stream { kind, ended, worker, pulses, .. } = stream;
+    let at = ended.since(run.began).as_secs_f64();
+    let worker = worker.map_or("nobody knows whom".to_owned(), |pid| pid.to_string());
+    eprintln!("  at {at:.3} s {kind} with {worker}: cut after {pulses} pulses");
 }
 
 fn last_of_each<'a>(setups: &[Setup], runs: &'a [Run]) -> Vec<&'a Run> {
