@@ -120,10 +120,8 @@ struct RawReload {
 impl Orders {
     /// Asks PM2; nothing is changed by it.
     pub async fn ask(home: &Home, rpc: &mut Rpc, request: &Request<'_>) -> Result<Self, OrdersError> {
-        let (daemon, own) = (rpc.daemon(), rustix::process::geteuid().as_raw());
-        if daemon.uid != own {
-            return Err(OrdersError::OtherUser { daemon: daemon.uid, own });
-        }
+        let daemon = rpc.daemon();
+        same_user(daemon.uid, rustix::process::geteuid().as_raw())?;
         let arguments = request.arguments()?;
         let report = rpc.report().await?;
         let (node, root) = (node(&report, daemon.pid)?, root(&report)?);
@@ -185,6 +183,10 @@ impl<'a> Request<'a> {
             None => Ok(arguments),
         }
     }
+}
+
+fn same_user(daemon: u32, own: u32) -> Result<(), OrdersError> {
+    if daemon == own { Ok(()) } else { Err(OrdersError::OtherUser { daemon, own }) }
 }
 
 /// The node that PM2 says it runs on; if an upgrade removed it meanwhile, the one that still runs.
@@ -285,6 +287,13 @@ mod tests {
         assert_eq!(error("File a.json malformated").to_string(), "PM2: File a.json malformated");
         assert!(Orders::parse(b"Segmentation fault\n").is_none());
         assert!(Orders::parse(b"").is_none());
+    }
+
+    #[test]
+    fn not_even_root_asks_the_pm2_of_another_user() {
+        assert!(same_user(1000, 1000).is_ok() && same_user(0, 0).is_ok());
+        let error = same_user(1000, 0).unwrap_err().to_string();
+        assert!(error.ends_with("Run it as that user: sudo -u '#1000' handoff reload …"), "{error}");
     }
 
     #[test]

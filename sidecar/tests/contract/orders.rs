@@ -155,6 +155,8 @@ fn snapshot(dir: &Path) -> BTreeMap<String, SystemTime> {
 pub async fn change_nothing_and_say_what_is_wrong(pm2: &Pm2) {
     pm2.start_apps(apps("1")).await;
     let home = pm2.home();
+    // The command line would put it back.
+    fs::remove_file(home.path().join("touch")).unwrap();
     let before = (snapshot(home.path()), pm2.list().await);
     let plain = Request::default();
 
