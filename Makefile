@@ -69,7 +69,11 @@ loom: ## core's claim and drain under every interleaving; the wrong order must b
 
 .PHONY: unit
 unit: ## core, wire and sidecar alone: a Rust toolchain is enough
-	cargo test $(LOCKED) -p handoff-core -p handoff-wire -p handoff
+	cargo test $(LOCKED) -p handoff-core -p handoff-wire -p handoff -- --skip real_pm2
+
+.PHONY: contract
+contract: setup ## what we take for granted of PM2: its versions 5, 6 and 7, each on Node 18, 20 and 22
+	cargo test $(LOCKED) -p handoff --test contract -- --include-ignored
 
 # One run for all of them: cargo then builds each dependency once, and the last lines count every test.
 .PHONY: tests
@@ -108,4 +112,4 @@ bench: build ## what Handoff costs a request: instructions, and throughput in in
 
 .PHONY: clean
 clean: ## remove all that was built or installed in this folder
-	rm -rf target dist tests/apps/node_modules tests/pm2/node_modules
+	rm -rf target dist tests/apps/node_modules tests/node/node_modules tests/pm2/node_modules
