@@ -14,6 +14,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod danger;
 pub mod host;
 pub mod level;
 pub mod look;

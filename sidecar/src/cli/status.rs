@@ -2,6 +2,7 @@
 
 use super::{Context, Exit, Failure, table, target};
 use crate::{
+    danger,
     level::{self, Level, Surroundings},
     mapping::Behind,
     peer::Peer,
@@ -65,6 +66,7 @@ struct AppStatus {
     app: String,
     level: Option<&'static str>,
     why_not: Option<String>,
+    dangers: Vec<String>,
     workers: Vec<WorkerStatus>,
 }
 
@@ -191,6 +193,7 @@ impl Scene<'_> {
             })
             .collect();
         let level = level::level(&known, around);
+        let dangers = danger::dangers(&workers.iter().map(|&(_, worker)| worker).collect::<Vec<_>>());
         let status = |(&(id, worker), (_, claims, why)): (&(PmId, &Worker), _)| -> WorkerStatus {
             let claims: BTreeSet<Peer> = claims;
             WorkerStatus {
@@ -208,6 +211,7 @@ impl Scene<'_> {
                 Level::L0 => None,
                 Level::None(why) => Some(why.to_string()),
             },
+            dangers: dangers.iter().map(ToString::to_string).collect(),
             workers: workers.iter().zip(known).map(status).collect(),
         }
     }
@@ -286,7 +290,7 @@ impl DaemonStatus {
         let heads = ["APP", "WORKER", "PID", "PHASE", "PEER", "UPSTREAM", "STATE", "IN FLIGHT", "MARKS"];
         let mut rows = vec![heads.map(String::from).to_vec()];
         rows.extend(self.apps.iter().flat_map(AppStatus::rows));
-        let levels: String = self.apps.iter().map(AppStatus::level_line).collect();
+        let levels: String = self.apps.iter().map(AppStatus::level_lines).collect();
         format!("{head}\n{}\n{levels}", table::render(&rows))
     }
 }
@@ -326,11 +330,13 @@ fn millis(micros: u64) -> String {
 // === impl AppStatus ===
 
 impl AppStatus {
-    fn level_line(&self) -> String {
-        match &self.why_not {
-            None => format!("{}: L0\n", self.app),
-            Some(why) => format!("{}: not protected: {why}\n", self.app),
-        }
+    fn level_lines(&self) -> String {
+        let level = match &self.why_not {
+            None => "L0".to_owned(),
+            Some(why) => format!("not protected: {why}"),
+        };
+        let lines = [level].into_iter().chain(self.dangers.iter().map(|danger| format!("beware: {danger}")));
+        lines.map(|line| format!("{}: {line}\n", self.app)).collect()
     }
 
     fn rows(&self) -> Vec<Vec<String>> {

@@ -39,6 +39,10 @@ pub struct Settings {
     pub treekill: bool,
     /// PM2 starts it again when it ends by itself.
     pub autorestart: bool,
+    /// PM2 restarts it at certain times.
+    pub cron_restart: bool,
+    /// PM2 restarts it when a file changes.
+    pub watch: bool,
     /// From the signal to SIGKILL. None: PM2's default.
     pub kill_timeout: Option<Duration>,
     /// How long PM2 waits for `ready`. None: PM2's default.
@@ -78,6 +82,8 @@ struct RawEnv {
     wait_ready: Loose,
     treekill: Loose,
     autorestart: Loose,
+    cron_restart: Loose,
+    watch: Loose,
     kill_timeout: Loose,
     listen_timeout: Loose,
     out_log: Loose,
@@ -98,6 +104,8 @@ enum Loose {
     Bool(bool),
     Number(u64),
     Text(String),
+    /// A list or an object.
+    Many,
 }
 
 fn list<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Listed>, D::Error> {
@@ -133,6 +141,9 @@ impl RawEnv {
             treekill: self.treekill == Loose::Bool(true),
             autorestart: self.autorestart != Loose::Bool(false)
                 && self.autorestart.as_text() != Some("false"),
+            // PM2 takes `0` for no time at all.
+            cron_restart: self.cron_restart.is_truthy() && self.cron_restart.as_text() != Some("0"),
+            watch: self.watch.is_truthy(),
             kill_timeout: self.kill_timeout.duration(),
             listen_timeout: self.listen_timeout.duration(),
             restarts: self.restarts.number().unwrap_or_default(),
@@ -157,6 +168,8 @@ impl RawEnv {
             "wait_ready" => &mut self.wait_ready,
             "treekill" => &mut self.treekill,
             "autorestart" => &mut self.autorestart,
+            "cron_restart" => &mut self.cron_restart,
+            "watch" => &mut self.watch,
             "kill_timeout" => &mut self.kill_timeout,
             "listen_timeout" => &mut self.listen_timeout,
             "pm_out_log_path" => &mut self.out_log,
@@ -233,7 +246,7 @@ impl Loose {
         let number = match self {
             Self::Number(number) => *number,
             Self::Text(text) => text.trim().parse().ok()?,
-            Self::Nothing | Self::Bool(_) => return None,
+            Self::Nothing | Self::Bool(_) | Self::Many => return None,
         };
         T::try_from(number).ok()
     }
@@ -242,7 +255,7 @@ impl Loose {
         match self {
             Self::Text(text) => Some(text),
             Self::Number(number) => Some(number.to_string()),
-            Self::Nothing | Self::Bool(_) => None,
+            Self::Nothing | Self::Bool(_) | Self::Many => None,
         }
     }
 
@@ -264,6 +277,7 @@ impl Loose {
             Self::Bool(value) => *value,
             Self::Number(number) => *number != 0,
             Self::Text(text) => !text.is_empty(),
+            Self::Many => true,
         }
     }
 }
@@ -304,12 +318,12 @@ impl<'de> Deserialize<'de> for Loose {
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Loose, A::Error> {
                 while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(Loose::Nothing)
+                Ok(Loose::Many)
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Loose, A::Error> {
                 while map.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {}
-                Ok(Loose::Nothing)
+                Ok(Loose::Many)
             }
         }
         d.deserialize_any(Visitor)
@@ -343,6 +357,8 @@ mod tests {
                 wait_ready: true,
                 treekill: true,
                 autorestart: true,
+                cron_restart: false,
+                watch: false,
                 kill_timeout: Some(Duration::from_millis(1600)),
                 listen_timeout: Some(Duration::from_secs(9)),
                 out_log: Some("/var/log/shop-out-3.log".into()),
@@ -366,6 +382,21 @@ mod tests {
         );
         assert_eq!((worker.app.as_str(), worker.pid, worker.status), ("7", None, Status::Other));
         assert_eq!(worker.settings, Settings { cluster: true, wait_ready: true, ..Settings::default() });
+    }
+
+    #[test]
+    fn what_restarts_it_by_itself_is_known() {
+        let settings = |more: &str| one(&format!(r#"{{"pm_id":1,"pm2_env":{{{more}}}}}"#)).settings;
+        for set in [r#""* * * * *""#, "7"] {
+            assert!(settings(&format!(r#""cron_restart":{set}"#)).cron_restart, "{set}");
+        }
+        for unset in [r#""0""#, "0", "null", r#""""#] {
+            assert!(!settings(&format!(r#""cron_restart":{unset}"#)).cron_restart, "{unset}");
+        }
+        for set in ["true", "[]", r#"["src"]"#, r#""src""#] {
+            assert!(settings(&format!(r#""watch":{set}"#)).watch, "{set}");
+        }
+        assert!(!settings(r#""watch":false"#).watch);
     }
 
     #[test]
