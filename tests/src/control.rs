@@ -2,23 +2,41 @@
 //!
 //! Starting Node takes a good part of a small machine; what that alone does to the visitors, no proxy can undo.
 
-use crate::{app::App, clock::Moment, command, http, ports, wait};
+use crate::{app::App, clock::Moment, command, http, ports, scenario::Action, wait};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::process::Child;
 
-/// PM2 replaces two workers at a time.
-const AT_A_TIME: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Starts a command line and then one worker for each of the app's, two at a time, on ports that nobody visits. Comes
-/// back when the last one listens: from when to when that was.
-pub async fn play(app: &App) -> Result<(Moment, Moment)> {
+/// How a deploy of four starts Node.
+struct Starts {
+    workers_at_a_time: usize,
+    command_lines: CommandLines,
+}
+
+#[derive(PartialEq, Eq)]
+enum CommandLines {
+    None,
+    One,
+    /// PM2's, before each worker.
+    OneEach,
+}
+
+/// Starts one worker for each of the app's, on ports that nobody visits, in the manner of this deploy. Comes back when the
+/// last one listens: from when to when that was.
+pub async fn play(app: &App, deploy: Action) -> Result<(Moment, Moment)> {
+    let Starts { workers_at_a_time, command_lines } = Starts::of(deploy);
     let began = Moment::now();
-    command::succeed(command::clean("node").args(["-e", "require(process.argv[1])", "node:http"])).await?;
+    if command_lines == CommandLines::One {
+        start_command_line().await?;
+    }
     let first = ports::row(app.workers)?;
     let ports: Vec<u16> = (first..).take(app.workers.into()).collect();
-    for together in ports.chunks(AT_A_TIME) {
+    for together in ports.chunks(workers_at_a_time) {
+        if command_lines == CommandLines::OneEach {
+            start_command_line().await?;
+        }
         let started: Vec<Child> = together.iter().map(|&port| start(app, port)).collect::<Result<_>>()?;
         for &port in together {
             wait::until("a worker to listen", PATIENCE, async || {
@@ -29,6 +47,24 @@ pub async fn play(app: &App) -> Result<(Moment, Moment)> {
         drop(started);
     }
     Ok((began, Moment::now()))
+}
+
+// === impl Starts ===
+
+impl Starts {
+    fn of(deploy: Action) -> Self {
+        let (workers_at_a_time, command_lines) = match deploy {
+            Action::SafeReload => (1, CommandLines::None),
+            Action::DrainScript => (1, CommandLines::OneEach),
+            Action::Reload | Action::Kill | Action::Crash => (2, CommandLines::One),
+        };
+        Self { workers_at_a_time, command_lines }
+    }
+}
+
+async fn start_command_line() -> Result<()> {
+    command::succeed(command::clean("node").args(["-e", "require(process.argv[1])", "node:http"])).await?;
+    Ok(())
 }
 
 /// Killed when it is dropped.

@@ -123,7 +123,11 @@ impl Plan {
         let load = Load::start(target, self.scenario.rate);
         let streams = self.scenario.streaming.map(|streaming| Streams::start(target, streaming));
         let done = self.act(&stage, began).await?;
-        let control = if self.control { Some(stage.play_control().await?) } else { None };
+        let control = if self.control {
+            Some(stage.play_control(self.scenario.action_with(self.setup)).await?)
+        } else {
+            None
+        };
         let ended = Moment::now();
         let visits = load.stop().await;
         let streams = match streams {
@@ -337,8 +341,8 @@ impl Stage {
     }
 
     /// Between two pauses, so that nothing else is in what is measured.
-    async fn play_control(&self) -> Result<(Moment, Moment)> {
-        let control = control::play(&self.app).await?;
+    async fn play_control(&self, deploy: Action) -> Result<(Moment, Moment)> {
+        let control = control::play(&self.app, deploy).await?;
         (control.1 + SETTLING).reached().await;
         Ok(control)
     }

@@ -11,12 +11,13 @@ use e2e::{
 };
 use std::time::Duration;
 
-/// One deploy, under streams of four seconds.
+/// One deploy of fewer workers, under streams of four seconds.
 const SHORT: Scenario = Scenario {
     level: Level::L1,
+    workers: 3,
     streaming: Some(Streaming { each: 10, pulses: 20 }),
     pace: Pace {
-        actions: &[Duration::from_secs(5)],
+        actions: &[Duration::from_secs(4)],
         gap: Duration::ZERO,
         at_least: Duration::ZERO,
         after: SETTLING,
