@@ -1,0 +1,84 @@
+//! PM2 ends every worker of an app at once. Requests fail while nobody listens and at no other time; as soon as somebody
+//! does, all is as it was.
+
+use crate::trial::{Findings, Plan, Trial, set};
+use anyhow::Result;
+use e2e::{alone, app::NAME, scenario::Setup};
+use serde_json::json;
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
+
+/// Longer than a restart of the whole app takes.
+const SOON: Duration = Duration::from_secs(10);
+const ALL: [u16; 4] = [0, 1, 2, 3];
+
+/// A cron pattern for once a minute, the next time soon.
+fn soon() -> Result<String> {
+    let second = (SystemTime::now() + SOON).duration_since(SystemTime::UNIX_EPOCH)?.as_secs() % 60;
+    Ok(format!("{second} * * * * *"))
+}
+
+async fn play(setup: Setup) -> Result<Findings> {
+    let plan = Plan { setup, workers: 4, servers: 4, daemon: &[] };
+    let mut trial = Trial::set(&plan, |place, _, ecosystem| {
+        set(ecosystem, "/apps/0/watch", json!([place.file("watched")]));
+    })
+    .await?;
+
+    let began = trial.begin("watch: a second change in mid-restart");
+    fs::write(trial.file("watched"), "one")?;
+    trial.replaced(2, began).await?;
+    // PM2 is at the other two now, and begins anew with these.
+    fs::write(trial.file("watched"), "two")?;
+    trial.replaced(6, began).await?;
+    trial.only_up(&ALL).await?;
+
+    let began = trial.begin("restart myapp --cron-restart");
+    trial.pm2.run(&["restart", NAME, "--cron-restart", &soon()?]).await?;
+    trial.replaced(4, began).await?;
+    trial.only_up(&ALL).await?;
+    if setup == Setup::Handoff {
+        let status = trial.status().await?;
+        assert!(status.contains("myapp: beware: cron_restart restarts all"), "{status}");
+    }
+
+    let began = trial.begin("cron_restart");
+    trial.replaced(4, began).await?;
+    trial.only_up(&ALL).await?;
+
+    let began = trial.pm2("update").await?;
+    trial.replaced(4, began).await?;
+    trial.only_up(&ALL).await?;
+
+    trial.pm2("kill").await?;
+    trial.only_up(&[]).await?;
+    for worker in ALL {
+        trial.reason_is(worker, &format!("gone: myapp:{worker}: it ended for good")).await?;
+    }
+    let began = trial.pm2("resurrect").await?;
+    trial.replaced(4, began).await?;
+    trial.only_up(&ALL).await?;
+    trial.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_all_die_at_once_requests_fail_only_while_nobody_listens() -> Result<()> {
+    let _alone = alone::take()?;
+    let findings = play(Setup::Handoff).await?;
+    findings.print("Handoff");
+    findings.nothing_twice_and_nothing_hung();
+    findings.all_failed_are(|findings, visit| findings.nobody_listened(visit));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "for comparison"]
+async fn the_same_without_handoff() -> Result<()> {
+    let _alone = alone::take()?;
+    for setup in [Setup::Stock, Setup::Tuned] {
+        play(setup).await?.print(setup.title());
+    }
+    Ok(())
+}

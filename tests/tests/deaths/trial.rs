@@ -1,0 +1,407 @@
+//! A stage with visitors, on which one thing happens after the other. Each has a window of its own, in which its visits
+//! are accounted for.
+
+#![allow(unreachable_pub, reason = "a module of a test is nobody else's")]
+
+use anyhow::{Context, Result};
+use e2e::{
+    access_log::AccessLog,
+    app::{App, Behaviour},
+    clock::Moment,
+    command,
+    conf::{Conf, Tuning},
+    http,
+    lives::{self, Life},
+    load::{Kind, Load, Visit},
+    nginx::{Binary, Nginx},
+    orders::Orders,
+    peers,
+    place::{self, Place},
+    pm2::{NEWEST, Pm2},
+    ports, process,
+    scenario::Setup,
+    sidecar::Sidecar,
+    wait,
+};
+use handoff_wire::{PeerState, PeerView};
+use hyper::StatusCode;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::{fmt, fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub const RATE: u32 = 200;
+const PATIENCE: Duration = Duration::from_secs(90);
+/// So long nothing happens before and after.
+const CALM: Duration = Duration::from_millis(500);
+/// How late nginx may hear of what is true already.
+const SLACK: Duration = Duration::from_millis(250);
+
+/// Fields are dropped in this order: first those who ask, last those who answer.
+pub struct Trial {
+    load: Load,
+    peers: Option<peers::Watch>,
+    lives: lives::Watch,
+    sidecar: Option<Sidecar>,
+    nginx: Nginx,
+    pub pm2: Pm2,
+    pub app: App,
+    place: Place,
+    servers: u16,
+    deeds: Vec<Deed>,
+}
+
+/// What is to be set up.
+pub struct Plan {
+    pub setup: Setup,
+    pub workers: u16,
+    /// Servers in nginx's configuration, at the ports from the first worker's on.
+    pub servers: u16,
+    /// The daemon's environment.
+    pub daemon: &'static [(&'static str, &'static str)],
+}
+
+/// Something that was done to the workers.
+#[derive(Clone, Copy, Debug)]
+pub struct Deed {
+    pub name: &'static str,
+    pub began: Moment,
+}
+
+/// All that was seen.
+pub struct Findings {
+    deeds: Vec<Deed>,
+    visits: Vec<Visit>,
+    orders: Orders,
+    lives: Vec<Life>,
+    log: AccessLog,
+}
+
+/// What one deed came to.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    pub deed: Deed,
+    pub visits: usize,
+    pub failed: Vec<Visit>,
+    /// How long nobody listened.
+    pub nobody: Duration,
+}
+
+// === impl Trial ===
+
+impl Trial {
+    /// `adapt` may change what the ecosystem file says.
+    pub async fn set(plan: &Plan, adapt: impl FnOnce(&Place, &App, &mut Value)) -> Result<Self> {
+        let nginx = Binary::find(Some("1.22.1")).await?;
+        let place = Place::new()?;
+        let row = plan.servers.max(plan.workers);
+        let mut app = App::new(Behaviour::Graceful, row, place.path())?;
+        let servers = app.addresses();
+        app.workers = plan.workers;
+        let mut ecosystem = app.ecosystem();
+        let preload = place::root().join("tests/tests/deaths/worker.cjs");
+        set(&mut ecosystem, "/apps/0/node_args", json!(["-r", preload]));
+        adapt(&place, &app, &mut ecosystem);
+        let pm2 = Pm2::start_file(NEWEST, &place.pm2_home(), &ecosystem, plan.daemon).await?;
+        for address in app.addresses() {
+            wait::until("every worker to answer", PATIENCE, async || {
+                http::status(address, "/health").await.filter(StatusCode::is_success)
+            })
+            .await?;
+        }
+        let control = place.control_socket();
+        let is_handoff = plan.setup == Setup::Handoff;
+        let tuning = if is_handoff {
+            Tuning::Handoff { module: place::module(&nginx.version)?, control: control.clone() }
+        } else if plan.setup == Setup::Tuned {
+            Tuning::Tuned
+        } else {
+            Tuning::Stock
+        };
+        let conf = Conf { port: ports::row(1)?, servers, tuning };
+        let nginx = Nginx::start(&nginx, &place.nginx_prefix(), &conf).await?;
+        let sidecar = if is_handoff { Some(Sidecar::start(&place, &app.addresses()).await?) } else { None };
+        let peers = sidecar.as_ref().map(|_| peers::Watch::new(&control));
+        let lives = lives::Watch::new(&app.lives());
+        let load = Load::start(ports::address(nginx.port()), RATE);
+        tokio::time::sleep(CALM).await;
+        Ok(Self {
+            load,
+            peers,
+            lives,
+            sidecar,
+            nginx,
+            pm2,
+            app,
+            place,
+            servers: plan.servers,
+            deeds: Vec::new(),
+        })
+    }
+
+    /// From now on, what happens is this deed's doing.
+    pub fn begin(&mut self, name: &'static str) -> Moment {
+        let began = Moment::now();
+        self.deeds.push(Deed { name, began });
+        began
+    }
+
+    /// Runs PM2's command line; its words are the deed's name.
+    pub async fn pm2(&mut self, words: &'static str) -> Result<Moment> {
+        let began = self.begin(words);
+        let arguments: Vec<&str> = words.split(' ').collect();
+        self.pm2.run(&arguments).await?;
+        Ok(began)
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.place.file(name)
+    }
+
+    pub fn address(&self, worker: u16) -> SocketAddr {
+        ports::address(self.app.first_port + worker)
+    }
+
+    /// Sends a signal to the process that listens, or listened last, on the port of this worker.
+    pub fn signal(&self, worker: u16, signal: Signal) -> Result<()> {
+        let port = self.app.first_port + worker;
+        let lives = lives::read(&self.app.lives())?;
+        let last = lives.iter().rfind(|life| life.port == port && life.listened.is_some());
+        process::signal(last.context("nobody listened there")?.worker, signal);
+        Ok(())
+    }
+
+    /// Waits until so many processes that booted since then have listened.
+    pub async fn replaced(&self, count: usize, since: Moment) -> Result<()> {
+        wait::until("the new workers to listen", PATIENCE, async || {
+            let lives = lives::read(&self.app.lives()).ok()?;
+            let new = lives.iter().filter(|life| life.booted > since && life.listened.is_some()).count();
+            (new >= count).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until nginx holds exactly these peers for up, and every other one for down; a spare one, behind which nobody
+    /// ever was, may be unavailable. Without Handoff nobody holds anything.
+    pub async fn only_up(&self, workers: &[u16]) -> Result<()> {
+        let up: Vec<String> = workers.iter().map(|&worker| self.address(worker).to_string()).collect();
+        let spare: Vec<String> =
+            (self.app.workers..self.servers).map(|worker| self.address(worker).to_string()).collect();
+        self.all(&format!("{up:?} and only they to be up"), |peer| match peer.state {
+            PeerState::Up => up.contains(&peer.address),
+            PeerState::Unavail => up.contains(&peer.address) && spare.contains(&peer.address),
+            PeerState::Down => !up.contains(&peer.address),
+            _ => false,
+        })
+        .await
+    }
+
+    /// Waits until Handoff holds nobody back but these, who are down. What nginx itself thinks of a peer that died passes
+    /// with its `fail_timeout`.
+    pub async fn only_down(&self, workers: &[u16]) -> Result<()> {
+        let down: Vec<String> = workers.iter().map(|&worker| self.address(worker).to_string()).collect();
+        self.all(&format!("{down:?} and only they to be down"), |peer| match peer.state {
+            PeerState::Down => down.contains(&peer.address),
+            PeerState::Up | PeerState::Unavail => !down.contains(&peer.address) && peer.marks.is_empty(),
+            _ => false,
+        })
+        .await
+    }
+
+    /// Waits until nginx holds no more than so many for up.
+    pub async fn no_more_than(&self, wanted: usize) -> Result<()> {
+        wait::until("most peers not to be up", PATIENCE, async || {
+            let up = self.peers().await.ok()?.iter().filter(|peer| peer.state == PeerState::Up).count();
+            (up <= wanted).then_some(())
+        })
+        .await
+    }
+
+    async fn all(&self, what: &str, is_right: impl Fn(&PeerView) -> bool) -> Result<()> {
+        if self.sidecar.is_none() {
+            tokio::time::sleep(CALM).await;
+            return Ok(());
+        }
+        let mut last = Vec::new();
+        wait::until(what, PATIENCE, async || {
+            last = self.peers().await.ok()?;
+            last.iter().all(&is_right).then_some(())
+        })
+        .await
+        .with_context(|| states(&last))
+    }
+
+    pub async fn peers(&self) -> Result<Vec<PeerView>> {
+        let view = peers::upstreams(&self.place.control_socket()).await?;
+        Ok(view.upstreams.into_iter().flat_map(|upstream| upstream.peers).collect())
+    }
+
+    /// Why nginx holds a worker's peer for what it does.
+    pub async fn reason(&self, worker: u16) -> Result<String> {
+        let address = self.address(worker).to_string();
+        let peers = self.peers().await?;
+        let peer = peers.iter().find(|peer| peer.address == address).context("no such peer")?;
+        Ok(peer.marks.iter().map(|mark| format!("{}: {}", mark.expect.as_str(), mark.reason)).collect())
+    }
+
+    /// Waits until nginx has this reason. Without Handoff it has none.
+    pub async fn reason_is(&self, worker: u16, wanted: &str) -> Result<()> {
+        if self.sidecar.is_none() {
+            return Ok(());
+        }
+        let mut last = String::new();
+        wait::until("the reason to be right", PATIENCE, async || {
+            last = self.reason(worker).await.ok()?;
+            (last == wanted).then_some(())
+        })
+        .await
+        .with_context(|| format!("{last:?}, not {wanted:?}"))
+    }
+
+    /// Waits until PM2 has given up so many workers.
+    pub async fn given_up(&self, workers: usize) -> Result<()> {
+        let log = self.place.pm2_home().join("pm2.log");
+        wait::until("PM2 to give up", PATIENCE, async || {
+            let given_up = fs::read_to_string(&log).ok()?.matches("had too many unstable restarts").count();
+            (given_up >= workers).then_some(())
+        })
+        .await
+    }
+
+    /// What `handoff status` says.
+    pub async fn status(&self) -> Result<String> {
+        let mut handoff = command::clean(place::handoff()?);
+        let control = format!("unix:{}", self.place.control_socket().display());
+        handoff.arg("status").env("HANDOFF_CONTROL", control).env("PM2_HOME", self.place.pm2_home());
+        handoff.env("HANDOFF_RUNTIME_DIR", self.file("runtime"));
+        command::succeed(&mut handoff).await
+    }
+
+    /// Ends the load, and takes all down in order.
+    pub async fn end(self) -> Result<Findings> {
+        tokio::time::sleep(CALM).await;
+        let visits = self.load.stop().await;
+        if let Some(peers) = self.peers {
+            peers.finish().await?;
+        }
+        let lives = self.lives.finish().await?;
+        let orders = Orders::read(&self.app.orders())?;
+        if let Some(sidecar) = self.sidecar {
+            sidecar.stop()?;
+        }
+        let log = self.nginx.access_log();
+        self.nginx.quit().await?;
+        Ok(Findings { deeds: self.deeds, visits, orders, lives, log: AccessLog::read(&log)? })
+    }
+}
+
+/// Changes what is there, or adds it.
+pub fn set(ecosystem: &mut Value, pointer: &str, value: Value) {
+    let Some((object, name)) = pointer.rsplit_once('/') else { return };
+    if let Some(Value::Object(object)) = ecosystem.pointer_mut(object) {
+        object.insert(name.to_owned(), value);
+    }
+}
+
+fn states(peers: &[PeerView]) -> String {
+    peers.iter().map(|peer| format!("{} {:?} {:?}; ", peer.address, peer.state, peer.marks)).collect()
+}
+
+// === impl Findings ===
+
+impl Findings {
+    /// A visit belongs to the last deed that had begun when it was answered.
+    pub fn costs(&self) -> Vec<Cost> {
+        let ends = self.deeds.iter().skip(1).map(|deed| Some(deed.began)).chain([None]);
+        self.deeds.iter().zip(ends).map(|(&deed, end)| self.cost(deed, end)).collect()
+    }
+
+    fn cost(&self, deed: Deed, end: Option<Moment>) -> Cost {
+        let is_its = |visit: &&Visit| {
+            let answered = visit.due + visit.latency;
+            answered >= deed.began && end.is_none_or(|end| answered < end)
+        };
+        let visits: Vec<&Visit> = self.visits.iter().filter(is_its).collect();
+        let gaps =
+            self.gaps().into_iter().filter(|gap| gap.0 >= deed.began && end.is_none_or(|end| gap.0 < end));
+        Cost {
+            deed,
+            visits: visits.len(),
+            failed: visits.into_iter().filter(|visit| visit.failed()).cloned().collect(),
+            nobody: gaps.map(|(from, to)| to.since(from)).sum(),
+        }
+    }
+
+    /// Holds everywhere, whatever happened.
+    pub fn nothing_twice_and_nothing_hung(&self) {
+        assert_eq!(self.orders.executed_twice(), 0, "executed twice");
+        let hung = self.visits.iter().filter(|visit| visit.answer == e2e::load::Answer::Hung).count();
+        assert_eq!(hung, 0, "hung");
+    }
+
+    /// Every failed visit must be explained.
+    pub fn all_failed_are(&self, explained: impl Fn(&Self, &Visit) -> bool) {
+        for cost in self.costs() {
+            let unexplained: Vec<&Visit> =
+                cost.failed.iter().filter(|visit| !explained(self, visit)).collect();
+            assert!(unexplained.is_empty(), "{cost}\n{unexplained:#?}");
+        }
+    }
+
+    /// An order that was with a worker when this died unasked: it may not be repeated.
+    pub fn died_with_its_worker(&self, visit: &Visit) -> bool {
+        let Some(last) = self.log.tried(visit.number).last() else { return false };
+        let lasted = visit.due - SLACK..=visit.due + visit.latency + SLACK;
+        let unasked = self.lives.iter().filter(|life| life.port == last.port() && life.closed.is_none());
+        visit.kind == Kind::Order && unasked.filter_map(|life| life.died).any(|died| lasted.contains(&died))
+    }
+
+    pub fn nobody_listened(&self, visit: &Visit) -> bool {
+        let (from, to) = (visit.due, visit.due + visit.latency);
+        self.gaps().iter().any(|gap| from <= gap.1 + SLACK && to + SLACK >= gap.0)
+    }
+
+    /// From when to when nobody listened, after the first had begun to.
+    fn gaps(&self) -> Vec<(Moment, Moment)> {
+        let mut steps: Vec<(Moment, i32)> = Vec::new();
+        for life in &self.lives {
+            let Some(listened) = life.listened else { continue };
+            steps.push((listened, 1));
+            let ended = life.closed.into_iter().chain(life.died).min();
+            steps.extend(ended.map(|ended| (ended, -1)));
+        }
+        steps.sort_unstable();
+        let mut serving = 0;
+        let mut since = None;
+        let mut gaps = Vec::new();
+        for (at, step) in steps {
+            serving += step;
+            match since {
+                None if serving == 0 => since = Some(at),
+                Some(from) if serving > 0 => {
+                    gaps.push((from, at));
+                    since = None;
+                }
+                _ => {}
+            }
+        }
+        gaps
+    }
+
+    /// For the person at the terminal.
+    pub fn print(&self, title: &str) {
+        eprintln!("{title}");
+        self.costs().iter().for_each(|cost| eprintln!("{cost}"));
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { deed, visits, failed, nobody } = self;
+        write!(
+            f,
+            "{:<40} {visits:>5} visits, {:>4} failed, nobody listened for {nobody:.3?}",
+            deed.name,
+            failed.len()
+        )
+    }
+}
