@@ -130,7 +130,6 @@ async fn roll_out(context: &Context, args: &Args, work: Work, brake: &Brake) -> 
         while let Ok(event) = told.try_recv() {
             progress.show(&event);
         }
-        progress.finish();
         if outcome.exit() != Exit::Done {
             exit = outcome.exit();
         }

@@ -44,6 +44,8 @@ pub enum Step {
     Starting,
     /// It listens and is ready; so many of its health checks passed in a row.
     Checking { passed: u32, of: u32 },
+    /// It gets what can be tried elsewhere, and its errors are.
+    Trial,
     /// Users' requests reach it again.
     Up,
     /// It is new, serves, and was watched for a moment.
