@@ -409,16 +409,43 @@ impl Turn {
         Ok(self.marks.down().await?)
     }
 
+    /// PM2 7 says that it stopped a worker that was not ready yet, and starts it again. One that is frozen until PM2 no
+    /// longer waits for `ready` stays stopped.
     async fn stop(&self) -> Result<(), Stop> {
-        let settings = self.seen()?.listed.settings;
+        let waits = self.seen()?.listed.settings.listen_timeout.unwrap_or_default() + KILL_GRACE;
+        let until = Instant::now() + waits;
+        self.ask_to_stop().await?;
+        while !self.is_stopped()? {
+            if Instant::now() >= until {
+                return Err(Stop::Refused(format!("PM2 could not stop {} within {waits:?}", self.name)));
+            }
+            if self.seen()?.listed.status == Status::Online {
+                self.ask_to_stop().await?;
+                continue;
+            }
+            let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
+            // Refused between two of its lives.
+            _ = rpc.signal(self.id, "SIGSTOP").await;
+            self.fresh_look().await?;
+        }
+        Ok(())
+    }
+
+    async fn ask_to_stop(&self) -> Result<(), Stop> {
+        let patience = self.seen()?.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
         self.in_hand.expect_stop();
-        let patience = settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
         let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
         let stopped = time::timeout(patience, rpc.stop(self.id)).await;
         let late = || Stop::Refused(format!("PM2 could not stop {} within {patience:?}", self.name));
         stopped.map_err(|_| late())??;
         // So that the next thing that is known of it is how it is now.
         self.fresh_look().await
+    }
+
+    fn is_stopped(&self) -> Result<bool, Stop> {
+        let seen = self.seen()?;
+        let is_over = matches!(seen.listed.status, Status::Stopped | Status::Errored);
+        Ok(is_over && seen.process.is_none())
     }
 
     // --- looking
