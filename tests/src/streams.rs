@@ -207,6 +207,84 @@ impl fmt::Display for Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+    use tokio_tungstenite::accept_async;
+
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Worker-PID: 7\r\n\r\n";
+    const EVENT_1: &str = "f\r\nid: 1\ndata: 7\n\n\r\n";
+    const EVENT_2: &str = "f\r\nid: 2\ndata: 7\n\n\r\n";
+    const END: &str = "0\r\n\r\n";
+
+    /// What becomes of a stream of two events, if this is what is answered before the connection closes.
+    async fn events(answer: String) -> Stream {
+        let listener = TcpListener::bind(ports::address(0)).await.unwrap();
+        let target = listener.local_addr().unwrap();
+        spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            _ = stream.read(&mut [0; 4096]).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        follow(Kind::Events, target, 2).await
+    }
+
+    /// What becomes of a WebSocket of two words, if so many are echoed, and then the connection breaks or its end is awaited.
+    async fn echo(words: usize, then_breaks: bool) -> Stream {
+        let listener = TcpListener::bind(ports::address(0)).await.unwrap();
+        let target = listener.local_addr().unwrap();
+        spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = accept_async(stream).await.unwrap();
+            for _ in 0..words {
+                let word = socket.next().await.unwrap().unwrap();
+                socket.send(word).await.unwrap();
+            }
+            while !then_breaks && socket.next().await.is_some() {}
+        });
+        follow(Kind::Echo, target, 2).await
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_whole_with_every_event_and_a_clean_end() {
+        let stream = events([HEAD, EVENT_1, EVENT_2, END].concat()).await;
+        assert_eq!((stream.ending, stream.pulses, stream.worker), (Ending::Complete, 2, Some(7)));
+    }
+
+    #[tokio::test]
+    async fn anything_less_is_cut() {
+        for (answer, pulses) in [
+            ([HEAD, EVENT_1].concat(), 1),
+            ([HEAD, EVENT_1, END].concat(), 1),
+            ([HEAD, EVENT_1, EVENT_2].concat(), 2),
+            ([HEAD, EVENT_2, EVENT_1, END].concat(), 0),
+        ] {
+            let stream = events(answer.clone()).await;
+            assert_eq!((stream.ending, stream.pulses), (Ending::Cut, pulses), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn another_answer_or_none_is_a_refusal() {
+        let bad_gateway = "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(events(bad_gateway.to_owned()).await.ending, Ending::Refused);
+        let nobody = ports::address(ports::row(1).unwrap());
+        for kind in [Kind::Events, Kind::Echo] {
+            assert_eq!(follow(kind, nobody, 2).await.ending, Ending::Refused, "{kind}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_websocket_is_whole_with_every_echo_and_its_own_close() {
+        for (words, then_breaks, ending) in
+            [(1, true, Ending::Cut), (2, true, Ending::Cut), (2, false, Ending::Complete)]
+        {
+            let stream = echo(words, then_breaks).await;
+            assert_eq!((stream.ending, stream.pulses), (ending, u32::try_from(words).unwrap()));
+        }
+    }
 
     #[test]
     fn events_count_once_they_are_whole() {
