@@ -292,7 +292,12 @@ impl Work {
         let apps: BTreeSet<&str> = listed.iter().map(|worker| worker.app.as_str()).collect();
         let plain = |app: &str, only| Order { app: app.to_owned(), only, env: BTreeMap::new() };
         if target == "all" {
-            apps.into_iter().for_each(|app| self.push(plain(app, None)));
+            let modules: BTreeSet<&str> = listed
+                .iter()
+                .filter(|worker| worker.settings.module)
+                .map(|worker| worker.app.as_str())
+                .collect();
+            apps.difference(&modules).for_each(|app| self.push(plain(app, None)));
             return Ok(());
         }
         if apps.contains(target) {

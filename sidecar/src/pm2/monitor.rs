@@ -37,6 +37,8 @@ pub struct Settings {
     pub wait_ready: bool,
     /// PM2 looks for children before it sends the signal: that is the lead that makes its notice useful.
     pub treekill: bool,
+    /// A module of PM2's own (pm2-logrotate and its like), which `all` does not mean.
+    pub module: bool,
     /// PM2 starts it again when it ends by itself.
     pub autorestart: bool,
     /// PM2 restarts it at certain times.
@@ -81,6 +83,7 @@ struct RawEnv {
     exec_mode: Loose,
     wait_ready: Loose,
     treekill: Loose,
+    module: Loose,
     autorestart: Loose,
     cron_restart: Loose,
     watch: Loose,
@@ -139,6 +142,7 @@ impl RawEnv {
             wait_ready: self.wait_ready.is_truthy(),
             // Strictly true, as PM2 compares it.
             treekill: self.treekill == Loose::Bool(true),
+            module: self.module.is_truthy(),
             autorestart: self.autorestart != Loose::Bool(false)
                 && self.autorestart.as_text() != Some("false"),
             // PM2 takes `0` for no time at all.
@@ -167,6 +171,7 @@ impl RawEnv {
             "exec_mode" => &mut self.exec_mode,
             "wait_ready" => &mut self.wait_ready,
             "treekill" => &mut self.treekill,
+            "pmx_module" => &mut self.module,
             "autorestart" => &mut self.autorestart,
             "cron_restart" => &mut self.cron_restart,
             "watch" => &mut self.watch,
@@ -356,6 +361,7 @@ mod tests {
                 cluster: false,
                 wait_ready: true,
                 treekill: true,
+                module: false,
                 autorestart: true,
                 cron_restart: false,
                 watch: false,
