@@ -4,7 +4,7 @@ use crate::Handoff;
 use crate::conf::MainConf;
 use handoff_core::Moment;
 use nginx_sys::{
-    ngx_array_t, ngx_connection_t, ngx_cycle_t, ngx_http_request_t, ngx_int_t, ngx_log_t,
+    ngx_array_t, ngx_connection_t, ngx_cycle_t, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_msec_t,
     ngx_peer_connection_t, ngx_str_t, ngx_uint_t, sockaddr,
 };
 use ngx::http::HttpModuleMainConf;
@@ -102,6 +102,11 @@ impl PeerConnection {
 
     pub(crate) fn set_tries(self, tries: ngx_uint_t) {
         self.get().tries = tries;
+    }
+
+    /// When the first attempt began, by `ngx_current_msec`.
+    pub(crate) fn started(self) -> ngx_msec_t {
+        self.get().start_time
     }
 
     /// The number of the connection, if there is one.

@@ -4,18 +4,19 @@
 //! refused choice is handed back as if it had not been made, and the balancer chooses again; its own record of what this
 //! request has tried keeps it from choosing the same peer twice. Every attempt ends in [`PeerData::free`], once.
 
-use crate::nginx::{PeerConnection, rc};
+use crate::hooks::{Hooks, layer};
+use crate::nginx::{PeerConnection, global, rc};
+use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::Admission;
 use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
+use handoff_core::trial::Candidate;
 use handoff_wire::State;
 use nginx_sys::{
-    NGX_PEER_FAILED, ngx_event_free_peer_pt, ngx_event_get_peer_pt, ngx_event_notify_peer_pt,
-    ngx_event_save_peer_session_pt, ngx_event_set_peer_session_pt, ngx_http_request_t, ngx_http_upstream_t,
-    ngx_int_t, ngx_msec_t, ngx_palloc, ngx_peer_connection_t, ngx_uint_t,
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t,
+    ngx_msec_t, ngx_palloc, ngx_uint_t,
 };
-use std::ffi::c_void;
 use std::ptr::NonNull;
 
 /// What we keep for one request, in its pool.
@@ -23,21 +24,13 @@ pub(crate) struct PeerData {
     upstream: &'static Upstream,
     place: Place,
     request: NonNull<ngx_http_request_t>,
-    inner: Inner,
+    inner: Hooks,
     claimed: Option<SlotId>,
     last: Option<SlotId>,
     tries: u32,
 }
 
-/// The balancer's hooks that ours stand before.
-struct Inner {
-    data: *mut c_void,
-    get: ngx_event_get_peer_pt,
-    free: ngx_event_free_peer_pt,
-    notify: ngx_event_notify_peer_pt,
-    set_session: ngx_event_set_peer_session_pt,
-    save_session: ngx_event_save_peer_session_pt,
-}
+layer!(PeerData);
 
 /// Stands before the hooks that the balancer has just set for a request.
 pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> ngx_int_t {
@@ -50,19 +43,8 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
     let Some(memory) = NonNull::new(memory) else { return rc::ERROR };
     // SAFETY: a request that is to be passed has an upstream, which nobody else uses now.
     let pc = unsafe { &mut (*r.upstream).peer };
-    let inner = Inner {
-        data: pc.data,
-        get: pc.get.replace(get),
-        free: pc.free.replace(free),
-        notify: pc.notify,
-        set_session: pc.set_session,
-        save_session: pc.save_session,
-    };
-    // Only what was there is wrapped: nginx asks whether it is.
-    pc.notify = inner.notify.and(Some(notify));
-    pc.set_session = inner.set_session.and(Some(set_session));
-    pc.save_session = inner.save_session.and(Some(save_session));
-    pc.data = memory.as_ptr().cast();
+    let inner = Hooks::of(pc);
+    before(&inner, memory).put(pc);
     let data = PeerData { upstream, place, request, inner, claimed: None, last: None, tries: 0 };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
@@ -76,9 +58,8 @@ impl PeerData {
     pub(crate) fn of(r: &ngx_http_request_t) -> Option<&Self> {
         // SAFETY: null or the upstream of the request.
         let pc = &unsafe { r.upstream.as_ref() }?.peer;
-        let ours = pc.get.is_some_and(|hook| hook as usize == get as *const () as usize);
-        // SAFETY: with our hook goes our data.
-        if ours { unsafe { pc.data.cast::<Self>().as_ref() } } else { None }
+        // SAFETY: with our hook goes our data, which lives as long as the request.
+        behind(pc.get, pc.data).map(|data| unsafe { data.as_ref() })
     }
 
     /// How many times a peer was given to this request.
@@ -104,7 +85,7 @@ impl PeerData {
                 return status;
             }
             let chosen = self.upstream.addresses.slot(pc.sockaddr().cast());
-            if chosen.is_none_or(|id| self.admit(id)) {
+            if chosen.is_none_or(|id| self.admit(pc, id)) {
                 self.last = chosen;
                 self.tries = self.tries.saturating_add(1);
                 return self.connection(pc, status);
@@ -115,19 +96,18 @@ impl PeerData {
     }
 
     fn choose(&self, pc: PeerConnection) -> ngx_int_t {
-        let Some(get) = self.inner.get else { return rc::ERROR };
-        // SAFETY: called as nginx would call it, with the data that belongs to it.
-        let status = unsafe { get(pc.0, self.inner.data) };
+        let status = self.inner.get(pc);
         if status == rc::BUSY {
             pc.forget(self.upstream.host());
         }
         status
     }
 
-    fn admit(&mut self, id: SlotId) -> bool {
+    fn admit(&mut self, pc: PeerConnection, id: SlotId) -> bool {
         let Some(slot) = self.slot(id) else { return true };
-        match self.place.zone.table.claim(self.place.row, id) {
-            Admission::Admitted => {
+        let Place { zone, row, .. } = self.place;
+        match zone.table.claim(row, id, || self.try_trial(pc, id)) {
+            Admission::Admitted | Admission::OnTrial => {
                 slot.count_request();
                 self.claimed = Some(id);
                 true
@@ -137,6 +117,33 @@ impl PeerData {
                 false
             }
         }
+    }
+
+    /// Puts the attempt on trial, if the request is fit for one.
+    #[cold]
+    fn try_trial(&mut self, pc: PeerConnection, id: SlotId) -> bool {
+        // SAFETY: the request lives while its upstream calls us.
+        let r = unsafe { self.request.as_ref() };
+        self.candidate(r, pc, id).is_some_and(|candidate| candidate.is_fit())
+            && trial::begin(r, &mut self.inner)
+    }
+
+    fn candidate(&self, r: &ngx_http_request_t, pc: PeerConnection, id: SlotId) -> Option<Candidate> {
+        // SAFETY: null, or the upstream of the request.
+        let u = unsafe { r.upstream.as_ref() }?;
+        // SAFETY: null, or the configuration of the location; no earlier attempt's: the balancer was asked since.
+        let conf = unsafe { u.conf.as_ref() }?;
+        let timeout = conf.next_upstream_timeout;
+        let passed = global!(ngx_current_msec).wrapping_sub(pc.started());
+        Some(Candidate {
+            is_safe: r.method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as ngx_uint_t != 0,
+            upgrades: !r.headers_in.upgrade.is_null(),
+            is_unbuffered: r.request_body_no_buffering() != 0,
+            may_go_on: trial::may_go_on(conf) && (timeout == 0 || passed < timeout),
+            tries: pc.tries(),
+            tried: self.tries as usize,
+            others: self.upstream.serving_beside(&self.place.zone, id),
+        })
     }
 
     /// A connection that was opened to an earlier worker is not used for this one.
@@ -159,16 +166,9 @@ impl PeerData {
             pc.close_cached();
         }
         let tries = pc.tries();
-        self.inner_free(pc, 0);
+        self.inner.free(pc, 0);
         pc.set_tries(tries);
         pc.forget(self.upstream.host());
-    }
-
-    fn inner_free(&self, pc: PeerConnection, state: ngx_uint_t) {
-        if let Some(free) = self.inner.free {
-            // SAFETY: called as nginx would call it, with the data that belongs to it.
-            unsafe { free(pc.0, self.inner.data, state) };
-        }
     }
 
     fn free(&mut self, pc: PeerConnection, state: ngx_uint_t) {
@@ -184,7 +184,7 @@ impl PeerData {
                 self.do_not_pool();
             }
         }
-        self.inner_free(pc, state);
+        self.inner.free(pc, state);
         if let Some(id) = self.claimed.take() {
             self.place.zone.table.release(self.place.row, id);
         }
@@ -211,41 +211,5 @@ impl PeerData {
     fn upstream(&self) -> *mut ngx_http_upstream_t {
         // SAFETY: the request lives while its upstream calls us.
         unsafe { (*self.request.as_ptr()).upstream }
-    }
-}
-
-/// Takes the data that nginx passes back for what it is.
-fn ours<'a>(data: *mut c_void) -> &'a mut PeerData {
-    // SAFETY: nginx passes the data that wrap() stored beside these hooks, one call at a time.
-    unsafe { &mut *data.cast() }
-}
-
-unsafe extern "C" fn get(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
-    ours(data).get(PeerConnection(pc))
-}
-
-unsafe extern "C" fn free(pc: *mut ngx_peer_connection_t, data: *mut c_void, state: ngx_uint_t) {
-    ours(data).free(PeerConnection(pc), state);
-}
-
-unsafe extern "C" fn notify(pc: *mut ngx_peer_connection_t, data: *mut c_void, kind: ngx_uint_t) {
-    let inner = &ours(data).inner;
-    if let Some(notify) = inner.notify {
-        // SAFETY: called as nginx would call it, with the data that belongs to it.
-        unsafe { notify(pc, inner.data, kind) };
-    }
-}
-
-unsafe extern "C" fn set_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx_int_t {
-    let inner = &ours(data).inner;
-    // SAFETY: called as nginx would call it, with the data that belongs to it.
-    inner.set_session.map_or(rc::OK, |set_session| unsafe { set_session(pc, inner.data) })
-}
-
-unsafe extern "C" fn save_session(pc: *mut ngx_peer_connection_t, data: *mut c_void) {
-    let inner = &ours(data).inner;
-    if let Some(save_session) = inner.save_session {
-        // SAFETY: called as nginx would call it, with the data that belongs to it.
-        unsafe { save_session(pc, inner.data) };
     }
 }

@@ -39,6 +39,7 @@ const GONE: &str = svg::HATCHED;
 const FAILED: &str = "#d92d3f";
 const ANSWERED: &str = "#c9d3e0";
 const DRAINING: &str = "#6b5fc7";
+const TRIAL: &str = "#9fd8c0";
 const DOWN: &str = "#2b3040";
 
 /// Over which visits are summed up.
@@ -249,6 +250,7 @@ fn phase(phase: Phase) -> (&'static str, &'static str) {
 fn state(state: State) -> &'static str {
     match state {
         State::Up => SERVING,
+        State::Trial => TRIAL,
         State::Checking => STARTING,
         State::Unhealthy => FAILED,
         State::Draining => DRAINING,
@@ -264,7 +266,12 @@ fn title(svg: &mut Svg, scenario: &Scenario) {
 
 fn legend(svg: &mut Svg, top: f64, with_states: bool) {
     let words = [(SERVING, "serving"), (CLOSING, "closing"), (STARTING, "starting"), (GONE, "nobody there")];
-    let states = [(DRAINING, "nginx: draining"), (DOWN, "nginx: down"), (STARTING, "nginx: checking")];
+    let states = [
+        (DRAINING, "nginx: draining"),
+        (DOWN, "nginx: down"),
+        (STARTING, "nginx: checking"),
+        (TRIAL, "nginx: trial"),
+    ];
     let failed = [(FAILED, "a visit failed")];
     let states = states.iter().take(if with_states { states.len() } else { 0 });
     let mut x = LEFT;

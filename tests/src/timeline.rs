@@ -104,7 +104,7 @@ pub fn text(runs: &[&Run]) -> String {
     let mut text = runs.iter().map(|run| panel(run, column)).collect::<Vec<_>>().join("\n");
     text.push_str("\n█ serving   ▒ closing   ░ starting   · nobody there   ✗ visits failed\n");
     if runs.iter().any(|run| !run.changes.is_empty()) {
-        text.push_str("nginx: d draining   D down   c checking   u unhealthy\n");
+        text.push_str("nginx: d draining   D down   c checking   t trial   u unhealthy\n");
     }
     text
 }
@@ -138,6 +138,7 @@ fn panel(run: &Run, column: Duration) -> String {
             let states = draw(&|from, to| {
                 within(&lane.states, from, to).max().map_or(' ', |state| match state {
                     State::Up => ' ',
+                    State::Trial => 't',
                     State::Checking => 'c',
                     State::Unhealthy => 'u',
                     State::Draining => 'd',

@@ -23,16 +23,21 @@ pub struct InFlight(AtomicU32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     Admitted,
+    /// By a peer on trial: its failure is tried elsewhere.
+    OnTrial,
     Refused(State),
 }
 
 /// Asks to begin a request. Whoever is admitted owes one [`InFlight::release`].
+///
+/// Only where a peer is on trial is it asked whether the request is fit for that.
 #[cfg(not(look_before_claim))]
 #[inline]
-pub fn claim(gate: &Gate, in_flight: &InFlight) -> Admission {
+pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -> Admission {
     in_flight.claim();
     match gate.state() {
         State::Up => Admission::Admitted,
+        State::Trial if is_fit() => Admission::OnTrial,
         state => {
             in_flight.release();
             Admission::Refused(state)
@@ -42,16 +47,16 @@ pub fn claim(gate: &Gate, in_flight: &InFlight) -> Admission {
 
 /// The mistake, kept so that the tests can prove that they would see it.
 #[cfg(look_before_claim)]
-pub fn claim(gate: &Gate, in_flight: &InFlight) -> Admission {
-    match gate.state() {
-        State::Up => {
-            #[cfg(not(loom))]
-            std::thread::sleep(std::time::Duration::from_millis(2));
-            in_flight.claim();
-            Admission::Admitted
-        }
-        state => Admission::Refused(state),
-    }
+pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -> Admission {
+    let admission = match gate.state() {
+        State::Up => Admission::Admitted,
+        State::Trial if is_fit() => Admission::OnTrial,
+        state => return Admission::Refused(state),
+    };
+    #[cfg(not(loom))]
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    in_flight.claim();
+    admission
 }
 
 // === impl Gate ===
@@ -104,6 +109,7 @@ pub(crate) fn encode(state: State) -> u32 {
         State::Unhealthy => 2,
         State::Draining => 3,
         State::Down => 4,
+        State::Trial => 5,
     }
 }
 
@@ -118,18 +124,28 @@ mod tests {
     #[test]
     fn an_open_gate_admits_and_counts() {
         let (gate, in_flight) = (Gate::default(), InFlight::default());
-        assert_eq!(claim(&gate, &in_flight), Admission::Admitted);
+        assert_eq!(claim(&gate, &in_flight, || unreachable!("nobody is on trial")), Admission::Admitted);
         assert_eq!(in_flight.settle(), 1);
         in_flight.release();
         assert_eq!(in_flight.get(), 0);
     }
 
     #[test]
-    fn every_state_but_up_refuses_and_counts_nothing() {
+    fn a_peer_on_trial_admits_what_is_fit_and_nothing_else() {
+        let (gate, in_flight) = (Gate::default(), InFlight::default());
+        gate.set(State::Trial);
+        assert_eq!(claim(&gate, &in_flight, || false), Admission::Refused(State::Trial));
+        assert_eq!(in_flight.get(), 0);
+        assert_eq!(claim(&gate, &in_flight, || true), Admission::OnTrial);
+        assert_eq!(in_flight.settle(), 1);
+    }
+
+    #[test]
+    fn every_other_state_refuses_and_counts_nothing() {
         let (gate, in_flight) = (Gate::default(), InFlight::default());
         for state in [State::Checking, State::Unhealthy, State::Draining, State::Down] {
             gate.set(state);
-            assert_eq!(claim(&gate, &in_flight), Admission::Refused(state));
+            assert_eq!(claim(&gate, &in_flight, || true), Admission::Refused(state));
             assert_eq!(in_flight.get(), 0);
         }
     }

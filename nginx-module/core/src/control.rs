@@ -224,7 +224,8 @@ impl<'a, W: World> Control<'a, W> {
             Some(mark) if mark.state() == Some(claim.state) => mark.change(claim, self.now),
             Some(mark) => {
                 mark.change(claim, self.now);
-                self.follow(id, slot, EventKind::Mark, claim.owner.clone(), claim.reason, false);
+                let forgives = mark.planned();
+                self.follow(id, slot, EventKind::Mark, claim.owner.clone(), claim.reason, forgives);
             }
             None => {
                 let Some(mark) = slot.free_mark() else { return };
@@ -261,7 +262,7 @@ impl<'a, W: World> Control<'a, W> {
     ) {
         let change = self.table.header.bump();
         let to = slot.effective();
-        if forgives && to == State::Up && slot.gate.state() != State::Up {
+        if forgives && opens(slot.gate.state(), to) {
             slot.ready(change);
             self.table.header.ready(change);
         }
@@ -284,7 +285,7 @@ impl<'a, W: World> Control<'a, W> {
     /// Opens or closes the gate, and answers what it was.
     fn turn(&self, slot: &Slot, to: State) -> State {
         let from = slot.gate.state();
-        if from != State::Up && to == State::Up {
+        if opens(from, to) {
             // Before anybody is let in: what was opened to the old worker is not used for the new one.
             slot.retire(self.world.connections());
         }
@@ -321,6 +322,11 @@ impl<W> Drop for Control<'_, W> {
     fn drop(&mut self) {
         self.table.header.end();
     }
+}
+
+/// Whether a gate that turns so lets somebody in who was refused before.
+fn opens(from: State, to: State) -> bool {
+    to < from && to.begins_requests()
 }
 
 /// The slot of a peer, or what to say to whoever asked for it.

@@ -29,6 +29,7 @@ pub mod slot;
 pub mod sync;
 pub mod table;
 pub mod text;
+pub mod trial;
 pub mod view;
 
 pub use admission::{Admission, Gate, InFlight};

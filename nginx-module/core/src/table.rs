@@ -283,10 +283,10 @@ impl<'a> Table<'a> {
 
     /// The request path: asks to begin a request on a peer. Whoever is admitted owes one [`release`](Self::release).
     #[inline]
-    pub fn claim(&self, row: RowId, id: SlotId) -> Admission {
+    pub fn claim(&self, row: RowId, id: SlotId, is_fit: impl FnOnce() -> bool) -> Admission {
         // Ids come from this table, so both are there; if not, nothing of ours stands in the way.
         match (self.gate(id), self.cell(row, id)) {
-            (Some(gate), Some(cell)) => admission::claim(gate, cell),
+            (Some(gate), Some(cell)) => admission::claim(gate, cell, is_fit),
             _ => Admission::Admitted,
         }
     }

@@ -53,7 +53,7 @@ fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -
 pub fn drained<W: World>(table: &Table<'_>, world: &W, id: SlotId) -> Drained {
     let state = table.slot(id).map_or(State::Up, |slot| slot.gate.state());
     let in_flight = table.settle(id, &table.living(|process| world.alive(process)));
-    Drained { drained: state != State::Up && in_flight == 0, state, in_flight }
+    Drained { drained: !state.begins_requests() && in_flight == 0, state, in_flight }
 }
 
 pub fn processes<W: World>(table: &Table<'_>, world: &W) -> Vec<ProcessView> {

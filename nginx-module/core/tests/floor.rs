@@ -17,7 +17,7 @@ fn one_left() -> Stage {
 #[test]
 fn a_choice_that_would_leave_nobody_is_refused() {
     for owner in ["operator", "plus", "rollout:1", "health"] {
-        for state in [Checking, Unhealthy, Draining, Down] {
+        for state in [Trial, Checking, Unhealthy, Draining, Down] {
             let stage = one_left();
             let refusal = stage.put(&set(owner, &[(C, state)])).unwrap_err();
             assert_eq!((refusal.code, refusal.status), (Code::Floor, 409), "{owner} {state}");
@@ -71,6 +71,22 @@ fn who_could_not_serve_now_does_not_count() {
         assert_eq!(stage.put(&set("operator", &[(C, Down)])).unwrap_err().code, Code::Floor, "{name}");
         stage.put(&set("operator", &[(A, Down)])).unwrap();
     }
+}
+
+#[test]
+fn a_peer_on_trial_counts_as_nobody() {
+    let stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.mark("rollout:1", A, Trial);
+    assert_eq!(stage.put(&set("operator", &[(B, Draining)])).unwrap_err().code, Code::Floor);
+    stage.put(&set("operator", &[(A, Draining)])).unwrap();
+}
+
+#[test]
+fn whoever_was_away_may_stand_trial_though_nobody_else_serves() {
+    let stage = one_left();
+    stage.mark("rollout:1", C, Draining);
+    stage.put(&set("rollout:1", &[(C, Trial)])).unwrap();
+    assert_eq!(stage.state(C), Trial);
 }
 
 #[test]

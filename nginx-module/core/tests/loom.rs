@@ -23,8 +23,9 @@ struct Peer {
 }
 
 impl Peer {
+    /// Every request here is fit for a trial.
     fn claim(&self, process: usize) -> bool {
-        admission::claim(&self.gate, &self.cells[process]) == Admission::Admitted
+        !matches!(admission::claim(&self.gate, &self.cells[process], || true), Admission::Refused(_))
     }
 
     /// What an acknowledgement says.
@@ -38,7 +39,7 @@ impl Peer {
     }
 
     fn is_drained(&self) -> bool {
-        self.gate.state() != State::Up && self.settle() == 0
+        !self.gate.state().begins_requests() && self.settle() == 0
     }
 
     /// A request from its claim to its release: if the worker is stopped meanwhile, a user notices.
@@ -106,6 +107,36 @@ fn a_claim_after_the_acknowledgement_is_refused() {
         let late = in_thread(&peer, |peer| peer.claim(1));
         assert!(!late.join().unwrap());
         assert!(u32::from(early.join().unwrap()) <= acknowledged);
+    });
+}
+
+#[test]
+fn the_end_of_a_trial_has_counted_whoever_was_admitted_to_it() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        peer.gate.set(State::Trial);
+        let claims = two_claims(&peer);
+        let acknowledged = peer.drain();
+        let admitted = admitted(claims);
+        assert!(admitted <= acknowledged, "{admitted} admitted, {acknowledged} acknowledged");
+    });
+}
+
+#[test]
+fn once_a_trial_is_acknowledged_nobody_else_is_admitted() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let claim = |process| {
+            in_thread(&peer, move |peer| admission::claim(&peer.gate, &peer.cells[process], || false))
+        };
+        let early = claim(0);
+        peer.gate.set(State::Trial);
+        let acknowledged = peer.settle();
+        // The acknowledgement travels, and whoever has heard of it claims.
+        let late = claim(1);
+        assert_eq!(late.join().unwrap(), Admission::Refused(State::Trial));
+        let admitted = u32::from(early.join().unwrap() == Admission::Admitted);
+        assert!(admitted <= acknowledged, "{admitted} admitted, {acknowledged} acknowledged");
     });
 }
 

@@ -10,7 +10,8 @@ use handoff_wire::State::{self, *};
 fn the_most_severe_mark_decides() {
     for (marks, effective) in [
         (&[][..], Up),
-        (&[Checking], Checking),
+        (&[Trial], Trial),
+        (&[Trial, Checking], Checking),
         (&[Checking, Unhealthy], Unhealthy),
         (&[Draining, Unhealthy], Draining),
         (&[Checking, Down, Draining], Down),
@@ -31,6 +32,20 @@ fn only_an_open_gate_admits() {
         stage.mark("operator", A, state);
         let expected = if state == Up { Admission::Admitted } else { Admission::Refused(state) };
         assert_eq!(stage.claim(A), expected);
+    }
+}
+
+#[test]
+fn a_peer_on_trial_admits_what_is_fit_for_it() {
+    let stage = Stage::new();
+    for state in State::ALL {
+        stage.mark("rollout:1", A, state);
+        let expected = match state {
+            Up => Admission::Admitted,
+            Trial => Admission::OnTrial,
+            _ => Admission::Refused(state),
+        };
+        assert_eq!(stage.claim_fit(A), expected);
     }
 }
 

@@ -41,6 +41,17 @@ fn the_next_writer_opens_a_gate_that_was_left_closed_and_retires_what_was_opened
 }
 
 #[test]
+fn a_trial_that_a_writer_left_half_begun_retires_too() {
+    let mut stage = Stage::new();
+    stage.mark("rollout:1", A, Draining);
+    stage.mark("rollout:1", A, Trial);
+    stage.die_before_gate(A, Draining);
+    stage.world.connections = 300;
+    stage.sweep_after(0);
+    assert_eq!((stage.state(A), stage.slot(A).retired_before()), (Trial, 300));
+}
+
+#[test]
 fn a_peer_that_was_not_being_changed_is_left_alone() {
     let mut stage = Stage::new();
     stage.mark("operator", A, Down);

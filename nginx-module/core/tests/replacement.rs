@@ -57,6 +57,37 @@ fn after_an_unplanned_death_the_failures_are_cleared_where_nobody_else_could_ser
 }
 
 #[test]
+fn a_trial_after_a_planned_tenure_clears_the_failures_and_so_does_its_end() {
+    for (owner, states, planned) in [
+        ("rollout:1", &[Draining, Checking][..], true),
+        ("pm2:1", &[Draining], true),
+        ("pm2:1", &[Down], false),
+    ] {
+        let stage = Stage::new();
+        for &state in states {
+            stage.mark(owner, A, state);
+        }
+        stage.mark(owner, A, Trial);
+        assert_eq!(readied(&stage), planned, "{owner} {states:?}");
+        let on_trial = stage.slot(A).readied();
+        stage.mark(owner, A, Up);
+        assert_eq!(stage.slot(A).readied() > on_trial, planned, "{owner} {states:?}");
+    }
+}
+
+#[test]
+fn who_goes_on_trial_from_up_or_stays_away_is_not_back() {
+    let stage = Stage::new();
+    stage.mark("rollout:1", A, Trial);
+    stage.mark("operator", A, Draining);
+    stage.mark("rollout:1", A, Checking);
+    stage.mark("rollout:1", A, Trial);
+    assert!(!readied(&stage), "the operator still wants it drained");
+    stage.mark("operator", A, Up);
+    assert!(readied(&stage));
+}
+
+#[test]
 fn a_lapse_says_nothing_of_the_worker() {
     let mut stage = Stage::new();
     stage.mark("pm2:1", A, Draining);
@@ -109,8 +140,12 @@ fn connections_are_retired_when_the_gate_closes_and_again_when_it_opens() {
         (120, "pm2:1", Down, 110),
         (130, "operator", Down, 110),
         (140, "pm2:1", Up, 110),
-        (150, "operator", Up, 150),
-        (160, "operator", Up, 150),
+        (150, "operator", Checking, 110),
+        (160, "operator", Trial, 160),
+        (170, "operator", Up, 170),
+        (180, "operator", Up, 170),
+        (190, "operator", Trial, 190),
+        (200, "operator", Draining, 190),
     ] {
         stage.world.connections = connections;
         stage.mark(owner, A, state);

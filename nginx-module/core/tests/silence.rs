@@ -19,6 +19,17 @@ fn where_nobody_is_up_a_silent_owner_loses_its_leased_marks_after_three_seconds(
 }
 
 #[test]
+fn a_peer_on_trial_is_not_up() {
+    let mut stage = Stage::new();
+    for peer in [A, B] {
+        stage.mark("pm2:1", peer, Draining);
+    }
+    stage.mark("rollout:1", C, Trial);
+    assert_eq!(stage.sweep_after(2_999), []);
+    assert_eq!(stage.sweep_after(1).len(), 3);
+}
+
+#[test]
 fn while_somebody_is_up_the_whole_lease_counts() {
     let mut stage = Stage::new();
     stage.mark("pm2:1", A, Draining);

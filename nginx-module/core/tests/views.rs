@@ -22,6 +22,7 @@ fn a_mark_goes_before_nginxs_own_verdict() {
         (false, false, Up, PeerState::Down),
         (false, true, Draining, PeerState::Draining),
         (false, false, Checking, PeerState::Checking),
+        (false, true, Trial, PeerState::Trial),
     ] {
         let mut stage = Stage::new();
         stage.regard(A, |peer| (peer.available, peer.unavail) = (available, unavail));
@@ -55,6 +56,14 @@ fn a_peer_is_drained_when_its_gate_is_closed_and_nobody_is_in_flight() {
     assert_eq!((drained().drained, drained().in_flight, drained().state), (false, 1, Draining));
     stage.release(A);
     assert!(drained().drained);
+}
+
+#[test]
+fn an_idle_peer_on_trial_is_not_drained() {
+    let stage = Stage::new();
+    stage.mark("rollout:1", A, Trial);
+    let drained = view::drained(&stage.table(), &stage.world, stage.id(A));
+    assert_eq!((drained.drained, drained.in_flight, drained.state), (false, 0, Trial));
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum State {
     /// Serves requests.
     Up,
+    /// A new worker serves what could be tried elsewhere without harm, and is given no other request.
+    Trial,
     /// A worker is starting there: no new request yet.
     Checking,
     /// Its health check fails: no new request.
@@ -20,11 +22,18 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [Self; 5] = [Self::Up, Self::Checking, Self::Unhealthy, Self::Draining, Self::Down];
+    pub const ALL: [Self; 6] =
+        [Self::Up, Self::Trial, Self::Checking, Self::Unhealthy, Self::Draining, Self::Down];
+
+    /// Whether some requests may still begin: `up` or `trial`.
+    pub fn begins_requests(self) -> bool {
+        self <= Self::Trial
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::Trial => "trial",
             Self::Checking => "checking",
             Self::Unhealthy => "unhealthy",
             Self::Draining => "draining",
@@ -44,6 +53,7 @@ impl fmt::Display for State {
 #[serde(rename_all = "lowercase")]
 pub enum PeerState {
     Up,
+    Trial,
     Checking,
     Unhealthy,
     Draining,
@@ -56,6 +66,7 @@ impl From<State> for PeerState {
     fn from(state: State) -> Self {
         match state {
             State::Up => Self::Up,
+            State::Trial => Self::Trial,
             State::Checking => Self::Checking,
             State::Unhealthy => Self::Unhealthy,
             State::Draining => Self::Draining,
@@ -68,6 +79,7 @@ impl fmt::Display for PeerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Up => "up",
+            Self::Trial => "trial",
             Self::Checking => "checking",
             Self::Unhealthy => "unhealthy",
             Self::Draining => "draining",

@@ -118,8 +118,8 @@ pub struct MarkView {
     pub age: Span,
 }
 
-/// The answer to `PUT /v1/marks` and `POST /v1/renew`. Once it is written, no nginx worker begins a request on a peer
-/// whose state here is not `up`.
+/// The answer to `PUT /v1/marks` and `POST /v1/renew`. Once it is written, no nginx process begins a request on a peer
+/// whose state here is neither `up` nor `trial`; on one that is on `trial`, none that could not be tried elsewhere.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ack {
     pub instance: String,

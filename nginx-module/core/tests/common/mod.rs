@@ -166,8 +166,14 @@ impl Stage {
         self.slot(peer).gate.state()
     }
 
+    /// Claims for a request that is fit for no trial.
     pub fn claim(&self, peer: &str) -> Admission {
-        self.table().claim(self.row, self.id(peer))
+        self.table().claim(self.row, self.id(peer), || false)
+    }
+
+    /// Claims for a request that is fit for a trial.
+    pub fn claim_fit(&self, peer: &str) -> Admission {
+        self.table().claim(self.row, self.id(peer), || true)
     }
 
     pub fn release(&self, peer: &str) {

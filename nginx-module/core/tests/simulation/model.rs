@@ -54,6 +54,18 @@ pub struct Turn {
     pub forgives: bool,
 }
 
+impl Turn {
+    /// Whether it lets somebody in who was refused before.
+    pub fn opens(&self) -> bool {
+        self.to < self.from && matches!(self.to, Up | State::Trial)
+    }
+
+    /// Whether connections that were opened before are not used again.
+    pub fn retires(&self) -> bool {
+        self.opens() || (self.from == Up && self.to != Up)
+    }
+}
+
 impl Peer {
     pub fn state(&self) -> State {
         self.marks.values().map(|mark| mark.state).max().unwrap_or(Up)
@@ -143,7 +155,8 @@ impl Model {
         let mut turns = Vec::new();
         for request in &set.marks {
             for key in self.resolve(request).unwrap() {
-                let is_alone = self.serving(&key.0, false).iter().all(|other| **other == key);
+                let is_alone =
+                    request.state == Up && self.serving(&key.0, false).iter().all(|other| **other == key);
                 let peer = self.peers.get_mut(&key).unwrap();
                 let (from, before) = (peer.state(), peer.marks.clone());
                 if request.state == Up {
@@ -166,7 +179,13 @@ impl Model {
                     (mark.lease, mark.renewed) = (lease, now);
                 }
                 let gone = before.iter().filter(|(name, _)| !peer.marks.contains_key(*name));
-                let forgives = is_alone || gone.clone().any(|(_, mark)| mark.planned);
+                let milder = peer
+                    .marks
+                    .get(owner)
+                    .filter(|mark| before.get(owner).is_some_and(|before| before.state > mark.state));
+                let forgives = is_alone
+                    || gone.clone().any(|(_, mark)| mark.planned)
+                    || milder.is_some_and(|mark| mark.planned);
                 let set = peer
                     .marks
                     .iter()

@@ -269,13 +269,13 @@ impl Run {
         self.generation = self.table().header.generation();
         let latest = self.readied();
         for turn in turns {
-            let ready = turn.from != Up && turn.to == Up && turn.forgives;
+            let ready = turn.opens() && turn.forgives;
             let readied = self.slot(&turn.key).readied();
             let peer = self.model.peers.get_mut(&turn.key).unwrap();
             assert_eq!(readied != peer.readied, ready, "{turn:?}");
             assert!(!ready || readied > latest);
             peer.readied = readied;
-            if (turn.from == Up) != (turn.to == Up) {
+            if turn.retires() {
                 peer.retired_before = self.world.connections;
             }
         }
@@ -346,7 +346,7 @@ impl Run {
         for turn in turns {
             if self.dice.percent(50) {
                 self.slot(&turn.key).gate.set(turn.from);
-                if (turn.from == Up) != (turn.to == Up) {
+                if turn.retires() {
                     self.model.peers.get_mut(&turn.key).unwrap().retired_before = self.world.connections;
                 }
             }
@@ -368,14 +368,17 @@ impl Run {
         let known: Vec<_> = nginx.knows.iter().collect();
         let (key, id) = *self.dice.pick(&known);
         self.note(format_args!("{:?} claims {key:?}", nginx.process));
-        let admission = self.zone.table().claim(nginx.row, *id);
-        match self.model.peers[key].state() {
-            Up => {
-                assert_eq!(admission, Admission::Admitted);
-                let key = key.clone();
-                self.nginx[at].serves.push(key);
-            }
-            state => assert_eq!(admission, Admission::Refused(state)),
+        let is_fit = self.dice.percent(50);
+        let admission = self.zone.table().claim(nginx.row, *id, || is_fit);
+        let expected = match self.model.peers[key].state() {
+            Up => Admission::Admitted,
+            State::Trial if is_fit => Admission::OnTrial,
+            state => Admission::Refused(state),
+        };
+        assert_eq!(admission, expected);
+        if !matches!(admission, Admission::Refused(_)) {
+            let key = key.clone();
+            self.nginx[at].serves.push(key);
         }
     }
 
