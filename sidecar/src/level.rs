@@ -1,7 +1,8 @@
 //! What an app is protected against, and why not against more.
 //!
 //! L0 is what the sidecar gives without any change to the app: `pm2 reload` and `pm2 restart` as ever. It rests on PM2's
-//! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile.
+//! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile. L1, `handoff reload`, needs
+//! the last two only.
 
 use crate::{mapping::Behind, peer::Peer, roster::Notices, worker::Worker};
 use std::{collections::BTreeSet, env, fmt, path::PathBuf};
@@ -9,6 +10,8 @@ use std::{collections::BTreeSet, env, fmt, path::PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Level {
     L0,
+    /// And why not L0.
+    L1(Why),
     None(Why),
 }
 
@@ -42,14 +45,14 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
         Why::Cluster
     } else if let Some(reason) = workers.iter().find_map(|(.., reason)| reason.clone()) {
         Why::NotMapped(reason)
+    } else if is_alone(workers) {
+        Why::Alone
     } else if any(|worker| !worker.settings().treekill) {
         Why::Treekill
     } else if !around.has_ps {
         Why::NoPs
     } else if around.notices.late > 0 && around.notices.in_time == 0 {
         Why::NoNotice
-    } else if is_alone(workers) {
-        Why::Alone
     } else if any(|worker| !worker.settings().wait_ready) {
         Why::NoReady
     } else if !around.runs {
@@ -57,7 +60,10 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
     } else {
         return Level::L0;
     };
-    Level::None(why)
+    match why {
+        Why::Cluster | Why::NotMapped(_) | Why::Alone => Level::None(why),
+        Why::Treekill | Why::NoPs | Why::NoNotice | Why::NoReady | Why::NoSidecar => Level::L1(why),
+    }
 }
 
 /// Some upstream has one worker of the app only.
@@ -98,10 +104,29 @@ pub fn has_ps() -> bool {
     env::split_paths(&own).chain(usual).any(|dir| dir.join("ps").is_file())
 }
 
+impl Level {
+    pub fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::L0 => Some("L0"),
+            Self::L1(_) => Some("L1"),
+            Self::None(_) => None,
+        }
+    }
+
+    /// What stands against more.
+    pub fn why_not(&self) -> Option<&Why> {
+        match self {
+            Self::L0 => None,
+            Self::L1(why) | Self::None(why) => Some(why),
+        }
+    }
+}
+
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::L0 => f.write_str("L0"),
+            Self::L1(why) => write!(f, "L1: `handoff reload` loses nothing, but `pm2 reload` may: {why}"),
             Self::None(why) => write!(f, "not protected: {why}"),
         }
     }
@@ -171,14 +196,22 @@ mod tests {
     }
 
     #[test]
+    fn what_pm2_does_too_early_a_roll_out_does_in_time() {
+        let hasty = [1, 2].map(|port| worker(port, Settings { wait_ready: false, ..fork() }));
+        assert_eq!(of(&hasty, GOOD), Level::L1(Why::NoReady));
+        assert!(matches!(of(&hasty[..1], GOOD), Level::None(Why::Alone)));
+    }
+
+    #[test]
     fn every_reason_against_it_is_given() {
         let two = [worker(1, fork()), worker(2, fork())];
         let why = |workers: &[Worker], around| match of(workers, around) {
-            Level::None(why) => why,
+            Level::L1(why) | Level::None(why) => why,
             Level::L0 => panic!("L0"),
         };
         assert_eq!(why(&[worker(1, Settings { cluster: true, ..fork() })], GOOD), Why::Cluster);
-        assert_eq!(why(&[worker(1, Settings::default())], GOOD), Why::Treekill);
+        let hasty = [1, 2].map(|port| worker(port, Settings::default()));
+        assert_eq!(why(&hasty, GOOD), Why::Treekill);
         assert_eq!(why(&two, Surroundings { has_ps: false, ..GOOD }), Why::NoPs);
         let late = Notices { in_time: 0, late: 1 };
         assert_eq!(why(&two, Surroundings { notices: late, ..GOOD }), Why::NoNotice);

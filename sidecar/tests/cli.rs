@@ -117,11 +117,11 @@ fn wrong_arguments_and_wrong_configuration_are_2() {
 }
 
 #[test]
-fn no_nginx_is_4() {
+fn no_nginx_is_9() {
     let dir = Dir::new();
-    fails(end(&mut handoff(&dir, &["events"])), 4, &["does not exist: is nginx running", "handoff_api"]);
+    fails(end(&mut handoff(&dir, &["events"])), 9, &["does not exist: is nginx running", "handoff_api"]);
     drop(UnixListener::bind(dir.join("nginx.sock")).unwrap());
-    fails(end(&mut handoff(&dir, &["drain", "shop"])), 4, &["nginx is not running. Start it"]);
+    fails(end(&mut handoff(&dir, &["drain", "shop"])), 9, &["nginx is not running. Start it"]);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn status_shows_what_it_can_and_ends_with_the_first_thing_that_is_missing() {
     until("the dead sidecar to be missed", || stage.end(&["status"]).0 == 8);
     let lonely = Dir::new();
     let (code, _, stderr) = end(&mut handoff(&lonely, &["status"]));
-    assert_eq!(code, 4, "{stderr}");
+    assert_eq!(code, 9, "{stderr}");
     assert!(stderr.contains("PM2 does not run"), "everything that is missing is said: {stderr}");
 }
 

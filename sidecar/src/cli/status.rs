@@ -3,7 +3,7 @@
 use super::{Context, Exit, Failure, table, target};
 use crate::{
     danger,
-    level::{self, Level, Surroundings},
+    level::{self, Surroundings},
     mapping::Behind,
     peer::Peer,
     pm2::{PmId, home::Home},
@@ -64,8 +64,11 @@ struct SidecarStatus {
 #[derive(Debug, Serialize)]
 struct AppStatus {
     app: String,
+    /// `L0`, `L1`, or nothing.
     level: Option<&'static str>,
     why_not: Option<String>,
+    #[serde(skip)]
+    says: String,
     dangers: Vec<String>,
     workers: Vec<WorkerStatus>,
 }
@@ -206,11 +209,9 @@ impl Scene<'_> {
         };
         AppStatus {
             app: app.to_owned(),
-            level: (level == Level::L0).then_some("L0"),
-            why_not: match level {
-                Level::L0 => None,
-                Level::None(why) => Some(why.to_string()),
-            },
+            says: level.to_string(),
+            level: level.name(),
+            why_not: level.why_not().map(ToString::to_string),
             dangers: dangers.iter().map(ToString::to_string).collect(),
             workers: workers.iter().zip(known).map(status).collect(),
         }
@@ -331,11 +332,8 @@ fn millis(micros: u64) -> String {
 
 impl AppStatus {
     fn level_lines(&self) -> String {
-        let level = match &self.why_not {
-            None => "L0".to_owned(),
-            Some(why) => format!("not protected: {why}"),
-        };
-        let lines = [level].into_iter().chain(self.dangers.iter().map(|danger| format!("beware: {danger}")));
+        let dangers = self.dangers.iter().map(|danger| format!("beware: {danger}"));
+        let lines = [self.says.clone()].into_iter().chain(dangers);
         lines.map(|line| format!("{}: {line}\n", self.app)).collect()
     }
 
