@@ -14,8 +14,8 @@ use crate::{
     peer::Peer,
 };
 use handoff_wire::{
-    Ack, AckedMark, Code, DEFAULT_LEASE, Expect, MarkRequest, MarkSet, Owner, PeerView, Renew, RenewMark,
-    Span, State,
+    Ack, AckedMark, Code, DEFAULT_LEASE, Expect, MarkRequest, MarkSet, Owner, PeerState, PeerView, Renew,
+    RenewMark, Span, State,
 };
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time;
@@ -34,6 +34,15 @@ pub struct Drained {
     instance: String,
     marks: Vec<RenewMark>,
     pub in_flight: u64,
+}
+
+/// How nginx sees the upstreams of a worker's peers.
+#[derive(Debug)]
+pub struct Views {
+    pub ours: Vec<PeerView>,
+    pub others: Vec<PeerView>,
+    /// In each of these upstreams somebody else serves.
+    pub somebody_else: bool,
 }
 
 /// It was so without a break until now.
@@ -111,6 +120,11 @@ impl Marks {
         self.say(State::Checking, Expect::Back, true).await.map(drop)
     }
 
+    /// It is given what can be tried elsewhere, and nothing else.
+    pub async fn trial(&mut self) -> Result<(), ControlError> {
+        self.say(State::Trial, Expect::Back, true).await.map(drop)
+    }
+
     /// Nobody is there, and nobody comes.
     pub async fn down(&mut self) -> Result<(), ControlError> {
         self.say(State::Down, Expect::Gone, true).await.map(drop)
@@ -120,18 +134,18 @@ impl Marks {
         self.say(State::Up, Expect::Gone, false).await.map(drop)
     }
 
-    /// How nginx sees the upstreams of these peers: ours, and the others.
-    pub async fn views(&mut self) -> Result<(Vec<PeerView>, Vec<PeerView>), ControlError> {
+    pub async fn views(&mut self) -> Result<Views, ControlError> {
         let upstreams: BTreeSet<&str> = self.peers.iter().map(|peer| peer.upstream.as_str()).collect();
-        let (mut ours, mut others) = (Vec::new(), Vec::new());
+        let mut views = Views { ours: Vec::new(), others: Vec::new(), somebody_else: true };
         for name in upstreams {
             let upstream = self.control.upstream(name).await?;
-            for view in upstream.peers {
-                let is_ours = self.peers.contains(&Peer::new(name, &view.address));
-                if is_ours { ours.push(view) } else { others.push(view) }
-            }
+            let is_ours = |view: &PeerView| self.peers.contains(&Peer::new(name, &view.address));
+            let (ours, others): (Vec<_>, Vec<_>) = upstream.peers.into_iter().partition(is_ours);
+            views.somebody_else &= others.iter().any(|peer| peer.state == PeerState::Up && !peer.backup);
+            views.ours.extend(ours);
+            views.others.extend(others);
         }
-        Ok((ours, others))
+        Ok(views)
     }
 
     /// None: the worker has no peers.

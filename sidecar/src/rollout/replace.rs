@@ -1,9 +1,9 @@
 //! One worker's turn.
 //!
 //! ```text
-//!   draining ──► stopping ──► starting ──► checking ──► up ──► done
-//!      │                          │            │         │
-//!      ▼                          └────────────┴─────────┴──► failed: PM2 stops it, nginx has it down
+//!   draining ──► stopping ──► starting ──► checking ──► trial ──► up ──► done
+//!      │                          │            │          │        │
+//!      ▼                          └────────────┴──────────┴────────┴──► failed: PM2 stops it, nginx has it down
 //!     kept: it was not stopped, and serves again
 //! ```
 //!
@@ -16,7 +16,7 @@ use super::{
     event::Step,
     health,
     logs::Logs,
-    marks::{Fenced, Marks},
+    marks::{Drained, Fenced, Marks, Views},
     stop::{Broken, How, Stop},
     verdict::Answers,
     world::{InHand, Seen, World, Worlds},
@@ -31,7 +31,7 @@ use crate::{
         rpc::{Rpc, RpcError},
     },
 };
-use handoff_wire::{Code, OwnerKind, PeerState, PeerView};
+use handoff_wire::{Code, OwnerKind, PeerState};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -113,11 +113,11 @@ const READY_GRACE: Duration = Duration::from_millis(500);
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
 const UP_PAUSE: Duration = Duration::from_millis(20);
 const WATCH_PAUSE: Duration = Duration::from_millis(40);
-/// How long a worker is watched if nobody said how long, and after how many answers that is enough: the first one stands
-/// for all.
+/// How long a worker is on trial, or watched if nobody said how long; so many answers are enough. The first one stands for
+/// all.
 const WATCH: Duration = Duration::from_secs(1);
-const ENOUGH_ANSWERS: u64 = 10;
-const ENOUGH_ANSWERS_OF_THE_FIRST: u64 = 30;
+const ENOUGH_ANSWERS: u64 = 8;
+const ENOUGH_ANSWERS_OF_THE_FIRST: u64 = 20;
 
 // === impl Turn ===
 
@@ -180,7 +180,7 @@ impl Turn {
     }
 
     /// Waits while nobody else serves.
-    async fn drain(&mut self, deadline: Instant) -> Result<super::marks::Drained, Stop> {
+    async fn drain(&mut self, deadline: Instant) -> Result<Drained, Stop> {
         loop {
             match self.marks.drain(self.options().force).await {
                 Err(error) if error.code() == Some(Code::Floor) => {
@@ -247,10 +247,15 @@ impl Turn {
         self.fit(expected, call).await?;
         self.in_hand.is_moving(false);
         self.well(expected).await?;
+        self.tried(expected).await?;
         self.marks.lift().await?;
-        let (ours, others) = self.up(expected).await?;
+        let views = self.until(PeerState::Up, expected).await?;
         self.step(Step::Up);
-        self.watched(expected, &ours, &others).await
+        match self.options().watch {
+            Some(watch) => self.watched(expected, views, watch.duration(), u64::MAX).await,
+            None if self.is_first => self.watched(expected, views, WATCH, ENOUGH_ANSWERS).await,
+            None => Ok(()),
+        }
     }
 
     fn ask(&mut self, was: &Seen) -> Call {
@@ -338,18 +343,36 @@ impl Turn {
         Ok(())
     }
 
-    /// Waits until nginx uses it. Returns the views of its peers and of the others.
-    async fn up(&mut self, expected: &mut Expected) -> Result<(Vec<PeerView>, Vec<PeerView>), Stop> {
+    /// Before it is given to users: what it gets now can be tried elsewhere, and is, if its answer is an error.
+    async fn tried(&mut self, expected: &mut Expected) -> Result<(), Stop> {
+        let enough = if self.is_first { ENOUGH_ANSWERS_OF_THE_FIRST } else { ENOUGH_ANSWERS };
+        if !self.marks.views().await?.somebody_else || self.marks.peers().is_empty() {
+            return Ok(());
+        }
+        self.marks.trial().await?;
+        self.step(Step::Trial);
+        let views = self.until(PeerState::Trial, expected).await?;
+        self.watched(expected, views, WATCH, enough).await
+    }
+
+    /// Waits until nginx has it so. Whoever else holds it back by choice is left to do so.
+    async fn until(&mut self, state: PeerState, expected: &mut Expected) -> Result<Views, Stop> {
         let until = Instant::now() + self.options().start_timeout.duration();
         loop {
-            let (ours, others) = self.marks.views().await?;
-            let Some(held) = ours.iter().find(|peer| peer.state != PeerState::Up) else {
-                return Ok((ours, others));
-            };
-            let by_choice = held.marks.iter().find(|mark| mark.owner.kind().is_choice());
-            if let Some(mark) = by_choice.filter(|mark| mark.owner.kind() != OwnerKind::Rollout) {
-                self.note(format!("{} stays {} by {}: {}", self.name, mark.state, mark.owner, mark.reason));
-                return Ok((ours, others));
+            let views = self.marks.views().await?;
+            let Some(held) = views.ours.iter().find(|peer| peer.state != state) else { return Ok(views) };
+            let by_choice = held.marks.iter().find(|mark| {
+                let kind = mark.owner.kind();
+                kind.is_choice() && kind != OwnerKind::Rollout
+            });
+            if let Some(mark) = by_choice {
+                if state == PeerState::Up {
+                    self.note(format!(
+                        "{} stays {} by {}: {}",
+                        self.name, mark.state, mark.owner, mark.reason
+                    ));
+                }
+                return Ok(views);
             }
             self.still_lives(expected)?;
             if Instant::now() >= until {
@@ -361,24 +384,20 @@ impl Turn {
         }
     }
 
-    /// Watches for a moment how it answers users.
+    /// Watches how it answers, for so long or until so many answers are there. `before`: how it was when it began.
     async fn watched(
         &mut self,
         expected: &mut Expected,
-        ours: &[PeerView],
-        others: &[PeerView],
+        before: Views,
+        long: Duration,
+        enough: u64,
     ) -> Result<(), Stop> {
-        let (ours, others) = (Answers::of(ours), Answers::of(others));
-        let until = Instant::now() + self.options().watch.map_or(WATCH, |watch| watch.duration());
-        let enough = match (self.options().watch, self.is_first) {
-            (Some(_), _) => u64::MAX,
-            (None, true) => ENOUGH_ANSWERS_OF_THE_FIRST,
-            (None, false) => ENOUGH_ANSWERS,
-        };
+        let (ours, others) = (Answers::of(&before.ours), Answers::of(&before.others));
+        let until = Instant::now() + long;
         loop {
             self.still_lives(expected)?;
-            let (new, old) = self.marks.views().await?;
-            let (new, old) = (Answers::of(&new).since(ours), Answers::of(&old).since(others));
+            let views = self.marks.views().await?;
+            let (new, old) = (Answers::of(&views.ours).since(ours), Answers::of(&views.others).since(others));
             if new.is_worse_than(old) {
                 let text = format!(
                     "it answered {} of {} requests with an error (the others {} of {})",
@@ -386,7 +405,7 @@ impl Turn {
                 );
                 return Err(self.broken(How::Errors, text));
             }
-            if Instant::now() >= until || new.all >= enough {
+            if Instant::now() >= until || new.all >= enough || !views.somebody_else {
                 return Ok(());
             }
             time::sleep(WATCH_PAUSE).await;
