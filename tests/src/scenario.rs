@@ -209,7 +209,7 @@ impl Setup {
         match self {
             Self::Stock => "stock nginx",
             Self::Tuned => "tuned nginx",
-            Self::Haproxy => "HAProxy with a drain script",
+            Self::Haproxy => "HAProxy and a drain script",
             Self::Handoff => "Handoff",
         }
     }

@@ -58,7 +58,8 @@ fn cut(run: &Run) -> RangeInclusive<usize> {
     seen..=seen + whole.filter_map(last_moment).count()
 }
 
-/// Visits that nginx tried at a worker which it held for draining, down, checking or unhealthy all the while.
+/// Visits that nginx tried at a worker which it held for draining, down, checking or unhealthy all the while; on trial it
+/// may be given anything but an order.
 pub fn sent_where_none_should_be(run: &Run) -> Vec<(&Visit, State)> {
     let lanes = timeline::lanes(run);
     let closed = lanes.iter().flat_map(|lane| lane.states.iter().map(move |stretch| (lane.port, stretch)));
@@ -67,8 +68,9 @@ pub fn sent_where_none_should_be(run: &Run) -> Vec<(&Visit, State)> {
             run.visits.iter().filter_map(move |visit| {
                 let due = visit.due.since(run.began);
                 let inside = due > stretch.from + CLOCK && due + visit.latency < stretch.to;
+                let open = stretch.is.begins_requests() && visit.kind != Kind::Order;
                 let tried = || run.log.tried(visit.number).iter().any(|address| address.port() == port);
-                (inside && tried()).then_some((visit, stretch.is))
+                (inside && !open && tried()).then_some((visit, stretch.is))
             })
         })
         .collect()
@@ -102,4 +104,70 @@ pub fn death_to_down(run: &Run) -> Vec<Option<Duration>> {
 fn victims(run: &Run) -> impl Iterator<Item = &Life> {
     let killed = run.done.iter().filter_map(|done| done.victim);
     killed.filter_map(|victim| run.lives.iter().find(|life| life.worker == victim))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        access_log::AccessLog,
+        clock::Moment,
+        orders::Orders,
+        scenario::{S8B, S8B_CUT, Setup},
+        streams,
+    };
+
+    const WORKER: u32 = 7;
+
+    fn at(seconds: f64) -> Moment {
+        Moment::from_nanos(0) + Duration::from_secs_f64(seconds)
+    }
+
+    fn stream(ended: f64, ending: Ending) -> Stream {
+        let kind = streams::Kind::Events;
+        Stream { kind, began: at(1.0), ended: at(ended), worker: Some(WORKER), pulses: 1, ending }
+    }
+
+    /// One worker is replaced; it dies at 10 s with one stream, a moment after another one has ended.
+    fn deploy(said_cut: usize, exit: i32) -> Run {
+        let died = Some(at(10.0));
+        let life =
+            Life { worker: WORKER, port: 3000, booted: at(0.0), listened: Some(at(0.5)), closed: None, died };
+        let long_before = stream(5.0, Ending::Complete);
+        let just_before = stream(9.9, Ending::Complete);
+        Run {
+            scenario: S8B_CUT,
+            setup: Setup::Handoff,
+            pm2: String::new(),
+            began: at(0.0),
+            ended: at(12.0),
+            visits: Vec::new(),
+            streams: vec![long_before, just_before, stream(10.1, Ending::Cut)],
+            orders: Orders::default(),
+            log: AccessLog::default(),
+            lives: vec![life],
+            changes: Vec::new(),
+            done: Vec::new(),
+            reloads: vec![Reload { exit, cut: said_cut, text: String::new() }],
+            control: None,
+        }
+    }
+
+    #[test]
+    fn a_count_of_what_was_cut_must_be_right() {
+        for (said, right) in [(0, false), (1, true), (2, true), (3, false)] {
+            assert_eq!(broken_promises(&deploy(said, 4)).is_empty(), right, "it said {said}");
+        }
+    }
+
+    #[test]
+    fn another_exit_code_is_a_broken_promise() {
+        assert_eq!(broken_promises(&deploy(1, 0)), ["exit code 0 instead of 4: "]);
+    }
+
+    #[test]
+    fn a_stream_may_be_cut_only_where_that_was_asked_for() {
+        let run = Run { scenario: S8B, ..deploy(1, 0) };
+        assert_eq!(broken_promises(&run), ["1 streams were cut"]);
+    }
 }

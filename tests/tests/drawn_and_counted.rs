@@ -96,7 +96,7 @@ Handoff: 2 of 4 visits failed
       failed                                          ✗       ✗
 
 █ serving   ▒ closing   ░ starting   · nobody there   ✗ visits failed
-nginx: d draining   D down   c checking   u unhealthy
+nginx: d draining   D down   c checking   t trial   u unhealthy
 ";
     assert_eq!(timeline::text(&[&run().unwrap()]), expected);
 }
