@@ -75,6 +75,10 @@ impl Pool<'_> {
 
     /// From the beginning of a trial to its end.
     async fn stands_trial(&self) -> Result<()> {
+        // nginx leaves the worker out that is to be replaced, and would leave the new one out too.
+        self.ask(|ask| ask.with("x-die", self.peer)).await?;
+        self.is(PeerState::Unavail).await?;
+        self.marker().says(State::Draining, &[self.peer]).await?;
         self.marker().says(State::Trial, &[self.peer]).await?;
         ensure!(self.reach(|ask| ask).await? > 0, "no GET reached it");
         ensure!(self.reach(posted).await? == 0, "a POST reached it");
