@@ -5,7 +5,7 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Level, Pace, S8B, S8B_CUT, SETTLING, Scenario, Setup, Streaming},
+    scenario::{Level, Pace, S8B, S8B_CUT, Scenario, Setup, Streaming},
     streams::{Ending, Kind},
     verdict,
 };
@@ -20,7 +20,7 @@ const SHORT: Scenario = Scenario {
         actions: &[Duration::from_secs(4)],
         gap: Duration::ZERO,
         at_least: Duration::ZERO,
-        after: SETTLING,
+        after: Duration::from_secs(1),
     },
     ..S8B
 };
