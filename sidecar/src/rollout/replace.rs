@@ -103,8 +103,8 @@ enum Fitness {
 const TRIES: usize = 5;
 const FLOOR_PAUSE: Duration = Duration::from_millis(200);
 const COUNT_PAUSE: Duration = Duration::from_millis(100);
-/// While requests are being cut, so that the last count is that of the end.
-const CUT_PAUSE: Duration = Duration::from_millis(5);
+/// How long nginx waits for the last request while its worker ends: it answers the moment that one is complete.
+const CUT_PAUSE: Duration = Duration::from_millis(10);
 const DEATH_PAUSE: Duration = Duration::from_millis(5);
 /// How much longer than its kill_timeout PM2 may need to end a process.
 const KILL_GRACE: Duration = Duration::from_secs(15);
@@ -284,12 +284,13 @@ impl Turn {
                     old.pid
                 )));
             }
-            if cut > 0 {
-                let now = self.marks.in_flight(CUT_PAUSE).await?;
-                // What nginx counts after the death is no more what was lost by it.
-                cut = if old.is_alive(&proc) { now } else { cut };
+            if cut == 0 {
+                time::sleep(DEATH_PAUSE).await;
+                continue;
             }
-            time::sleep(DEATH_PAUSE).await;
+            let now = self.marks.in_flight(CUT_PAUSE).await?;
+            // What nginx counts after the death is no more what was lost by it.
+            cut = if old.is_alive(&proc) { now } else { cut };
         }
         Ok(cut)
     }
