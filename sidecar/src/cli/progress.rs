@@ -1,26 +1,28 @@
 //! What a person watches while `handoff reload` runs: a picture on a terminal, elsewhere a line for each step, or JSON.
 //!
-//! Whoever reads may go away (the terminal hangs up, `head` has enough). Then nothing more is written, and the roll-out
+//! Whoever reads may go away (the terminal hangs up, `head` has enough) or sleep. Then no more is seen, and the roll-out
 //! goes its way.
 
 mod line;
 mod picture;
 mod plain;
+mod writer;
 
 use crate::rollout::event::Event;
-use picture::Picture;
+use line::Line;
+use picture::{Picture, Room};
 use plain::Plain;
 use std::{
     env,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     time::{Duration, Instant},
 };
+use writer::Writer;
 
 pub(super) struct Progress {
     view: View,
     began: Instant,
-    /// Nobody reads any more.
-    is_over: bool,
+    out: Writer,
 }
 
 enum View {
@@ -29,15 +31,17 @@ enum View {
     Live(Live),
 }
 
+#[derive(Default)]
 struct Live {
     picture: Picture,
-    /// Lines that stand on the terminal and are drawn over.
-    drawn: usize,
+    /// How wide the lines are that stand on the terminal and are drawn over.
+    drawn: Vec<usize>,
     has_colour: bool,
+    /// A picture was finished before this one.
+    is_next: bool,
 }
 
-const WIDTH: usize = 80;
-const HEIGHT: usize = 24;
+const UNKNOWN: Room = Room { columns: 80, rows: 24 };
 
 // === impl Progress ===
 
@@ -48,82 +52,170 @@ impl Progress {
         let view = match (json, io::stdout().is_terminal() && !is_dumb) {
             (true, _) => View::Json,
             (false, false) => View::Plain(Plain::default()),
-            (false, true) => View::Live(Live {
-                picture: Picture::default(),
-                drawn: 0,
-                has_colour: set("NO_COLOR").is_none(),
-            }),
+            (false, true) => View::Live(Live { has_colour: set("NO_COLOR").is_none(), ..Live::default() }),
         };
-        Self { view, began: Instant::now(), is_over: false }
+        Self { view, began: Instant::now(), out: Writer::new(io::stdout()) }
     }
 
     pub(super) fn show(&mut self, event: &Event) {
         let now = self.began.elapsed();
-        let text = match &mut self.view {
-            View::Json => serde_json::to_string(event).map(|line| line + "\n").unwrap_or_default(),
+        self.out.write(match &mut self.view {
+            View::Json => json(event),
             View::Plain(plain) => plain.lines(event, now),
-            View::Live(live) => live.show(event, now),
-        };
-        self.write(&text);
+            View::Live(live) => live.show(event, room(), now),
+        });
     }
 
     /// Time went on.
     pub(super) fn tick(&mut self) {
         let now = self.began.elapsed();
-        if let View::Live(live) = &mut self.view {
-            let text = live.draw(now);
-            self.write(&text);
-        }
+        self.out.write(match &mut self.view {
+            View::Json => String::new(),
+            View::Plain(plain) => plain.due(now),
+            // While nobody looks, pictures would only pile up.
+            View::Live(_) if !self.out.is_idle() => String::new(),
+            View::Live(live) => live.draw(room(), now),
+        });
     }
+}
 
-    fn write(&mut self, text: &str) {
-        if self.is_over || text.is_empty() {
-            return;
+/// Of the terminal, as it is now.
+fn room() -> Room {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
+    let known = |number: u16, unknown| if number < 2 { unknown } else { usize::from(number) };
+    size.map_or(UNKNOWN, |size| Room {
+        // A line as wide as the terminal would be wrapped by some.
+        columns: known(size.ws_col, UNKNOWN.columns) - 1,
+        rows: known(size.ws_row, UNKNOWN.rows),
+    })
+}
+
+/// What would steer a terminal is written as JSON can: somebody may look at it.
+fn json(event: &Event) -> String {
+    let mut out = String::new();
+    for c in serde_json::to_string(event).unwrap_or_default().chars() {
+        match c {
+            c if line::steers(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
         }
-        let mut out = io::stdout().lock();
-        self.is_over = out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err();
     }
+    out + "\n"
 }
 
 // === impl Live ===
 
 impl Live {
-    fn show(&mut self, event: &Event, now: Duration) -> String {
+    /// Only what stays is written at once: the picture follows with the next tick.
+    fn show(&mut self, event: &Event, room: Room, now: Duration) -> String {
         let above = self.picture.take(event, now);
-        let erased = self.erase();
-        let above: String =
-            above.iter().map(|line| line.render(usize::MAX, self.has_colour) + "\n").collect();
-        let drawn = self.draw(now);
-        if self.picture.is_finished() {
-            // It stays as it is; the next app has a picture of its own.
-            self.picture = Picture::default();
-            self.drawn = 0;
+        if above.is_empty() && !self.picture.is_finished() {
+            return String::new();
         }
-        erased + &above + &drawn
+        let above = self.erase(room) + &self.text(&above, usize::MAX);
+        let drawn = self.draw(room, now);
+        if !self.picture.is_finished() {
+            return above + &drawn;
+        }
+        let below = self.text(&self.picture.below(room), usize::MAX);
+        // It stays as it is; the next app has a picture of its own.
+        *self = Self { has_colour: self.has_colour, is_next: true, ..Self::default() };
+        above + &drawn + &below
     }
 
-    fn draw(&mut self, now: Duration) -> String {
-        let (width, height) = size();
-        let lines = self.picture.lines(height, now);
-        let erased = self.erase();
-        self.drawn = lines.len();
-        // A line as wide as the terminal would be wrapped by some.
-        let lines: String = lines.iter().map(|line| line.render(width - 1, self.has_colour) + "\n").collect();
-        erased + &lines
+    fn draw(&mut self, room: Room, now: Duration) -> String {
+        let erased = self.erase(room);
+        let lines = self.picture.lines(room, now);
+        if lines.is_empty() {
+            return erased;
+        }
+        let gap = if std::mem::take(&mut self.is_next) { "\n" } else { "" };
+        self.drawn = lines.iter().map(|line| line.width().min(room.columns)).collect();
+        erased + gap + &self.text(&lines, room.columns)
     }
 
-    /// Back to where the picture began, and away with it.
-    fn erase(&mut self) -> String {
-        match std::mem::take(&mut self.drawn) {
+    fn text(&self, lines: &[Line], width: usize) -> String {
+        lines.iter().map(|line| line.render(width, self.has_colour) + "\n").collect()
+    }
+
+    /// Back to where the picture began, and away with it. A terminal that became narrower has wrapped its lines.
+    fn erase(&mut self, room: Room) -> String {
+        let rows = |width: usize| width.div_ceil(room.columns + 1).max(1);
+        match std::mem::take(&mut self.drawn).into_iter().map(rows).sum::<usize>() {
             0 => String::new(),
-            lines => format!("\x1b[{lines}A\r\x1b[J"),
+            rows => format!("\x1b[{rows}A\r\x1b[J"),
         }
     }
 }
 
-/// Of the terminal, now: columns and rows.
-fn size() -> (usize, usize) {
-    let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
-    let known = |number: u16, default| if number < 2 { default } else { usize::from(number) };
-    size.map_or((WIDTH, HEIGHT), |size| (known(size.ws_col, WIDTH), known(size.ws_row, HEIGHT)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pm2::PmId,
+        rollout::event::{End, Step, What},
+    };
+
+    const ROOM: Room = Room { columns: 79, rows: 24 };
+
+    fn event(what: What) -> Event {
+        Event { at: 1, app: "shop".into(), what }
+    }
+
+    fn live(has_colour: bool) -> Live {
+        let mut live = Live { has_colour, ..Live::default() };
+        assert_eq!(live.draw(ROOM, Duration::ZERO), "", "nothing has begun");
+        live.show(&event(What::Begin { workers: vec![PmId(0)] }), ROOM, Duration::ZERO);
+        live
+    }
+
+    fn end(live: &mut Live) -> String {
+        let end = End { exit: 0, seconds: 0.0, replaced: vec![], cut: 0, text: "done".into() };
+        live.show(&event(What::End(end)), ROOM, Duration::ZERO)
+    }
+
+    const HEAD: &str = "shop                                0.0 s\n";
+
+    #[test]
+    fn a_picture_is_drawn_over_the_last_one_and_notes_stand_above() {
+        let mut live = live(false);
+        let picture = format!("{HEAD}  0  waiting  \n");
+        assert_eq!(live.draw(ROOM, Duration::ZERO), picture);
+        assert_eq!(live.draw(ROOM, Duration::ZERO), format!("\x1b[2A\r\x1b[J{picture}"));
+        let note = live.show(&event(What::Note { text: "beware".into() }), ROOM, Duration::ZERO);
+        assert_eq!(note, format!("\x1b[2A\r\x1b[Jbeware\n{picture}"));
+        assert_eq!(end(&mut live), format!("\x1b[2A\r\x1b[J{picture}done\n"));
+        assert_eq!(live.draw(ROOM, Duration::ZERO), "", "it stays as it is");
+        live.show(&event(What::Begin { workers: vec![PmId(0)] }), ROOM, Duration::ZERO);
+        assert_eq!(live.draw(ROOM, Duration::ZERO), format!("\n{picture}"));
+        assert_eq!(live.draw(ROOM, Duration::ZERO), format!("\x1b[2A\r\x1b[J{picture}"));
+    }
+
+    #[test]
+    fn a_terminal_that_became_narrower_has_wrapped_the_picture() {
+        let mut live = live(false);
+        live.draw(ROOM, Duration::ZERO);
+        let narrow = Room { columns: 19, ..ROOM };
+        assert!(
+            live.draw(narrow, Duration::ZERO).starts_with("\x1b[4A\r"),
+            "41 columns are three rows of 20"
+        );
+        assert!(live.draw(narrow, Duration::ZERO).starts_with("\x1b[2A\r"));
+    }
+
+    #[test]
+    fn without_colour_there_are_no_escape_sequences_in_a_line() {
+        assert!(live(true).draw(ROOM, Duration::ZERO).contains("\x1b[2mwaiting"));
+        assert!(!live(false).draw(ROOM, Duration::ZERO).contains('\x1b'));
+    }
+
+    #[test]
+    fn json_says_the_same_and_steers_no_terminal() {
+        let log = vec!["\x1b[2J\u{9b}31m\u{202e}ü\"".to_owned()];
+        let step = Step::Failed { exit: 10, text: String::new(), log };
+        let event = event(What::Step { worker: PmId(3), step });
+        let line = json(&event);
+        assert!(!line.trim_end_matches('\n').chars().any(line::steers), "{line}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read, serde_json::to_value(&event).unwrap());
+    }
 }

@@ -27,14 +27,22 @@ impl Line {
         self
     }
 
+    /// How many columns it takes at most.
+    pub(super) fn width(&self) -> usize {
+        self.0.iter().flat_map(|(_, text)| text.chars()).map(columns).sum()
+    }
+
     pub(super) fn render(&self, width: usize, has_colour: bool) -> String {
-        let length: usize = self.0.iter().map(|(_, text)| text.chars().count()).sum();
-        let is_cut = length > width;
+        let is_cut = self.width() > width;
         let mut room = if is_cut { width.saturating_sub(1) } else { width };
+        let mut fits = |c: &char| {
+            let left = room.checked_sub(columns(*c));
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
         let mut out = String::new();
         for (style, text) in &self.0 {
-            let part: String = text.chars().take(room).collect();
-            room -= part.chars().count();
+            let part: String = text.chars().take_while(&mut fits).collect();
             match style.code().filter(|_| has_colour && !part.is_empty()) {
                 // Writing to a String cannot fail.
                 Some(code) => _ = write!(out, "\x1b[{code}m{part}\x1b[0m"),
@@ -54,13 +62,26 @@ pub(super) fn harmless(text: &str) -> String {
         .map(|c| {
             if c == '\t' {
                 ' '
-            } else if c.is_control() {
+            } else if steers(c) {
                 '\u{fffd}'
             } else {
                 c
             }
         })
         .collect()
+}
+
+/// Whether a terminal does something else with it than show it: control characters, and those that turn the direction
+/// in which text is read.
+pub(super) fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// From here on some are two columns wide. A line that is cut too early is better than one that is wrapped.
+const WIDE: char = '\u{1100}';
+
+fn columns(c: char) -> usize {
+    if c < WIDE || c == '…' { 1 } else { 2 }
 }
 
 // === impl Style ===
@@ -92,6 +113,18 @@ mod tests {
     }
 
     #[test]
+    fn wide_characters_have_room() {
+        let line = Line::plain("店 ").with(Style::Good, "店店x");
+        assert_eq!(line.render(8, false), "店 店店x");
+        assert_eq!(line.render(7, false), "店 店…");
+        assert_eq!(
+            line.render(5, true),
+            "店 …",
+            "half a character is none, nor is the next one taken instead"
+        );
+    }
+
+    #[test]
     fn colours_do_not_count() {
         let line = Line::plain("a ").with(Style::Bad, "failed");
         assert_eq!(line.render(8, true), "a \x1b[31mfailed\x1b[0m");
@@ -100,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_app_cannot_steer_the_terminal() {
-        let line = Line::plain("\x1b[2Jhi\r\n\u{9b}31m\tthere");
-        assert_eq!(line.render(80, true), "\u{fffd}[2Jhi\u{fffd}\u{fffd}\u{fffd}31m there");
+        let line = Line::plain("\x1b[2Jhi\r\n\u{9b}31m\tthere\u{202e}");
+        assert_eq!(line.render(80, true), "\u{fffd}[2Jhi\u{fffd}\u{fffd}\u{fffd}31m there\u{fffd}");
     }
 }

@@ -22,6 +22,13 @@ pub(super) struct Picture {
     end: Option<End>,
 }
 
+/// Of the terminal, now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    pub columns: usize,
+    pub rows: usize,
+}
+
 #[derive(Debug)]
 struct Row {
     id: PmId,
@@ -31,6 +38,9 @@ struct Row {
     /// When its turn was over.
     ended: Option<Duration>,
 }
+
+/// How wide the head is.
+const HEAD: usize = 41;
 
 // === impl Picture ===
 
@@ -62,30 +72,60 @@ impl Picture {
         self.end.is_some()
     }
 
-    /// At most so many: where there is no room, those that wait and those that are new are summed up.
-    pub(super) fn lines(&self, height: usize, now: Duration) -> Vec<Line> {
+    /// Fits: else it could not be drawn over. Where rows are few, those that wait and those that are new are summed up.
+    pub(super) fn lines(&self, room: Room, now: Duration) -> Vec<Line> {
         if self.app.is_empty() {
             return Vec::new();
         }
-        let since = self.end.as_ref().map_or(now.saturating_sub(self.began), seconds);
-        let head = Line::plain(&format!("{:<34} {:>6}", self.app, text(since)));
-        let mut lines = vec![head];
         let id_width = self.rows.iter().map(|row| row.id.to_string().len()).max().unwrap_or(0);
-        let is_shown = |row: &&Row| self.rows.len() + 4 <= height || row.is_in_hand();
-        lines.extend(self.rows.iter().filter(is_shown).map(|row| row.line(id_width, now)));
-        let shown = lines.len() - 1;
-        if shown < self.rows.len() {
-            let new = self.rows.iter().filter(|row| matches!(row.step, Some(Step::Done { .. }))).count();
-            let waiting = self.rows.iter().filter(|row| row.step.is_none()).count();
-            lines.push(Line::plain("  ").with(Style::Dim, &format!("{new} new, {waiting} waiting")));
-        }
-        lines.extend(self.rows.iter().flat_map(Row::failure));
-        if let Some(end) = &self.end {
-            let style = if end.exit == 0 { Style::Good } else { Style::Bad };
-            lines.extend(end.text.lines().flat_map(wrapped).map(|text| Line::default().with(style, &text)));
+        // The head, and where the cursor stands.
+        let most = room.rows.saturating_sub(2);
+        let (shown, rest): (Vec<&Row>, Vec<&Row>) = if self.rows.len() <= most {
+            (self.rows.iter().collect(), Vec::new())
+        } else {
+            let (telling, mut rest): (Vec<&Row>, Vec<&Row>) =
+                self.rows.iter().partition(|row| row.is_telling());
+            let shown: Vec<&Row> = telling.iter().copied().take(most.saturating_sub(1)).collect();
+            rest.extend(telling.into_iter().skip(shown.len()));
+            (shown, rest)
+        };
+        let mut lines = vec![self.head(room, now)];
+        lines.extend(shown.iter().map(|row| row.line(id_width, now)));
+        if !rest.is_empty() {
+            lines.push(Line::plain("  ").with(Style::Dim, &summary(&rest)));
         }
         lines
     }
+
+    fn head(&self, room: Room, now: Duration) -> Line {
+        let since = self.end.as_ref().map_or(now.saturating_sub(self.began), seconds);
+        let time = text(since);
+        let width = room.columns.min(HEAD).saturating_sub(time.len() + 1);
+        let app = Line::plain(&self.app).render(width, false);
+        Line::plain(&format!("{app:<width$} {time}"))
+    }
+
+    /// How it ended: what is to stand below the picture for good, in full.
+    pub(super) fn below(&self, room: Room) -> Vec<Line> {
+        let Some(end) = &self.end else { return Vec::new() };
+        let style = if end.exit == 0 { Style::Good } else { Style::Bad };
+        let text = end.text.lines().flat_map(|text| wrapped(text, room.columns));
+        let failures = self.rows.iter().flat_map(|row| row.failure(&self.app, end));
+        failures.chain(text.map(|text| Line::default().with(style, &text))).collect()
+    }
+}
+
+/// How many of the rest say what.
+fn summary(rest: &[&Row]) -> String {
+    let mut numbers: Vec<(&str, usize)> = Vec::new();
+    for (_, word, _) in rest.iter().map(|row| row.says()) {
+        match numbers.iter_mut().find(|(known, _)| *known == word) {
+            Some((_, number)) => *number += 1,
+            None => numbers.push((word, 1)),
+        }
+    }
+    let numbers: Vec<String> = numbers.iter().map(|(word, number)| format!("{number} {word}")).collect();
+    numbers.join(", ")
 }
 
 fn seconds(end: &End) -> Duration {
@@ -97,12 +137,11 @@ fn text(duration: Duration) -> String {
 }
 
 /// What must be read in full is broken between words.
-fn wrapped(text: &str) -> Vec<String> {
-    const WIDTH: usize = 76;
+fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + word.chars().count() < WIDTH => {
+            Some(line) if line.chars().count() + word.chars().count() < width => {
                 line.push(' ');
                 line.push_str(word);
             }
@@ -121,6 +160,11 @@ impl Row {
         }
         self.step = Some(step.clone());
         self.ended = (!self.is_in_hand()).then_some(now);
+    }
+
+    /// Neither waiting nor new.
+    fn is_telling(&self) -> bool {
+        !matches!(self.step, None | Some(Step::Done { .. }))
     }
 
     fn is_in_hand(&self) -> bool {
@@ -144,6 +188,7 @@ impl Row {
             Step::Stopping { cut } if *cut > 0 => format!("  {cut} still in flight"),
             Step::Checking { passed, of } => format!("  {passed} of {of}"),
             Step::Kept => "  serves as before".to_owned(),
+            Step::Failed { text, .. } => format!("  {text}"),
             _ => String::new(),
         };
         let (style, word) = match step {
@@ -160,15 +205,13 @@ impl Row {
         (style, word, more)
     }
 
-    /// What it wrote last.
-    fn failure(&self) -> Vec<Line> {
-        let Some(Step::Failed { log, .. }) = &self.step else { return Vec::new() };
-        if log.is_empty() {
-            return Vec::new();
-        }
-        let head = Line::plain(&format!("  the last lines of {}:", self.id));
-        let lines = log.iter().map(|line| Line::default().with(Style::Dim, &format!("    {line}")));
-        [head].into_iter().chain(lines).collect()
+    /// Why, if the end does not say it, and what it wrote last.
+    fn failure(&self, app: &str, end: &End) -> Vec<Line> {
+        let Some(Step::Failed { text, log, .. }) = &self.step else { return Vec::new() };
+        let why = (!end.text.contains(text)).then(|| format!("{app}:{} failed: {text}", self.id));
+        let wrote = (!log.is_empty()).then(|| format!("{app}:{} wrote last:", self.id));
+        let heads = why.iter().chain(&wrote).map(|head| Line::plain(head));
+        heads.chain(log.iter().map(|line| Line::default().with(Style::Dim, &format!("  {line}")))).collect()
     }
 }
 
@@ -189,9 +232,22 @@ mod tests {
         picture
     }
 
-    fn drawn(picture: &Picture, width: usize, height: usize, now: u64) -> Vec<String> {
-        let lines = picture.lines(height, Duration::from_millis(now));
-        lines.iter().map(|line| line.render(width, false).trim_end().to_owned()).collect()
+    fn drawn(picture: &Picture, columns: usize, rows: usize, now: u64) -> Vec<String> {
+        let room = Room { columns, rows };
+        let lines = picture.lines(room, Duration::from_millis(now));
+        assert!(lines.len() < rows, "the last row is the cursor's");
+        lines.iter().map(|line| line.render(columns, false).trim_end().to_owned()).collect()
+    }
+
+    fn below(picture: &Picture, columns: usize) -> Vec<String> {
+        let lines = picture.below(Room { columns, rows: 24 });
+        lines.iter().map(|line| line.render(usize::MAX, false)).collect()
+    }
+
+    fn ended(picture: &mut Picture, exit: u8, text: &str) {
+        let end = End { exit, seconds: 2.5, replaced: vec![], cut: 0, text: text.into() };
+        picture.take(&Event { at: 0, app: "shop".into(), what: What::End(end) }, Duration::from_secs(9));
+        assert!(picture.is_finished());
     }
 
     fn in_the_middle() -> Picture {
@@ -200,6 +256,10 @@ mod tests {
             (0, Step::Done { seconds: 1.2 }, 1210),
             (1, Step::Draining { in_flight: 3 }, 1300),
         ])
+    }
+
+    fn failed(text: &str, log: &[&str]) -> Step {
+        Step::Failed { exit: 10, text: text.into(), log: log.iter().copied().map(String::from).collect() }
     }
 
     #[test]
@@ -218,30 +278,76 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_cuts_and_a_low_one_sums_up() {
-        assert_eq!(drawn(&in_the_middle(), 26, 24, 1700)[2], "  1  draining    0.4 s  3…");
+    fn a_narrow_terminal_cuts_what_comes_last_and_keeps_the_time() {
         assert_eq!(
-            drawn(&in_the_middle(), 79, 6, 1700),
+            drawn(&in_the_middle(), 39, 24, 1700)[..3],
+            [
+                "shop                              1.7 s",
+                "  0  new         1.2 s",
+                "  1  draining    0.4 s  3 in flight"
+            ]
+        );
+        assert_eq!(
+            drawn(&in_the_middle(), 19, 24, 1700)[..3],
+            ["shop          1.7 s", "  0  new         1…", "  1  draining    0…"]
+        );
+        let mut picture = Picture::default();
+        let what = What::Begin { workers: vec![PmId(0)] };
+        picture.take(&Event { at: 0, app: "a-shop-with-a-long-name".into(), what }, Duration::ZERO);
+        assert_eq!(drawn(&picture, 19, 24, 1000)[0], "a-shop-with-… 1.0 s");
+    }
+
+    #[test]
+    fn a_low_terminal_shows_what_is_under_way_and_sums_up_the_rest() {
+        assert_eq!(drawn(&in_the_middle(), 79, 6, 1700).len(), 5);
+        assert_eq!(
+            drawn(&in_the_middle(), 79, 5, 1700),
             [
                 "shop                                1.7 s",
                 "  1  draining    0.4 s  3 in flight",
                 "  1 new, 2 waiting"
             ]
         );
+        let steps =
+            [(0, Step::Up, 0), (1, failed("it crashed", &[]), 0), (2, Step::Kept, 0), (3, Step::Starting, 0)];
+        assert_eq!(
+            drawn(&picture(&steps), 79, 5, 0),
+            [
+                "shop                                0.0 s",
+                "  0  up          0.0 s",
+                "  1  failed      0.0 s  it crashed",
+                "  1 kept, 1 starting"
+            ]
+        );
     }
 
     #[test]
     fn a_failure_shows_what_the_app_wrote() {
-        let log = vec!["Error: no \x1b[31mdatabase".to_owned()];
-        let failed = Step::Failed { exit: 10, text: "it crashed".into(), log };
-        let mut picture = picture(&[(0, Step::Starting, 10), (0, failed, 710)]);
-        let end = End { exit: 10, seconds: 0.7, replaced: vec![], cut: 0, text: "it crashed. ".repeat(9) };
-        picture.take(&Event { at: 0, app: "shop".into(), what: What::End(end) }, Duration::from_secs(1));
+        let broken = failed("it crashed", &["Error: no \x1b[31mdatabase"]);
+        let mut picture = picture(&[(0, Step::Starting, 10), (0, broken, 710)]);
+        assert!(below(&picture, 79).is_empty());
+        ended(&mut picture, 10, "the new shop:0 is not fit to serve: it crashed. It was stopped");
         let lines = drawn(&picture, 79, 24, 5000);
-        assert_eq!(lines[0], "shop                                0.7 s");
-        assert_eq!(lines[1], "  0  failed      0.7 s");
-        assert_eq!(lines[5..7], ["  the last lines of 0:", "    Error: no \u{fffd}[31mdatabase"]);
-        assert!(lines.len() == 9 && lines[7..].iter().all(|line| line.len() < 80), "{lines:?}");
-        assert!(picture.is_finished());
+        assert_eq!(lines[0], "shop                                2.5 s");
+        assert_eq!(lines[1], "  0  failed      0.7 s  it crashed");
+        assert_eq!(
+            below(&picture, 40),
+            [
+                "shop:0 wrote last:",
+                "  Error: no \u{fffd}[31mdatabase",
+                "the new shop:0 is not fit to serve: it",
+                "crashed. It was stopped",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_failure_that_the_end_does_not_speak_of_says_why() {
+        let mut picture = picture(&[(1, failed("no answer", &["a"]), 1), (2, failed("it crashed", &[]), 2)]);
+        ended(&mut picture, 10, "shop:2: it crashed");
+        assert_eq!(
+            below(&picture, 79),
+            ["shop:1 failed: no answer", "shop:1 wrote last:", "  a", "shop:2: it crashed"]
+        );
     }
 }

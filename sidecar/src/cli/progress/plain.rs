@@ -9,12 +9,21 @@ use std::{collections::BTreeMap, time::Duration};
 
 #[derive(Debug, Default)]
 pub(super) struct Plain {
+    app: String,
     began: Duration,
-    /// When each worker's count was told last.
-    counted: BTreeMap<PmId, Duration>,
+    /// Workers of which something was counted.
+    counted: BTreeMap<PmId, Counted>,
 }
 
-/// A count that goes down is told so often.
+#[derive(Debug)]
+struct Counted {
+    /// When it was told last.
+    told: Duration,
+    /// It changed since.
+    untold: Option<Step>,
+}
+
+/// A count that changes is told so often.
 const PACE: Duration = Duration::from_secs(1);
 
 // === impl Plain ===
@@ -22,33 +31,61 @@ const PACE: Duration = Duration::from_secs(1);
 impl Plain {
     pub(super) fn lines(&mut self, event: &Event, now: Duration) -> String {
         let app = &event.app;
-        let line =
-            |text: String, since: Duration| format!("{} ({:.1} s)\n", harmless(&text), since.as_secs_f64());
         match &event.what {
             What::Begin { workers } => {
-                *self = Self { began: now, ..Self::default() };
+                *self = Self { app: app.clone(), began: now, ..Self::default() };
                 let ids: Vec<String> = workers.iter().map(ToString::to_string).collect();
                 format!("{}\n", harmless(&format!("{app}: replacing {}", ids.join(", "))))
             }
             What::Step { worker, step } => {
-                let since = now.saturating_sub(self.began);
-                if !self.is_due(*worker, step, now) {
+                if self.is_early(*worker, step, now) {
                     return String::new();
                 }
-                line(format!("{app}:{worker} {}", says(step)), since) + &log(step)
+                self.line(*worker, step, now) + &log(step)
             }
             What::Note { text } => format!("{}\n", harmless(text)),
-            What::End(end) => end.text.lines().map(|text| harmless(text) + "\n").collect(),
+            What::End(end) => {
+                let text: Vec<String> = end.text.lines().map(harmless).collect();
+                format!("{} ({:.1} s)\n", text.join("\n"), end.seconds)
+            }
         }
     }
 
-    fn is_due(&mut self, worker: PmId, step: &Step, now: Duration) -> bool {
-        let is_count = matches!(step, Step::Draining { in_flight: 1.. } | Step::Checking { .. });
-        let is_early = is_count && self.counted.get(&worker).is_some_and(|last| now - *last < PACE);
-        if is_count && !is_early {
-            self.counted.insert(worker, now);
+    /// Counts that were held back.
+    pub(super) fn due(&mut self, now: Duration) -> String {
+        let mut due = Vec::new();
+        for (worker, counted) in &mut self.counted {
+            if now >= counted.told + PACE
+                && let Some(step) = counted.untold.take()
+            {
+                counted.told = now;
+                due.push((*worker, step));
+            }
         }
-        !is_early
+        due.iter().map(|(worker, step)| self.line(*worker, step, now)).collect()
+    }
+
+    fn is_early(&mut self, worker: PmId, step: &Step, now: Duration) -> bool {
+        if !matches!(step, Step::Draining { in_flight: 1.. } | Step::Checking { .. }) {
+            self.counted.remove(&worker);
+            return false;
+        }
+        match self.counted.get_mut(&worker) {
+            Some(counted) if now < counted.told + PACE => {
+                counted.untold = Some(step.clone());
+                true
+            }
+            _ => {
+                self.counted.insert(worker, Counted { told: now, untold: None });
+                false
+            }
+        }
+    }
+
+    fn line(&self, worker: PmId, step: &Step, now: Duration) -> String {
+        let since = now.saturating_sub(self.began).as_secs_f64();
+        let text = harmless(&format!("{}:{worker} {}", self.app, says(step)));
+        format!("{text} ({since:.1} s)\n")
     }
 }
 
@@ -75,20 +112,66 @@ fn log(step: &Step) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rollout::event::End;
+
+    struct Told(Plain);
+
+    impl Told {
+        fn at(&mut self, now: u64, what: What) -> String {
+            self.0.lines(&Event { at: 0, app: "shop".into(), what }, Duration::from_millis(now))
+        }
+
+        fn step(&mut self, now: u64, step: Step) -> String {
+            self.at(now, What::Step { worker: PmId(1), step })
+        }
+
+        fn due(&mut self, now: u64) -> String {
+            self.0.due(Duration::from_millis(now))
+        }
+    }
+
+    fn begun() -> Told {
+        let mut told = Told(Plain::default());
+        let begin = What::Begin { workers: vec![PmId(1), PmId(2)] };
+        assert_eq!(told.at(500, begin), "shop: replacing 1, 2\n");
+        told
+    }
 
     #[test]
-    fn a_step_is_a_line_and_a_count_is_told_each_second() {
-        let mut plain = Plain::default();
-        let mut at = |what: What, now: u64| {
-            plain.lines(&Event { at: 0, app: "shop".into(), what }, Duration::from_millis(now))
-        };
-        let step = |step: Step| What::Step { worker: PmId(1), step };
-        assert_eq!(at(What::Begin { workers: vec![PmId(1), PmId(2)] }, 500), "shop: replacing 1, 2\n");
-        assert_eq!(at(step(Step::Draining { in_flight: 3 }), 600), "shop:1 draining, 3 in flight (0.1 s)\n");
-        assert_eq!(at(step(Step::Draining { in_flight: 2 }), 900), "");
-        assert_eq!(at(step(Step::Draining { in_flight: 1 }), 1600), "shop:1 draining, 1 in flight (1.1 s)\n");
-        assert_eq!(at(step(Step::Draining { in_flight: 0 }), 1700), "shop:1 draining, 0 in flight (1.2 s)\n");
-        let failed = Step::Failed { exit: 10, text: "it crashed".into(), log: vec!["Error\x07".into()] };
-        assert_eq!(at(step(failed), 2500), "shop:1 failed: it crashed (2.0 s)\n  Error\u{fffd}\n");
+    fn a_step_is_a_line_and_so_is_the_end() {
+        let mut told = begun();
+        assert_eq!(told.step(600, Step::Draining { in_flight: 0 }), "shop:1 draining, 0 in flight (0.1 s)\n");
+        assert_eq!(told.step(600, Step::Stopping { cut: 0 }), "shop:1 stopping (0.1 s)\n");
+        let log = vec!["Error\x07".to_owned(), "    at start".to_owned()];
+        let failed = Step::Failed { exit: 10, text: "it crashed".into(), log };
+        assert_eq!(
+            told.step(2500, failed),
+            "shop:1 failed: it crashed (2.0 s)\n  Error\u{fffd}\n      at start\n"
+        );
+        assert_eq!(told.at(2500, What::Note { text: "beware\r".into() }), "beware\u{fffd}\n");
+        let end =
+            End { exit: 10, seconds: 2.25, replaced: vec![], cut: 0, text: "no.\nIt\x1bcrashed".into() };
+        assert_eq!(told.at(2750, What::End(end)), "no.\nIt\u{fffd}crashed (2.2 s)\n");
+    }
+
+    #[test]
+    fn a_count_is_told_each_second_and_the_last_one_always() {
+        let mut told = begun();
+        assert_eq!(told.step(600, Step::Draining { in_flight: 3 }), "shop:1 draining, 3 in flight (0.1 s)\n");
+        assert_eq!(told.step(900, Step::Draining { in_flight: 2 }), "");
+        assert_eq!(told.step(1000, Step::Draining { in_flight: 1 }), "");
+        assert_eq!(told.due(1599), "");
+        assert_eq!(told.due(1600), "shop:1 draining, 1 in flight (1.1 s)\n");
+        assert_eq!(told.due(9000), "", "nothing changed");
+        assert_eq!(
+            told.step(9100, Step::Draining { in_flight: 2 }),
+            "shop:1 draining, 2 in flight (8.6 s)\n"
+        );
+        assert_eq!(told.step(9200, Step::Draining { in_flight: 1 }), "");
+        assert_eq!(
+            told.step(9300, Step::Draining { in_flight: 0 }),
+            "shop:1 draining, 0 in flight (8.8 s)\n"
+        );
+        assert_eq!(told.due(20000), "", "what came after it has been told");
     }
 }
