@@ -138,7 +138,7 @@ impl PeerData {
         Some(Candidate {
             is_safe: r.method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as ngx_uint_t != 0,
             upgrades: !r.headers_in.upgrade.is_null(),
-            is_unbuffered: r.request_body_no_buffering() != 0,
+            is_unbuffered: is_unread(r),
             may_go_on: trial::may_go_on(conf) && (timeout == 0 || passed < timeout),
             tries: pc.tries(),
             tried: self.tries as usize,
@@ -212,4 +212,11 @@ impl PeerData {
         // SAFETY: the request lives while its upstream calls us.
         unsafe { (*self.request.as_ptr()).upstream }
     }
+}
+
+/// Whether the request is passed on while its body still comes. Not by `request_body_no_buffering`: in an nginx since 1.29.3
+/// the bits of a request follow a field of 16 bits, and the bindings misplace them.
+fn is_unread(r: &ngx_http_request_t) -> bool {
+    // SAFETY: null, or what is known of the body of this request.
+    unsafe { r.request_body.as_ref() }.is_some_and(|body| body.rest > 0)
 }

@@ -3,7 +3,7 @@
 use crate::nginx::rc;
 use handoff_wire::{ErrorBody, Refusal};
 use nginx_sys::{
-    NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_chain_t, ngx_create_temp_buf, ngx_http_output_filter,
+    NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_chain_t, ngx_create_temp_buf, ngx_http_output_filter,
     ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_str_t, ngx_table_elt_t,
     ngx_uint_t,
 };
@@ -53,7 +53,9 @@ pub(crate) fn send(r: &mut ngx_http_request_t, status: u16, text: Option<Vec<u8>
     r.headers_out.content_length_n = i64::try_from(text.len()).unwrap_or_default();
     // SAFETY: a request that has not been answered.
     let status = unsafe { ngx_http_send_header(r) };
-    if status == rc::ERROR || status > rc::OK || r.header_only() != 0 {
+    // Not by `header_only`: that bit is misplaced, see `is_unread` in peer.rs.
+    let is_all = r.method == NGX_HTTP_HEAD as ngx_uint_t;
+    if status == rc::ERROR || status > rc::OK || is_all {
         return status;
     }
     body(r, &text)
