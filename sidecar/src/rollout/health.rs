@@ -1,12 +1,11 @@
 //! Whether a worker says of itself that it is well, asked at its own address and past nginx.
 
-use super::PATIENCE_OF_A_PROBE as PATIENCE;
 use crate::peer::{Peer, Place};
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::{Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -16,6 +15,9 @@ use tokio::{
 /// A path on the worker, as a URI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path(hyper::Uri);
+
+/// A worker that needs longer is not well.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl FromStr for Path {
     type Err = String;

@@ -10,21 +10,24 @@
 
 pub mod brake;
 pub mod event;
+pub mod fitness;
 pub mod health;
 pub mod lock;
 pub mod logs;
 pub mod marks;
+pub mod outcome;
 pub mod plan;
 pub mod replace;
 pub mod stop;
+pub mod teller;
 pub mod verdict;
 pub mod world;
 
+pub use outcome::Outcome;
 pub use plan::Plan;
 pub use stop::{Broken, How, Stop};
 
 use crate::{
-    cli::exit::Exit,
     config::Override,
     control::{Address, Control},
     peer::Peer,
@@ -36,14 +39,15 @@ use event::{End, Event, What};
 use handoff_wire::{Owner, Span};
 use marks::Marks;
 use plan::{Planned, Surroundings};
-use replace::{Replaced, Said, Shared, Turn};
+use replace::{Said, Shared, Turn};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
+use teller::Teller;
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{UnboundedSender, unbounded_channel},
     task::JoinSet,
 };
 use world::{Hands, Observer, World, WorldError, Worlds};
@@ -92,16 +96,6 @@ pub struct Order {
     /// What PM2 is given for each worker's environment.
     pub env: BTreeMap<PmId, Sealed>,
 }
-
-#[derive(Debug)]
-pub struct Outcome {
-    pub replaced: Vec<PmId>,
-    pub cut: u64,
-    pub stop: Option<Stop>,
-}
-
-/// PM2's own word for how long a request to nginx may take is the user's; a probe is ours.
-const PATIENCE_OF_A_PROBE: Duration = Duration::from_secs(2);
 
 /// One roll-out of one app.
 #[derive(Debug)]
@@ -199,7 +193,7 @@ impl Rollout {
             steps,
         });
         let mut waiting: VecDeque<Planned> = self.plan.turns.iter().cloned().collect();
-        let mut outcome = Outcome { replaced: Vec::new(), cut: 0, stop: None };
+        let mut outcome = Outcome::default();
         let mut running = JoinSet::new();
         let mut is_first = true;
         loop {
@@ -273,87 +267,6 @@ fn owner(app: &str) -> Result<Owner, Stop> {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let name = format!("rollout:{plain}-{}-{:x}", std::process::id(), since.as_millis());
     name.parse().map_err(|error| Stop::Refused(format!("{name}: {error}")))
-}
-
-/// Who tells the events.
-struct Teller {
-    app: String,
-    events: UnboundedSender<Event>,
-}
-
-// === impl Teller ===
-
-impl Teller {
-    fn tell(&self, what: What) {
-        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let at = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        _ = self.events.send(Event { at, app: self.app.clone(), what });
-    }
-
-    fn halt(&self, halt: &Halt) {
-        if let Halt::Signal(signal) = halt {
-            let text =
-                format!("{signal}: a worker that is being replaced comes up first; once more leaves at once");
-            self.tell(What::Note { text });
-        }
-    }
-
-    fn said(&self, (worker, said): (PmId, Said)) {
-        self.tell(match said {
-            Said::Step(step) => What::Step { worker, step },
-            Said::Note(text) => What::Note { text },
-        });
-    }
-
-    fn rest(&self, said: &mut UnboundedReceiver<(PmId, Said)>) {
-        while let Ok(said) = said.try_recv() {
-            self.said(said);
-        }
-    }
-}
-
-// === impl Outcome ===
-
-impl Outcome {
-    pub fn exit(&self) -> Exit {
-        match &self.stop {
-            Some(stop) => stop.exit(),
-            None if self.cut > 0 => Exit::Cut,
-            None => Exit::Done,
-        }
-    }
-
-    fn add(&mut self, ended: Result<Replaced, Stop>) {
-        match ended {
-            Ok(Replaced { id, cut }) => {
-                self.replaced.push(id);
-                self.cut += cut;
-            }
-            // What stopped the others is the reason.
-            Err(Stop::Sibling) => {}
-            Err(stop) => _ = self.stop.get_or_insert(stop),
-        }
-    }
-
-    fn text(&self, app: &str, all: usize) -> String {
-        let new = self.replaced.len();
-        match &self.stop {
-            Some(stop @ Stop::Broken(_)) if new == 0 => {
-                format!("{stop}. No other worker of {app} was touched")
-            }
-            Some(stop) => format!("{stop}. {new} of {} of {app} are new", workers(all)),
-            None if self.cut > 0 => format!(
-                "all {} of {app} are new; {} requests that took longer than the drain timeout were cut",
-                workers(all),
-                self.cut
-            ),
-            None => format!("all {} of {app} are new, and nothing was cut", workers(all)),
-        }
-    }
-}
-
-fn workers(number: usize) -> String {
-    if number == 1 { "1 worker".to_owned() } else { format!("{number} workers") }
 }
 
 impl From<WorldError> for Stop {

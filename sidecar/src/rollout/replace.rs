@@ -14,6 +14,7 @@ use super::{
     OnDeadline, Options,
     brake::{Brake, Halt},
     event::Step,
+    fitness::{Expected, Fitness},
     health,
     logs::Logs,
     marks::{Drained, Fenced, Marks, Views},
@@ -22,7 +23,7 @@ use super::{
     world::{InHand, Seen, World, Worlds},
 };
 use crate::{
-    host::{Proc, Process},
+    host::Proc,
     pm2::{
         PmId,
         home::Home,
@@ -80,25 +81,6 @@ pub struct Replaced {
 #[derive(Debug)]
 struct Call(Option<JoinHandle<Result<(), RpcError>>>);
 
-/// What a new process must be to serve.
-#[derive(Clone, Debug)]
-struct Expected {
-    old: Option<Process>,
-    asked: Instant,
-    restarts: u32,
-    /// PM2 said that it is done.
-    answered: Option<Instant>,
-    met: Option<Process>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Fitness {
-    Fit,
-    /// What is missing.
-    NotYet(String),
-    Broken(How, String),
-}
-
 /// So often a mark that lapsed is set anew before we give up.
 const TRIES: usize = 5;
 const FLOOR_PAUSE: Duration = Duration::from_millis(200);
@@ -108,8 +90,6 @@ const CUT_PAUSE: Duration = Duration::from_millis(10);
 const DEATH_PAUSE: Duration = Duration::from_millis(5);
 /// How much longer than its kill_timeout PM2 may need to end a process.
 const KILL_GRACE: Duration = Duration::from_secs(15);
-/// How much later than PM2's answer the word `ready` may arrive on the bus.
-const READY_GRACE: Duration = Duration::from_millis(500);
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
 const UP_PAUSE: Duration = Duration::from_millis(20);
 const WATCH_PAUSE: Duration = Duration::from_millis(40);
@@ -300,7 +280,7 @@ impl Turn {
         let until = Instant::now() + self.options().start_timeout.duration();
         loop {
             if call.answered().await? {
-                expected.answered.get_or_insert_with(Instant::now);
+                expected.answered();
             }
             match self.fitness(expected)? {
                 Fitness::Fit => return Ok(()),
@@ -502,8 +482,7 @@ impl Turn {
     }
 
     fn still_lives(&mut self, expected: &mut Expected) -> Result<(), Stop> {
-        // The kernel knows before PM2 is looked at again.
-        if expected.met.is_some_and(|process| !process.is_alive(&Proc::default())) {
+        if !expected.lives(&Proc::default()) {
             return Err(self.broken(How::Crashed, "it crashed".to_owned()));
         }
         match self.fitness(expected)? {
@@ -580,152 +559,5 @@ impl Call {
             Some(task) => task.await.unwrap_or(Ok(())).map(|()| true),
             None => Ok(self.0.is_none()),
         }
-    }
-}
-
-// === impl Expected ===
-
-impl Expected {
-    /// After PM2 is asked to replace this one.
-    fn after(was: &Seen) -> Self {
-        let is_counted = matches!(was.listed.status, Status::Online | Status::Launching);
-        Self {
-            old: was.process,
-            asked: Instant::now(),
-            restarts: was.listed.settings.restarts + u32::from(is_counted),
-            answered: None,
-            met: None,
-        }
-    }
-
-    /// `lacks`: where it should listen and does not.
-    fn judge(&mut self, seen: &Seen, lacks: impl FnOnce(&Seen) -> Option<String>) -> Fitness {
-        let new = seen.process.filter(|&process| Some(process) != self.old);
-        let crashed = |text: &str| Fitness::Broken(How::Crashed, text.to_owned());
-        if seen.listed.status == Status::Errored {
-            return crashed("it crashed, and PM2 gave it up");
-        }
-        if seen.listed.settings.restarts > self.restarts || (self.met.is_some() && new != self.met) {
-            return crashed("it crashed");
-        }
-        let Some(new) = new else {
-            return match self.answered {
-                // PM2 answers when there is a process, or when it has ended.
-                Some(answered) if answered.elapsed() > READY_GRACE => {
-                    crashed("it ended as soon as it was started")
-                }
-                _ => Fitness::NotYet("it did not start".to_owned()),
-            };
-        };
-        self.met = Some(new);
-        if let Some(unknown) = &seen.unknown {
-            return Fitness::NotYet(format!("{unknown}; that did not change"));
-        }
-        if seen.listed.settings.wait_ready && seen.ready.is_none_or(|ready| ready < self.asked) {
-            return match self.answered {
-                Some(answered) if answered.elapsed() > READY_GRACE => {
-                    let text = "it did not say `ready` within PM2's listen_timeout: send process.send('ready') when \
-                                it listens, or take wait_ready away";
-                    Fitness::Broken(How::NotReady, text.to_owned())
-                }
-                _ => Fitness::NotYet("it did not say `ready`".to_owned()),
-            };
-        }
-        lacks(seen).map_or(Fitness::Fit, Fitness::NotYet)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pm2::monitor::{Listed, Settings};
-    use std::collections::BTreeSet;
-
-    const OLD: Process = Process { pid: 7, start: 1 };
-    const NEW: Process = Process { pid: 8, start: 2 };
-
-    fn seen(process: Option<Process>, status: Status, restarts: u32) -> Seen {
-        let settings = Settings { wait_ready: true, restarts, ..Settings::default() };
-        let pid = process.map(|process| process.pid);
-        Seen {
-            listed: Listed { id: PmId(1), app: "shop".into(), pid, status, settings },
-            process,
-            open: BTreeSet::new(),
-            listens: Vec::new(),
-            unknown: None,
-            ready: None,
-        }
-    }
-
-    fn ready(seen: Seen) -> Seen {
-        Seen { ready: Some(Instant::now()), ..seen }
-    }
-
-    fn replacing() -> Expected {
-        Expected::after(&seen(Some(OLD), Status::Online, 3))
-    }
-
-    fn answered_long_ago(expected: &mut Expected) {
-        expected.asked -= READY_GRACE * 4;
-        expected.answered = Instant::now().checked_sub(READY_GRACE * 2);
-    }
-
-    fn is_crash(fitness: &Fitness) -> bool {
-        matches!(fitness, Fitness::Broken(How::Crashed, _))
-    }
-
-    #[test]
-    fn a_new_process_that_listens_and_is_ready_is_fit() {
-        let mut expected = replacing();
-        let mut judge = |seen: &Seen| expected.judge(seen, |_| None);
-        assert_eq!(judge(&seen(Some(OLD), Status::Online, 3)), Fitness::NotYet("it did not start".into()));
-        assert_eq!(judge(&seen(None, Status::Stopping, 3)), Fitness::NotYet("it did not start".into()));
-        let launching = seen(Some(NEW), Status::Launching, 4);
-        assert_eq!(judge(&launching), Fitness::NotYet("it did not say `ready`".into()));
-        assert_eq!(judge(&ready(launching)), Fitness::Fit);
-    }
-
-    #[test]
-    fn where_it_does_not_listen_is_said() {
-        let mut expected = replacing();
-        let fitness =
-            expected.judge(&ready(seen(Some(NEW), Status::Online, 4)), |_| Some("it is deaf".into()));
-        assert_eq!(fitness, Fitness::NotYet("it is deaf".into()));
-    }
-
-    #[test]
-    fn a_ready_from_before_is_not_its_own() {
-        let early = ready(seen(Some(NEW), Status::Online, 4));
-        let mut expected = Expected { asked: Instant::now() + Duration::from_secs(1), ..replacing() };
-        assert_eq!(expected.judge(&early, |_| None), Fitness::NotYet("it did not say `ready`".into()));
-    }
-
-    #[test]
-    fn pm2_went_on_without_the_word_ready() {
-        let mut expected = replacing();
-        answered_long_ago(&mut expected);
-        let fitness = expected.judge(&seen(Some(NEW), Status::Online, 4), |_| None);
-        assert!(matches!(fitness, Fitness::Broken(How::NotReady, _)), "{fitness:?}");
-    }
-
-    #[test]
-    fn every_way_to_die_is_a_crash() {
-        let judge = |seen: &Seen| is_crash(&replacing().judge(seen, |_| None));
-        assert!(judge(&seen(Some(NEW), Status::Online, 5)));
-        assert!(judge(&seen(None, Status::Errored, 4)));
-
-        let mut expected = replacing();
-        expected.judge(&ready(seen(Some(NEW), Status::Online, 4)), |_| None);
-        assert!(is_crash(&expected.judge(&seen(None, Status::Other, 4), |_| None)));
-
-        let mut expected = replacing();
-        answered_long_ago(&mut expected);
-        assert!(is_crash(&expected.judge(&seen(None, Status::Stopped, 4), |_| None)));
-    }
-
-    #[test]
-    fn a_worker_that_was_stopped_is_started_without_being_counted() {
-        let mut expected = Expected::after(&seen(None, Status::Stopped, 3));
-        assert!(is_crash(&expected.judge(&seen(Some(NEW), Status::Online, 4), |_| None)));
     }
 }

@@ -1,0 +1,55 @@
+//! What came of a roll-out.
+
+use super::{Stop, replace::Replaced};
+use crate::{cli::exit::Exit, pm2::PmId};
+
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub replaced: Vec<PmId>,
+    pub cut: u64,
+    pub stop: Option<Stop>,
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    pub fn exit(&self) -> Exit {
+        match &self.stop {
+            Some(stop) => stop.exit(),
+            None if self.cut > 0 => Exit::Cut,
+            None => Exit::Done,
+        }
+    }
+
+    pub fn add(&mut self, ended: Result<Replaced, Stop>) {
+        match ended {
+            Ok(Replaced { id, cut }) => {
+                self.replaced.push(id);
+                self.cut += cut;
+            }
+            // What stopped the others is the reason.
+            Err(Stop::Sibling) => {}
+            Err(stop) => _ = self.stop.get_or_insert(stop),
+        }
+    }
+
+    pub fn text(&self, app: &str, all: usize) -> String {
+        let new = self.replaced.len();
+        match &self.stop {
+            Some(stop @ Stop::Broken(_)) if new == 0 => {
+                format!("{stop}. No other worker of {app} was touched")
+            }
+            Some(stop) => format!("{stop}. {new} of {} of {app} are new", workers(all)),
+            None if self.cut > 0 => format!(
+                "all {} of {app} are new; {} requests that took longer than the drain timeout were cut",
+                workers(all),
+                self.cut
+            ),
+            None => format!("all {} of {app} are new, and nothing was cut", workers(all)),
+        }
+    }
+}
+
+fn workers(number: usize) -> String {
+    if number == 1 { "1 worker".to_owned() } else { format!("{number} workers") }
+}
