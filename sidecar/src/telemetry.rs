@@ -36,6 +36,8 @@ pub fn init(level: Level, format: Format) {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)
+        // It would be said where nothing can be said, and that ends the process.
+        .log_internal_errors(false)
         .with_target(false);
     match format {
         Format::Text => logs.init(),

@@ -195,6 +195,23 @@ fn an_app_in_two_daemons_needs_a_home() {
 }
 
 #[test]
+fn an_answer_that_nobody_can_read_ends_nothing_otherwise() {
+    let stage = Stage::new();
+    // What is written there fails, as to a terminal that hung up.
+    let deaf = || fs::File::options().write(true).open("/dev/full").unwrap();
+    for (args, wanted) in
+        [(["drain", "shop"], 0), (["ready", "shop"], 0), (["status", "-w"], 8), (["drain", "x"], 6)]
+    {
+        let mut command = handoff(&stage.dir, &args);
+        let code = command.stdout(deaf()).stderr(deaf()).status().unwrap().code();
+        assert_eq!(code, Some(wanted), "{args:?}");
+    }
+    let sidecar = Sidecar::logging_to(&stage.dir, "/dev/full".into());
+    until("the sidecar to run", || stage.end(&["status"]).0 == 0);
+    assert_eq!(sidecar.stop(), Some(0));
+}
+
+#[test]
 fn help_lists_the_exit_codes() {
     let dir = Dir::new();
     let (code, stdout, _) = end(&mut handoff(&dir, &["--help"]));

@@ -1,6 +1,6 @@
 //! `handoff drain TARGET`
 
-use super::{Context, Exit, Failure, target::Target};
+use super::{Context, Exit, Failure, complain, say, target::Target};
 use crate::{control::Control, peer::Peer, report};
 use handoff_wire::{Ack, Code, Expect, MAX_WAIT, MarkRequest, MarkSet, Span, State};
 use std::time::Instant;
@@ -40,10 +40,13 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
         Failure { text, ..failure }
     })?;
     for mark in &ack.marks {
-        println!("{} in {}: {}, {} in flight", mark.peer, mark.upstream, mark.state, mark.in_flight);
+        _ = say(format_args!(
+            "{} in {}: {}, {} in flight",
+            mark.peer, mark.upstream, mark.state, mark.in_flight
+        ));
     }
     if context.homes.iter().all(|home| report::live(home).next().is_none()) {
-        eprintln!("handoff: no sidecar runs here: nobody sets this mark again if nginx is restarted");
+        complain("no sidecar runs here: nobody sets this mark again if nginx is restarted");
     }
     if !args.wait {
         return Ok(Exit::Done);
@@ -72,7 +75,7 @@ async fn wait(control: &mut Control, ack: &Ack, started: Instant, timeout: Span)
             let patience = Span::from(left()).min(MAX_WAIT);
             let seen = control.drained(&mark.upstream, &mark.peer, patience).await?;
             if seen.drained {
-                println!("{} in {}: drained", mark.peer, mark.upstream);
+                _ = say(format_args!("{} in {}: drained", mark.peer, mark.upstream));
                 break;
             }
             if seen.state == State::Up {

@@ -20,7 +20,12 @@ use crate::{
 use clap::{Args, Parser, Subcommand};
 use exit::{Exit, Failure};
 use handoff_wire::DEFAULT_CONTROL;
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 /// No user's request fails because of a deploy.
 #[derive(Debug, Parser)]
@@ -96,10 +101,20 @@ pub fn main() -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("handoff: {failure}");
+            complain(&failure);
             failure.exit.into()
         }
     }
+}
+
+/// An answer. Whoever wanted it may have gone, as `head` does: that is no reason to end otherwise.
+fn say(text: impl Display) -> io::Result<()> {
+    writeln!(io::stdout(), "{text}")
+}
+
+/// What is not well. Nor is it a reason that nobody hears it.
+fn complain(text: impl Display) {
+    _ = writeln!(io::stderr(), "handoff: {text}");
 }
 
 // === impl Command ===

@@ -1,6 +1,6 @@
 //! `handoff ready TARGET`
 
-use super::{Context, Exit, Failure, drain, target::Target};
+use super::{Context, Exit, Failure, drain, say, target::Target};
 use crate::peer::Peer;
 use handoff_wire::{MarkSet, State, Upstreams};
 
@@ -23,7 +23,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let view = control.upstreams().await?;
     for mark in &ack.marks {
         let peer = Peer::new(&mark.upstream, &mark.peer);
-        println!("{peer}: {}{}", mark.state, held_back(&view, &peer));
+        _ = say(format_args!("{peer}: {}{}", mark.state, held_back(&view, &peer)));
     }
     Ok(Exit::Done)
 }

@@ -1,6 +1,6 @@
 //! `handoff reload TARGET…`
 
-use super::{Context, Exit, Failure, progress::Progress};
+use super::{Context, Exit, Failure, complain, progress::Progress, say};
 use crate::{
     pm2::{
         PmId,
@@ -96,7 +96,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     args.check()?;
     let work = Work::collect(context, args).await?;
     for warning in &work.warnings {
-        eprintln!("handoff: PM2: {warning}");
+        complain(format_args!("PM2: {warning}"));
     }
     if args.dry_run {
         return dry_run(context, args, work, &brake).await;
@@ -146,7 +146,7 @@ async fn prepare(home: &Home, apps: Vec<Prepare>) -> Result<(), Failure> {
     for Prepare { name, app } in apps {
         let mut rpc = Rpc::connect(home).await.map_err(RpcError::from)?;
         rpc.prepare(&app).await?;
-        eprintln!("handoff: {name} did not run: it was started");
+        complain(format_args!("{name} did not run: it was started"));
     }
     Ok(())
 }
@@ -155,10 +155,10 @@ async fn dry_run(context: &Context, args: &Args, work: Work, brake: &Brake) -> R
     for order in work.orders {
         let site = context.site(&work.home);
         let rollout = Rollout::prepare(order, site, args.options(), brake.clone()).await?;
-        print!("{}", describe(rollout.plan()));
+        _ = say(describe(rollout.plan()).trim_end());
     }
     for Prepare { name, .. } in work.prepare {
-        println!("{name} does not run: it would be started");
+        _ = say(format_args!("{name} does not run: it would be started"));
     }
     Ok(Exit::Done)
 }

@@ -1,6 +1,6 @@
 //! `handoff status`: everything that can be known is shown, and what could not be is said in the end.
 
-use super::{Context, Exit, Failure, table, target};
+use super::{Context, Exit, Failure, complain, say, table, target};
 use crate::{
     danger,
     level::{self, Surroundings},
@@ -95,15 +95,11 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     loop {
         let status = collect(context).await;
         let text = if args.json { status.json()? } else { status.text() };
-        if args.watch && !args.json {
-            // Home, and clear what was there.
-            print!("\x1b[H\x1b[2J");
-        }
-        println!("{text}");
-        if !args.watch {
-            for problem in &status.problems {
-                eprintln!("handoff: {problem}");
-            }
+        // Home, and clear what was there.
+        let clear = if args.watch && !args.json { "\x1b[H\x1b[2J" } else { "" };
+        let is_read = say(format_args!("{clear}{text}")).is_ok();
+        if !args.watch || !is_read {
+            status.problems.iter().for_each(complain);
             return Ok(status.exit);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -60,7 +60,10 @@ pub struct Sidecar {
 
 impl Sidecar {
     pub fn start(dir: &Path) -> Self {
-        let log = dir.join("sidecar.log");
+        Self::logging_to(dir, dir.join("sidecar.log"))
+    }
+
+    pub fn logging_to(dir: &Path, log: PathBuf) -> Self {
         let file = fs::File::create(&log).unwrap();
         let mut command = handoff(dir, &["run", "--log", "trace"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
