@@ -14,8 +14,8 @@ use crate::{
     peer::Peer,
 };
 use handoff_wire::{
-    Ack, AckedMark, Code, DEFAULT_LEASE, Expect, MarkRequest, MarkSet, Owner, PeerState, PeerView, Renew,
-    RenewMark, Span, State,
+    Ack, AckedMark, Code, DEFAULT_LEASE, Expect, MarkRequest, MarkSet, Owner, OwnerKind, PeerState, PeerView,
+    Renew, RenewMark, Span, State,
 };
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time;
@@ -79,6 +79,26 @@ impl Marks {
         let mark =
             |acked: AckedMark| RenewMark { upstream: acked.upstream, peer: acked.peer, epoch: acked.epoch };
         Ok(Drained { instance: ack.instance, marks: ack.marks.into_iter().map(mark).collect(), in_flight })
+    }
+
+    /// Takes away what roll-outs before this one left on these peers: whoever has the lock is the only one.
+    pub async fn clear(&mut self) -> Result<(), ControlError> {
+        for peer in self.views().await?.ours {
+            let owners = peer.marks.into_iter().map(|mark| mark.owner);
+            for owner in owners.filter(|owner| owner.kind() == OwnerKind::Rollout && *owner != self.owner) {
+                let mark = MarkRequest {
+                    upstream: None,
+                    peer: peer.address.clone(),
+                    state: State::Up,
+                    expect: Expect::Gone,
+                    reason: String::new(),
+                    all: false,
+                };
+                let set = MarkSet { owner, lease: Some(DEFAULT_LEASE), force: false, marks: vec![mark] };
+                self.control.mark(&set).await?;
+            }
+        }
+        Ok(())
     }
 
     /// How many requests nginx still has there. Answers when there are none, at the latest after `wait`.

@@ -141,6 +141,7 @@ impl Turn {
         let deadline = Instant::now() + self.options().drain_timeout.duration();
         for _ in 0..TRIES {
             let drained = self.drain(deadline).await?;
+            self.marks.clear().await?;
             self.step(Step::Draining { in_flight: drained.in_flight });
             self.idle(drained.in_flight, deadline).await?;
             let is_the_same = self.seen()?.process == process;
