@@ -139,6 +139,11 @@ impl Site {
         self.port
     }
 
+    /// Its directory, for whoever stands beside nginx.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.place.control_socket()
     }

@@ -1,0 +1,59 @@
+//! Requests that take longer than they may.
+
+use crate::stage::{LIGHT, Plan};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_millis(2_500);
+/// Longer than a worker is waited for that was told to end.
+const LONGER: Duration = Duration::from_secs(6);
+const SOON: [&str; 4] = ["shop", "--drain-timeout", "700ms", "--on-deadline"];
+
+fn then(what: &str) -> Vec<&str> {
+    [SOON.as_slice(), &[what]].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_outlasts_the_drain_timeout_is_spared_awaited_or_cut_and_counted() -> Result<()> {
+    let stage = Plan::workers(2).naive().set().await?;
+    let visits = stage.visited(LIGHT);
+
+    let before = stage.workers().await?;
+    let held = stage.hold(0, LONG).await?;
+    let ended = stage.reload(&then("stop")).await?;
+    let ended = ended
+        .is(3, &["shop:0 still has 1 in flight after 700ms", "It was not stopped", "--drain-timeout"])?;
+    ensure!(ended.steps(0) == ["draining", "kept"] && ended.steps(1).is_empty(), "{:?}", ended.events);
+    stage.kept(&before, &[0, 1]).await?;
+    stage.is_whole().await?;
+    held.is_served(&stage).await?;
+
+    let held = stage.hold(0, LONG).await?;
+    let ended = stage.reload(&then("wait")).await?.is(0, &["all 2 workers of shop are new"])?;
+    ensure!(ended.cut() == Some(0), "{:?}", ended.events);
+    stage.kept(&before, &[]).await?;
+    held.is_served(&stage).await?;
+
+    let before = stage.workers().await?;
+    let held = stage.hold(0, LONGER).await?;
+    let ended = stage.reload(&then("cut")).await?.is(4, &["1 requests that took longer", "were cut"])?;
+    ensure!(ended.cut() == Some(1), "{:?}", ended.events);
+    held.is_cut(&stage).await?;
+    stage.kept(&before, &[]).await?;
+    stage.is_whole().await?;
+
+    visits.end_well().await?;
+    stage.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_graceful_worker_finishes_after_the_deadline_is_not_counted_as_cut() -> Result<()> {
+    let stage = Plan::workers(2).set().await?;
+    let held = stage.hold(0, LONG).await?;
+    let ended =
+        stage.reload(&then("cut")).await?.is(0, &["all 2 workers of shop are new, and nothing was cut"])?;
+    ensure!(ended.cut() == Some(0), "{:?}", ended.events);
+    held.is_served(&stage).await?;
+    stage.is_whole().await?;
+    stage.end().await
+}

@@ -1,0 +1,17 @@
+//! `handoff reload` against the real things: every way it can end, and what stands afterwards for PM2, nginx and users.
+
+mod all_as_before;
+mod broken;
+mod deadline;
+mod dry_run;
+mod exit_codes;
+mod files;
+mod foreign;
+mod held;
+mod killed;
+mod listing;
+mod locks;
+mod reload;
+mod soak;
+mod stage;
+mod visits;
