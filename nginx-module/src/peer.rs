@@ -157,7 +157,7 @@ impl PeerData {
 
     fn is_retired(&self, pc: PeerConnection) -> bool {
         let slot = self.claimed.and_then(|id| self.slot(id));
-        slot.zip(pc.number()).is_some_and(|(slot, number)| number < slot.retired_before())
+        slot.zip(pc.number()).is_some_and(|(slot, number)| !slot.may_reuse(number))
     }
 
     /// Undoes a choice: nothing was tried, so nothing is counted as tried.
@@ -180,7 +180,7 @@ impl PeerData {
             if let Some(status) = self.answer() {
                 slot.answers.count(status);
             }
-            if slot.gate.state() != State::Up || self.is_retired(pc) {
+            if pc.number().is_some_and(|number| !slot.may_keep(number)) {
                 self.do_not_pool();
             }
         }

@@ -7,7 +7,6 @@ use crate::peer;
 use crate::zone::Zone;
 use handoff_core::Standing;
 use handoff_core::table::{RowId, SlotId};
-use handoff_wire::State;
 use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
@@ -126,8 +125,8 @@ impl Upstream {
 
     /// How many other peers could serve now.
     pub(crate) fn serving_beside(&self, zone: &Zone, id: SlotId) -> usize {
-        let is_up = |id| zone.table.slot(id).is_some_and(|slot| slot.gate.state() == State::Up);
-        let serves = |peer: &&Peer| peer.slot != id && is_up(peer.slot) && peer.standing().available;
+        let is_open = |id| zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves());
+        let serves = |peer: &&Peer| peer.slot != id && is_open(peer.slot) && peer.standing().available;
         self.peers.borrow().iter().filter(serves).count()
     }
 

@@ -36,7 +36,7 @@ pub enum Admission {
 pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -> Admission {
     in_flight.claim();
     match gate.state() {
-        State::Up => Admission::Admitted,
+        State::Up | State::Changing => Admission::Admitted,
         State::Trial if is_fit() => Admission::OnTrial,
         state => {
             in_flight.release();
@@ -49,7 +49,7 @@ pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -
 #[cfg(look_before_claim)]
 pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -> Admission {
     let admission = match gate.state() {
-        State::Up => Admission::Admitted,
+        State::Up | State::Changing => Admission::Admitted,
         State::Trial if is_fit() => Admission::OnTrial,
         state => return Admission::Refused(state),
     };
@@ -110,6 +110,7 @@ pub(crate) fn encode(state: State) -> u32 {
         State::Draining => 3,
         State::Down => 4,
         State::Trial => 5,
+        State::Changing => 6,
     }
 }
 

@@ -97,7 +97,7 @@ impl<'a, W: World> Control<'a, W> {
         let lease = set.lease.or_else(|| set.owner.kind().is_leased().then_some(DEFAULT_LEASE));
         let targets = self.resolve(set)?;
         if set.owner.kind().is_choice() && !set.force {
-            let leaving = targets.iter().filter(|target| target.request.state != State::Up);
+            let leaving = targets.iter().filter(|target| !target.request.state.serves());
             let leaving: Vec<SlotId> = leaving.map(|target| target.id).collect();
             floor::check(&self.table, self.world, &leaving)?;
         }
@@ -160,7 +160,10 @@ impl<'a, W: World> Control<'a, W> {
 
     fn serves(&self, upstream: &str) -> bool {
         let gate = |id| self.table.slot(id).map(|slot| slot.gate.state());
-        self.world.peers(upstream).iter().any(|peer| peer.available && gate(peer.slot) == Some(State::Up))
+        self.world
+            .peers(upstream)
+            .iter()
+            .any(|peer| peer.available && gate(peer.slot).is_some_and(State::serves))
     }
 
     fn mark_of(&self, id: SlotId, owner: &Owner) -> Option<&'a Mark> {
@@ -245,8 +248,9 @@ impl<'a, W: World> Control<'a, W> {
 
     /// Whether no other primary peer of its upstream could serve now.
     fn is_alone(&self, id: SlotId, slot: &Slot) -> bool {
-        let is_up = |id| self.table.slot(id).is_some_and(|slot| slot.gate.state() == State::Up);
-        let serves = |peer: &Standing| peer.slot != id && !peer.backup && peer.available && is_up(peer.slot);
+        let is_open = |id| self.table.slot(id).is_some_and(|slot| slot.gate.state().serves());
+        let serves =
+            |peer: &Standing| peer.slot != id && !peer.backup && peer.available && is_open(peer.slot);
         !self.world.peers(&slot.upstream()).iter().any(serves)
     }
 

@@ -78,6 +78,18 @@ impl Slot {
         self.retired_before.load(Ordering::Relaxed)
     }
 
+    /// Whether a connection that was kept may carry a request.
+    #[inline]
+    pub fn may_reuse(&self, connection: u64) -> bool {
+        connection >= self.retired_before()
+    }
+
+    /// Whether a connection whose request ends may be kept for another one.
+    #[inline]
+    pub fn may_keep(&self, connection: u64) -> bool {
+        self.gate.state() == State::Up && self.may_reuse(connection)
+    }
+
     pub(crate) fn retire(&self, connections: u64) {
         self.retired_before.store(connections, Ordering::Release);
     }

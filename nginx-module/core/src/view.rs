@@ -30,8 +30,8 @@ pub fn upstream<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str)
 
 fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {
     let state = match slot.gate.state() {
-        State::Up if standing.is_some_and(|standing| standing.unavail) => PeerState::Unavail,
-        State::Up if standing.is_some_and(|standing| !standing.available) => PeerState::Down,
+        state if state.serves() && standing.is_some_and(|standing| standing.unavail) => PeerState::Unavail,
+        state if state.serves() && standing.is_some_and(|standing| !standing.available) => PeerState::Down,
         state => state.into(),
     };
     PeerView {

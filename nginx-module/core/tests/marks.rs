@@ -10,7 +10,8 @@ use handoff_wire::State::{self, *};
 fn the_most_severe_mark_decides() {
     for (marks, effective) in [
         (&[][..], Up),
-        (&[Trial], Trial),
+        (&[Changing], Changing),
+        (&[Changing, Trial], Trial),
         (&[Trial, Checking], Checking),
         (&[Checking, Unhealthy], Unhealthy),
         (&[Draining, Unhealthy], Draining),
@@ -30,7 +31,7 @@ fn only_an_open_gate_admits() {
     let stage = Stage::new();
     for state in State::ALL {
         stage.mark("operator", A, state);
-        let expected = if state == Up { Admission::Admitted } else { Admission::Refused(state) };
+        let expected = if state.serves() { Admission::Admitted } else { Admission::Refused(state) };
         assert_eq!(stage.claim(A), expected);
     }
 }
@@ -41,7 +42,7 @@ fn a_peer_on_trial_admits_what_is_fit_for_it() {
     for state in State::ALL {
         stage.mark("rollout:1", A, state);
         let expected = match state {
-            Up => Admission::Admitted,
+            Up | Changing => Admission::Admitted,
             Trial => Admission::OnTrial,
             _ => Admission::Refused(state),
         };

@@ -23,6 +23,8 @@ fn a_mark_goes_before_nginxs_own_verdict() {
         (false, true, Draining, PeerState::Draining),
         (false, false, Checking, PeerState::Checking),
         (false, true, Trial, PeerState::Trial),
+        (true, false, Changing, PeerState::Changing),
+        (false, true, Changing, PeerState::Unavail),
     ] {
         let mut stage = Stage::new();
         stage.regard(A, |peer| (peer.available, peer.unavail) = (available, unavail));

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum State {
     /// Serves requests.
     Up,
+    /// One of the workers that share the address is being replaced: serves requests, each over a connection of its own.
+    Changing,
     /// A new worker serves what could be tried elsewhere without harm, and is given no other request.
     Trial,
     /// A worker is starting there: no new request yet.
@@ -22,10 +24,16 @@ pub enum State {
 }
 
 impl State {
-    pub const ALL: [Self; 6] =
-        [Self::Up, Self::Trial, Self::Checking, Self::Unhealthy, Self::Draining, Self::Down];
+    pub const ALL: [Self; 7] =
+        [Self::Up, Self::Changing, Self::Trial, Self::Checking, Self::Unhealthy, Self::Draining, Self::Down];
 
-    /// Whether some requests may still begin: `up` or `trial`.
+    /// Whether every request may begin: `up` or `changing`.
+    #[inline]
+    pub fn serves(self) -> bool {
+        self <= Self::Changing
+    }
+
+    /// Whether some requests may still begin: those, or `trial`.
     pub fn begins_requests(self) -> bool {
         self <= Self::Trial
     }
@@ -33,6 +41,7 @@ impl State {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::Changing => "changing",
             Self::Trial => "trial",
             Self::Checking => "checking",
             Self::Unhealthy => "unhealthy",
@@ -53,6 +62,7 @@ impl fmt::Display for State {
 #[serde(rename_all = "lowercase")]
 pub enum PeerState {
     Up,
+    Changing,
     Trial,
     Checking,
     Unhealthy,
@@ -62,10 +72,18 @@ pub enum PeerState {
     Unavail,
 }
 
+impl PeerState {
+    /// Whether the peer is given every request: `up` or `changing`.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Up | Self::Changing)
+    }
+}
+
 impl From<State> for PeerState {
     fn from(state: State) -> Self {
         match state {
             State::Up => Self::Up,
+            State::Changing => Self::Changing,
             State::Trial => Self::Trial,
             State::Checking => Self::Checking,
             State::Unhealthy => Self::Unhealthy,
@@ -79,6 +97,7 @@ impl fmt::Display for PeerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Up => "up",
+            Self::Changing => "changing",
             Self::Trial => "trial",
             Self::Checking => "checking",
             Self::Unhealthy => "unhealthy",

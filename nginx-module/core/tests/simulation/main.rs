@@ -5,7 +5,7 @@
 //!
 //! To see that it notices: let the mildest mark decide, let `up` remove every mark, give every mark the same epoch, drop the
 //! floor or let it bind facts, let a lease last a millisecond longer, accept old epochs, skip the recovery, or reclaim slots
-//! by the committed configuration alone. Each of these, and a dozen more, failed within the first hundred seeds.
+//! by the committed configuration alone; keep connections while a worker changes, or use those that were opened before. Each of these, and a dozen more, failed within the first hundred seeds.
 
 #![allow(unreachable_pub, reason = "a binary of tests exports nothing")]
 #![allow(
@@ -40,6 +40,7 @@ fn live(seed: u64, tells: bool, meddle: impl Fn(&mut Run)) -> bool {
             run.step();
             meddle(&mut run);
         }
+        run.end();
     };
     catch_unwind(AssertUnwindSafe(life)).is_ok()
 }

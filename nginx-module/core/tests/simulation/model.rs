@@ -57,7 +57,7 @@ pub struct Turn {
 impl Turn {
     /// Whether it lets somebody in who was refused before.
     pub fn opens(&self) -> bool {
-        self.to < self.from && matches!(self.to, Up | State::Trial)
+        self.to < self.from && matches!(self.to, Up | State::Changing | State::Trial)
     }
 
     /// Whether connections that were opened before are not used again.
@@ -83,7 +83,7 @@ impl Model {
             key.0 == upstream
                 && standing.available
                 && (backups || !standing.backup)
-                && self.peers[*key].state() == Up
+                && matches!(self.peers[*key].state(), Up | State::Changing)
         };
         self.standings.iter().filter(could).map(|(key, _)| key).collect()
     }
@@ -121,8 +121,10 @@ impl Model {
                 Ok(keys) => {
                     for key in keys {
                         let marks = &self.peers[&key].marks;
-                        if request.state != Up {
+                        if !matches!(request.state, Up | State::Changing) {
                             leaving.insert(key.clone());
+                        }
+                        if request.state != Up {
                             if marks.len() == MARKS && !marks.contains_key(set.owner.as_str()) {
                                 wrongs.push(Code::MarksFull);
                             }

@@ -32,12 +32,23 @@ const OWNERS: [&str; 10] = [
 
 type Configuration = BTreeMap<Key, SlotId>;
 
+/// A connection to a peer, with a request or without one.
+#[derive(Clone)]
+struct Served {
+    key: Key,
+    connection: u64,
+    /// The step in which it was opened.
+    opened: usize,
+}
+
 struct Nginx {
     process: Process,
     row: RowId,
     has_row: bool,
     knows: Configuration,
-    serves: Vec<Key>,
+    serves: Vec<Served>,
+    /// What its keepalive cache holds, the last one on top.
+    kept: Vec<Served>,
     /// What it last read from the clock.
     clock: u64,
 }
@@ -62,6 +73,9 @@ pub struct Run {
     silent: BTreeSet<&'static str>,
     generation: u64,
     events: u64,
+    steps: usize,
+    /// The last step in which a peer was anything but `up`.
+    disturbed: BTreeMap<Key, usize>,
 }
 
 impl Run {
@@ -82,6 +96,8 @@ impl Run {
             silent: BTreeSet::new(),
             generation: 0,
             events: 0,
+            steps: 0,
+            disturbed: BTreeMap::new(),
         };
         if run.dice.percent(4) {
             run.crowd();
@@ -104,6 +120,7 @@ impl Run {
     }
 
     pub fn step(&mut self) {
+        self.steps += 1;
         self.pass_time();
         match self.dice.below(100) {
             0..30 => self.mark(),
@@ -123,7 +140,24 @@ impl Run {
                 self.reload(fails);
             }
         }
+        self.disturb();
         self.check();
+    }
+
+    fn disturb(&mut self) {
+        for (key, _) in self.model.peers.iter().filter(|(_, peer)| peer.state() != Up) {
+            self.disturbed.insert(key.clone(), self.steps);
+        }
+    }
+
+    /// Every owner falls silent for good: what any of them said is over.
+    pub fn end(&mut self) {
+        self.now += 600_000;
+        self.nginx.iter_mut().for_each(|nginx| nginx.clock = self.now);
+        self.sweep();
+        self.check();
+        let leased = self.model.peers.values().flat_map(|peer| peer.marks.values());
+        assert!(leased.into_iter().all(|mark| mark.lease.is_none()), "a window is left open");
     }
 
     fn note(&self, step: fmt::Arguments<'_>) {
@@ -371,23 +405,40 @@ impl Run {
         let is_fit = self.dice.percent(50);
         let admission = self.zone.table().claim(nginx.row, *id, || is_fit);
         let expected = match self.model.peers[key].state() {
-            Up => Admission::Admitted,
+            Up | State::Changing => Admission::Admitted,
             State::Trial if is_fit => Admission::OnTrial,
             state => Admission::Refused(state),
         };
         assert_eq!(admission, expected);
         if !matches!(admission, Admission::Refused(_)) {
             let key = key.clone();
-            self.nginx[at].serves.push(key);
+            self.connect(at, key);
         }
+    }
+
+    /// Over a connection that was kept, if one may be used, or over a fresh one.
+    fn connect(&mut self, at: usize, key: Key) {
+        // The counter has gone on since.
+        let connection = self.world.connections - 1;
+        let fresh = Served { key: key.clone(), connection, opened: self.steps };
+        let kept = self.nginx[at].kept.iter().rposition(|kept| kept.key == key);
+        let kept = kept.map(|kept| self.nginx[at].kept.remove(kept));
+        let served = kept.filter(|kept| self.slot(&key).may_reuse(kept.connection)).unwrap_or(fresh);
+        let disturbed = self.disturbed.get(&key).copied().unwrap_or(0);
+        assert!(served.opened > disturbed || served.opened == self.steps, "reused across a change: {key:?}");
+        self.nginx[at].serves.push(served);
     }
 
     fn release(&mut self) {
         let serving = self.nginx.iter_mut().filter(|nginx| !nginx.serves.is_empty());
         for nginx in serving {
             let at = self.dice.below(nginx.serves.len());
-            let key = nginx.serves.swap_remove(at);
-            self.zone.table().release(nginx.row, nginx.knows[&key]);
+            let served = nginx.serves.swap_remove(at);
+            let (table, id) = (self.zone.table(), nginx.knows[&served.key]);
+            table.release(nginx.row, id);
+            if table.slot(id).unwrap().may_keep(served.connection) {
+                nginx.kept.push(served);
+            }
         }
     }
 
@@ -406,7 +457,8 @@ impl Run {
         if !has_row {
             self.shared.push(knows.clone());
         }
-        self.nginx.push(Nginx { process, row, has_row, knows, serves: Vec::new(), clock: self.now });
+        let (serves, kept, clock) = (Vec::new(), Vec::new(), self.now);
+        self.nginx.push(Nginx { process, row, has_row, knows, serves, kept, clock });
     }
 
     fn crash(&mut self) {
@@ -418,7 +470,7 @@ impl Run {
         self.note(format_args!("{:?} dies", nginx.process));
         self.world.alive.remove(&nginx.process);
         if !nginx.has_row {
-            self.leaked.extend(nginx.serves);
+            self.leaked.extend(nginx.serves.into_iter().map(|served| served.key));
         }
     }
 
@@ -505,7 +557,7 @@ impl Run {
     }
 
     fn in_flight(&self, key: &Key) -> u64 {
-        let living = self.nginx.iter().flat_map(|nginx| &nginx.serves);
+        let living = self.nginx.iter().flat_map(|nginx| &nginx.serves).map(|served| &served.key);
         living.chain(&self.leaked).filter(|served| *served == key).count() as u64
     }
 
