@@ -321,6 +321,9 @@ impl Agent {
                 self.watch_process(process);
             }
         }
+        if look.listed.is_some() {
+            look.leavers.iter().for_each(|&process| self.watch_process(process));
+        }
     }
 
     fn watch_process(&mut self, process: Process) {

@@ -1,10 +1,17 @@
 //! What was found when we looked: PM2's list and the kernel's tables of one moment.
 
 use crate::{
-    host::{Listeners, Locals, Proc, Process, Processes, Unknown, tree::Held},
+    host::{
+        Listeners, Locals, Proc, Process, Processes, Unknown,
+        tree::{self, Held},
+    },
     pm2::{PmId, monitor::Listed, trust::Daemon},
 };
-use std::{collections::BTreeMap, io, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Instant,
+};
 
 #[derive(Clone, Debug)]
 pub struct Look {
@@ -13,6 +20,11 @@ pub struct Look {
     pub listed: Option<Vec<Listed>>,
     /// The workers whose processes were examined.
     pub examined: BTreeMap<PmId, Examined>,
+    /// The sockets of PM2's daemon itself: in cluster mode it is the one that listens.
+    pub daemons: BTreeSet<u64>,
+    /// Children of the daemon that are none of the workers looked at. Beside PM2's whole list: workers that have been
+    /// replaced, and are about to end.
+    pub leavers: BTreeSet<Process>,
     pub listeners: Listeners,
     pub locals: Locals,
 }
@@ -36,12 +48,16 @@ impl Look {
         let listeners = Listeners::read(proc)?;
         // A daemon that we do not know speaks for nobody.
         let daemon = daemon.unwrap_or(Daemon { pid: 0, uid: u32::MAX });
+        let daemons = tree::sockets(proc, daemon.pid).unwrap_or_default().into_iter().collect();
+        let is_root = |process: &Process| roots.iter().any(|(_, root)| root == process);
+        let leavers = processes.kin(proc, daemon.pid).into_iter().filter(|kin| !is_root(kin)).collect();
         let examined = roots
             .iter()
             .filter(|(_, process)| process.is_alive(proc))
             .map(|&(id, process)| (id, Examined { process, held: processes.held(proc, process, daemon) }))
             .collect();
-        Ok(Self { began, listed: None, examined, listeners, locals: Locals::read(proc) })
+        let locals = Locals::read(proc);
+        Ok(Self { began, listed: None, examined, daemons, leavers, listeners, locals })
     }
 
     /// Whose sockets are whose.

@@ -17,6 +17,8 @@ pub enum Behind {
     Nobody,
     /// One worker alone.
     Worker(PmId),
+    /// PM2's daemon, for the workers of an app in cluster mode.
+    Daemon,
     /// Several workers share the address.
     Several(BTreeSet<PmId>),
     /// Somebody else listens, alone or beside a worker.
@@ -34,6 +36,8 @@ pub struct Scene<'a> {
     pub locals: &'a Locals,
     /// Whose sockets these are. A socket that is missing here is a stranger's.
     pub holders: &'a BTreeMap<u64, PmId>,
+    /// The sockets of PM2's daemon.
+    pub daemons: &'a BTreeSet<u64>,
 }
 
 impl Scene<'_> {
@@ -50,6 +54,9 @@ impl Scene<'_> {
     fn holder(&self, sockets: &[u64]) -> Behind {
         if sockets.is_empty() {
             return Behind::Nobody;
+        }
+        if sockets.iter().all(|inode| self.daemons.contains(inode)) {
+            return Behind::Daemon;
         }
         let holders: Option<BTreeSet<PmId>> =
             sockets.iter().map(|inode| self.holders.get(inode).copied()).collect();
@@ -72,6 +79,7 @@ mod tests {
             listeners: &Listeners::of(tcp, &[("/run/app.sock", 90)]),
             locals: &Locals::of(&["192.0.2.2", "fd00::2"]),
             holders: &holders.iter().map(|&(inode, id)| (inode, PmId(id))).collect(),
+            daemons: &[50].into(),
         };
         scene.behind(&Peer::new("app", address))
     }
@@ -118,6 +126,14 @@ mod tests {
         assert_eq!(behind(&tcp, &[(7, 1), (8, 2)], "127.0.0.1:3000"), both);
         assert_eq!(behind(&tcp, &[(7, 1)], "127.0.0.1:3000"), Behind::Stranger);
         assert_eq!(behind(&tcp, &[(7, 1), (8, 1)], "127.0.0.1:3000"), WORKER);
+    }
+
+    #[test]
+    fn in_cluster_mode_the_daemon_listens_whoever_else_holds_its_socket() {
+        assert_eq!(behind(&[("127.0.0.1:3000", 50)], &[], "127.0.0.1:3000"), Behind::Daemon);
+        assert_eq!(behind(&[("127.0.0.1:3000", 50)], &[(50, 1)], "127.0.0.1:3000"), Behind::Daemon);
+        let beside = [("0.0.0.0:3000", 50), ("0.0.0.0:3000", 7)];
+        assert_eq!(behind(&beside, &[], "127.0.0.1:3000"), Behind::Stranger);
     }
 
     #[test]

@@ -124,8 +124,8 @@ fn let_serve<'a>(wishes: &'a BTreeMap<Peer, Wish>, observed: &Observed) -> BTree
         .peers
         .iter()
         .filter(|(peer, seen)| {
-            let is_meant_to = wishes.get(*peer).is_none_or(|wish| wish.state == State::Up);
-            is_meant_to && seen.state == PeerState::Up && !seen.is_backup
+            let is_meant_to = wishes.get(*peer).is_none_or(|wish| wish.state.serves());
+            is_meant_to && seen.state.serves() && !seen.is_backup
         })
         .map(|(peer, _)| peer.upstream.as_str())
         .collect();
@@ -147,9 +147,12 @@ fn orphan(peer: &Peer, own: &OwnMark, behind: &Behind, now: Instant) -> Option<M
             let is_told = (own.state, own.expect) == (State::Down, Expect::Gone);
             (is_old && !is_told).then(|| request(peer, State::Down, Expect::Gone, ORPHAN))
         }
-        Behind::Unclear | Behind::Foreign | Behind::Worker(_) | Behind::Several(_) | Behind::Stranger => {
-            Some(let_go(peer))
-        }
+        Behind::Unclear
+        | Behind::Foreign
+        | Behind::Worker(_)
+        | Behind::Daemon
+        | Behind::Several(_)
+        | Behind::Stranger => Some(let_go(peer)),
     }
 }
 

@@ -1,11 +1,12 @@
 //! All workers of one PM2 daemon, and the peers that are theirs.
 
 use crate::{
+    cluster::Clusters,
     config::Override,
     host::{Process, Unknown},
     look::{Examined, Look},
     mapping::{Behind, Scene},
-    peer::Peer,
+    peer::{Peer, Place},
     pm2::{
         PmId,
         event::Event,
@@ -13,6 +14,7 @@ use crate::{
     },
     worker::{Phase, Seen, Wish, Worker},
 };
+use handoff_wire::{Expect, State};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -21,6 +23,7 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Roster {
     workers: BTreeMap<PmId, Worker>,
+    clusters: Clusters,
     overrides: Vec<Override>,
     /// Workers whose peers are given by configuration.
     configured: BTreeMap<PmId, Vec<String>>,
@@ -89,16 +92,22 @@ impl Roster {
     }
 
     pub fn notice(&mut self, event: &Event, now: Instant) {
+        if let Event::Stopping(id) | Event::Starting(id) | Event::StoppingOld(id) = *event
+            && let Some(worker) = self.workers.get(&id).filter(|worker| worker.settings().cluster)
+        {
+            self.clusters.hear(worker.app(), now);
+        }
         match *event {
             Event::Stopping(id) => self.stopping(id, now),
             Event::Starting(id) => self.with(id, |worker| worker.starting(now)),
             Event::Ready(id) => self.with(id, |worker| worker.says_ready(now)),
             Event::Ended(id) => self.with(id, |worker| worker.ended(now)),
-            Event::Exited(_) | Event::Changed => {}
+            Event::StoppingOld(_) | Event::Exited(_) | Event::Changed => {}
         }
     }
 
     pub fn died(&mut self, process: Process, now: Instant) {
+        self.clusters.died(process);
         for worker in self.workers.values_mut() {
             worker.died(process, now);
         }
@@ -106,12 +115,17 @@ impl Roster {
 
     pub fn look(&mut self, look: &Look, now: Instant) {
         let holders = look.holders();
-        let scene = Scene { listeners: &look.listeners, locals: &look.locals, holders: &holders };
+        let Look { listeners, locals, daemons, .. } = look;
+        let scene = Scene { listeners, locals, holders: &holders, daemons };
         let behind: BTreeMap<Peer, Behind> =
             self.peers.iter().map(|peer| (peer.clone(), scene.behind(peer))).collect();
         match &look.listed {
             Some(listed) => {
                 self.forget_missing(listed, now);
+                for worker in listed {
+                    self.describe(worker, now);
+                }
+                self.clusters.left(&look.leavers);
                 for worker in listed {
                     self.see_listed(worker, look, &behind, now);
                 }
@@ -128,6 +142,7 @@ impl Roster {
     }
 
     pub fn tick(&mut self, now: Instant) {
+        self.clusters.tick(now);
         for worker in self.workers.values_mut() {
             worker.tick(now);
         }
@@ -139,14 +154,16 @@ impl Roster {
             Phase::Settling { until } => Some(until),
             _ => None,
         };
-        self.workers.values().filter_map(until).min()
+        self.workers.values().filter_map(until).chain(self.clusters.next_tick()).min()
     }
 
-    /// What each peer of ours should be. A peer on which two workers listen is nobody's.
+    /// What each peer of ours should be. A peer on which two workers listen is nobody's, but in cluster mode.
     pub fn wishes(&self) -> BTreeMap<Peer, Wish> {
         let mut wishes = BTreeMap::new();
         let mut shared = BTreeSet::new();
-        for (id, worker) in self.workers() {
+        let (clusters, forks): (Vec<_>, Vec<_>) =
+            self.workers().partition(|(_, worker)| worker.settings().cluster);
+        for (id, worker) in forks {
             for peer in worker.claims() {
                 let mut wish = worker.wish(peer);
                 wish.reason = format!("{}:{id}: {}", worker.app(), wish.reason);
@@ -156,6 +173,15 @@ impl Roster {
             }
         }
         wishes.retain(|peer, _| !shared.contains(peer));
+        for (_, worker) in clusters {
+            for peer in worker.claims() {
+                let is_changing = worker.is_changing() || self.clusters.is_leaving(worker.app());
+                let wish = wishes.entry(peer.clone()).or_insert_with(|| shared_wish(worker.app()));
+                if is_changing && wish.state == State::Up {
+                    wish.state = State::Changing;
+                }
+            }
+        }
         wishes
     }
 
@@ -173,7 +199,13 @@ impl Roster {
                 .map(|(id, _, process)| (id, process))
                 .collect(),
             pace: self.workers.values().filter_map(eager).min(),
-            ask: self.workers.values().filter_map(Worker::missing_since).filter_map(ask).min(),
+            ask: self
+                .workers
+                .values()
+                .filter_map(Worker::missing_since)
+                .filter_map(ask)
+                .chain(self.clusters.pace())
+                .min(),
         }
     }
 
@@ -192,13 +224,19 @@ impl Roster {
         }
     }
 
-    fn see_listed(&mut self, listed: &Listed, look: &Look, behind: &BTreeMap<Peer, Behind>, now: Instant) {
+    fn describe(&mut self, listed: &Listed, now: Instant) {
         let addresses = self.overrides.iter().find(|over| over.is_for(listed)).map(|over| over.peers.clone());
         self.configured.remove(&listed.id);
         self.configured.extend(addresses.map(|addresses| (listed.id, addresses)));
         let worker = self.workers.entry(listed.id).or_insert_with(|| Worker::new(now));
         worker.describe(&listed.app, &listed.settings);
+    }
+
+    fn see_listed(&mut self, listed: &Listed, look: &Look, behind: &BTreeMap<Peer, Behind>, now: Instant) {
         let examined = look.examined.get(&listed.id);
+        if let Some(examined) = examined.filter(|_| listed.settings.cluster) {
+            self.clusters.meet(&listed.app, examined.process);
+        }
         let seen = Seen {
             began: look.began,
             process: examined.map(|examined| examined.process),
@@ -231,6 +269,7 @@ impl Roster {
         behind: &BTreeMap<Peer, Behind>,
     ) -> Result<BTreeSet<Peer>, Unknown> {
         let is_open = |peer: &Peer, found: &Behind| match self.configured.get(&id) {
+            None if *found == Behind::Daemon => self.is_shared_by(id, peer, behind),
             None => *found == Behind::Worker(id),
             Some(addresses) if !addresses.contains(&peer.address) => false,
             Some(_) => match found {
@@ -240,7 +279,7 @@ impl Roster {
                     || self.workers.get(&id).is_some_and(|worker| worker.open().contains(peer)),
                     |status| status == Status::Online,
                 ),
-                Behind::Worker(_) | Behind::Several(_) | Behind::Stranger => true,
+                Behind::Worker(_) | Behind::Daemon | Behind::Several(_) | Behind::Stranger => true,
             },
         };
         if let Some(Err(unknown)) = examined.map(|examined| &examined.held)
@@ -249,6 +288,21 @@ impl Roster {
             return Err(unknown.clone());
         }
         Ok(behind.iter().filter(|(peer, found)| is_open(peer, found)).map(|(peer, _)| peer.clone()).collect())
+    }
+
+    /// Whether the daemon listens there for this worker's app. It does not say for whom: the app's PORT does, or else it may
+    /// be any app whose PORT says nothing. A mistake costs connections that carry one request, and no request.
+    fn is_shared_by(&self, id: PmId, peer: &Peer, behind: &BTreeMap<Peer, Behind>) -> bool {
+        let Some(worker) = self.workers.get(&id).filter(|worker| worker.settings().cluster) else {
+            return false;
+        };
+        let has = |worker: &Worker, port: Option<u16>| port.is_some() && worker.settings().port == port;
+        let mut clusters = self.workers.values().filter(|worker| worker.settings().cluster);
+        if clusters.any(|worker| has(worker, port(peer))) {
+            return has(worker, port(peer));
+        }
+        let mut shared = behind.iter().filter(|(_, found)| **found == Behind::Daemon);
+        !shared.any(|(peer, _)| has(worker, port(peer)))
     }
 
     fn forget_missing(&mut self, listed: &[Listed], now: Instant) {
@@ -269,6 +323,7 @@ impl Roster {
     fn give_to_the_one_that_listens(&mut self) {
         let open: Vec<(PmId, Peer)> = self
             .workers()
+            .filter(|(_, worker)| !worker.settings().cluster)
             .flat_map(|(id, worker)| worker.open().iter().map(move |peer| (id, peer.clone())))
             .collect();
         for (owner, peer) in open {
@@ -277,4 +332,17 @@ impl Roster {
             }
         }
     }
+}
+
+fn port(peer: &Peer) -> Option<u16> {
+    match peer.place() {
+        Some(Place::Tcp(address)) => Some(address.port()),
+        _ => None,
+    }
+}
+
+/// What the peer of an app in cluster mode should be while all is calm.
+fn shared_wish(app: &str) -> Wish {
+    let reason = format!("{app}: a worker is being replaced");
+    Wish { state: State::Up, expect: Expect::Back, reason, is_able: false }
 }

@@ -16,7 +16,7 @@ use crate::{
 use handoff_wire::{Ack, MarkRequest, Owner, State, Upstreams};
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -186,6 +186,8 @@ impl World {
             began: self.now,
             listed: asks_pm2.then(|| listed.collect()),
             examined,
+            daemons: BTreeSet::new(),
+            leavers: BTreeSet::new(),
             listeners: Listeners::of(&tcp, &[]),
             locals: Locals::of(&[]),
         };

@@ -265,6 +265,11 @@ impl Worker {
         EAGERNESS.iter().find(|(until, _)| age < *until).map(|&(_, pace)| pace)
     }
 
+    /// It is about to go, or to come. Of a worker in cluster mode.
+    pub fn is_changing(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Stopping | Phase::Dead)
+    }
+
     /// Since when a new process is expected.
     pub fn missing_since(&self) -> Option<Instant> {
         (self.phase == Phase::Dead).then_some(self.since)
@@ -311,7 +316,8 @@ impl Worker {
     fn present(&mut self, process: Process, seen: &Seen, now: Instant) {
         if self.process != Some(process) {
             if self.process.is_some() {
-                self.bury(self.phase == Phase::Stopping, now);
+                // In cluster mode PM2 starts the new one first.
+                self.bury(self.phase == Phase::Stopping || self.settings.cluster, now);
             }
             self.process = Some(process);
             self.met = Some(seen.began);
@@ -354,9 +360,11 @@ impl Worker {
     }
 
     fn serve_if_able(&mut self, now: Instant) {
-        let is_able = !self.open.is_empty() && (self.ready || !self.settings.wait_ready);
+        let Settings { cluster, wait_ready, .. } = self.settings;
+        // In cluster mode somebody listens there all the time: only PM2 knows whether this one does.
+        let is_able = !self.open.is_empty() && (self.ready || !(wait_ready || cluster));
         match self.phase {
-            Phase::Starting if is_able && self.ordered => self.enter(Phase::Serving, now),
+            Phase::Starting if is_able && (self.ordered || cluster) => self.enter(Phase::Serving, now),
             Phase::Starting if is_able => {
                 self.enter(Phase::Settling { until: now + self.settle.stay_up() }, now);
             }

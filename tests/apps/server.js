@@ -17,6 +17,7 @@ const express = require('express');
 const { WebSocketServer } = require('ws');
 
 const port = Number(process.env.PORT ?? 3000);
+const instance = Number(process.env.NODE_APP_INSTANCE ?? 0);
 const behaviour = process.env.BEHAVIOUR ?? 'graceful';
 
 const WARM_UP = { from: 300, to: 800 };
@@ -75,12 +76,12 @@ sockets.on('headers', (headers) => headers.push(`X-Worker-PID: ${process.pid}`))
 sockets.on('connection', (socket) => socket.on('message', (data, isBinary) => socket.send(data, { binary: isBinary })));
 
 async function start() {
-  lives('boot', port);
+  lives('boot', port, instance);
   await sleep(WARM_UP.from + Math.random() * (WARM_UP.to - WARM_UP.from));
   server.listen(port, '127.0.0.1', () => {
-    lives('listen', port);
+    lives('listen', port, instance);
     if (behaviour !== 'naive') process.send?.('ready');
-    if (behaviour === 'throws' && process.env.NODE_APP_INSTANCE === '0') setTimeout(crash, 200);
+    if (behaviour === 'throws' && instance === 0) setTimeout(crash, 200);
   });
   if (behaviour !== 'naive') {
     process.once('SIGINT', close);
@@ -89,7 +90,7 @@ async function start() {
 }
 
 function close() {
-  lives('close', port);
+  lives('close', port, instance);
   server.close(() => process.exit(0));
   setTimeout(() => process.exit(1), FORCED_EXIT);
 }

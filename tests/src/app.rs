@@ -20,10 +20,18 @@ pub enum Behaviour {
     Throws,
 }
 
-/// Workers in fork mode, one port each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each worker has a port of its own.
+    Fork,
+    /// All share one port, on which PM2's daemon listens for them.
+    Cluster,
+}
+
 #[derive(Clone, Debug)]
 pub struct App {
     pub behaviour: Behaviour,
+    pub mode: Mode,
     pub workers: u16,
     pub first_port: u16,
     folder: PathBuf,
@@ -32,9 +40,10 @@ pub struct App {
 
 impl App {
     /// An app on free ports, whose files are in `folder`.
-    pub fn new(behaviour: Behaviour, workers: u16, folder: &Path) -> Result<Self> {
+    pub fn new(behaviour: Behaviour, mode: Mode, workers: u16, folder: &Path) -> Result<Self> {
         Ok(Self {
             behaviour,
+            mode,
             workers,
             first_port: ports::row(workers)?,
             folder: folder.to_path_buf(),
@@ -43,7 +52,11 @@ impl App {
     }
 
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        (self.first_port..).take(self.workers.into()).map(ports::address).collect()
+        let ports = match self.mode {
+            Mode::Fork => self.workers,
+            Mode::Cluster => 1,
+        };
+        (self.first_port..).take(ports.into()).map(ports::address).collect()
     }
 
     pub fn script(&self) -> &Path {
@@ -83,12 +96,16 @@ impl App {
         let mut env: serde_json::Map<String, Value> =
             self.environment().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
         env.insert("PORT".to_owned(), self.first_port.into());
+        let (mode, increment_var) = match self.mode {
+            Mode::Fork => ("fork", Some("PORT")),
+            Mode::Cluster => ("cluster", None),
+        };
         json!({ "apps": [{
             "name": NAME,
             "script": self.script,
-            "exec_mode": "fork",
+            "exec_mode": mode,
             "instances": self.workers,
-            "increment_var": "PORT",
+            "increment_var": increment_var,
             "wait_ready": self.behaviour != Behaviour::Naive,
             "listen_timeout": 10_000,
             "kill_timeout": 8_000,

@@ -19,6 +19,8 @@ use tokio::{
 pub struct Life {
     pub worker: u32,
     pub port: u16,
+    /// `NODE_APP_INSTANCE`
+    pub instance: u32,
     pub booted: Moment,
     pub listened: Option<Moment>,
     pub closed: Option<Moment>,
@@ -94,10 +96,11 @@ fn parse(text: &str) -> Result<Vec<Life>> {
 fn take(lives: &mut Vec<Life>, line: &str) -> Option<()> {
     let mut words = line.split(' ');
     let (what, port) = (words.next()?, words.next()?.parse().ok()?);
+    let instance = words.next()?.parse().ok()?;
     let worker = words.next()?.parse().ok()?;
     let at = Moment::from_nanos(words.next()?.parse().ok()?);
     if what == "boot" {
-        lives.push(Life { worker, port, booted: at, listened: None, closed: None, died: None });
+        lives.push(Life { worker, port, instance, booted: at, listened: None, closed: None, died: None });
         return Some(());
     }
     let life = lives.iter_mut().rfind(|life| life.worker == worker)?;
@@ -115,16 +118,17 @@ mod tests {
 
     #[test]
     fn a_life_is_put_together_from_its_lines() {
-        let lives = parse("boot 3000 7 10\nboot 3001 8 11\nlisten 3000 7 20\nclose 3000 7 30\n").unwrap();
+        let lives =
+            parse("boot 3000 0 7 10\nboot 3001 1 8 11\nlisten 3000 0 7 20\nclose 3000 0 7 30\n").unwrap();
         let at = |nanos| Some(Moment::from_nanos(nanos));
         assert_eq!(lives.len(), 2);
-        assert_eq!((lives[0].worker, lives[0].port), (7, 3000));
+        assert_eq!((lives[1].worker, lives[1].port, lives[1].instance), (8, 3001, 1));
         assert_eq!((lives[0].listened, lives[0].closed, lives[0].died), (at(20), at(30), None));
         assert_eq!(lives[1].listened, None);
     }
 
     #[test]
     fn a_life_that_never_booted_is_an_error() {
-        assert!(parse("listen 3000 7 20\n").is_err());
+        assert!(parse("listen 3000 0 7 20\n").is_err());
     }
 }

@@ -40,6 +40,7 @@ const FAILED: &str = "#d92d3f";
 const ANSWERED: &str = "#c9d3e0";
 const DRAINING: &str = "#6b5fc7";
 const TRIAL: &str = "#9fd8c0";
+const CHANGING: &str = "#c9e4b4";
 const DOWN: &str = "#2b3040";
 
 /// Over which visits are summed up.
@@ -250,6 +251,7 @@ fn phase(phase: Phase) -> (&'static str, &'static str) {
 fn state(state: State) -> &'static str {
     match state {
         State::Up => SERVING,
+        State::Changing => CHANGING,
         State::Trial => TRIAL,
         State::Checking => STARTING,
         State::Unhealthy => FAILED,
@@ -271,6 +273,7 @@ fn legend(svg: &mut Svg, top: f64, with_states: bool) {
         (DOWN, "nginx: down"),
         (STARTING, "nginx: checking"),
         (TRIAL, "nginx: trial"),
+        (CHANGING, "nginx: a worker changes"),
     ];
     let failed = [(FAILED, "a visit failed")];
     let states = states.iter().take(if with_states { states.len() } else { 0 });

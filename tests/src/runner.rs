@@ -2,7 +2,7 @@
 
 use crate::{
     access_log::AccessLog,
-    app::App,
+    app::{App, NAME},
     clock::Moment,
     conf::{Conf, Tuning},
     control, drain_script,
@@ -179,7 +179,7 @@ impl Stage {
     async fn set(plan: &Plan) -> Result<Self> {
         let Plan { scenario, setup, .. } = plan;
         let place = Place::new()?;
-        let app = App::new(scenario.behaviour, scenario.workers, place.path())?;
+        let app = App::new(scenario.behaviour, scenario.mode, scenario.workers, place.path())?;
         let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await?;
         for address in app.addresses() {
             wait::until("every worker to answer", PATIENCE, async || {
@@ -220,6 +220,10 @@ impl Stage {
                 try_join!(self.pm2.reload(), self.befall(scenario.trouble))?;
                 None
             }
+            Action::Restart => {
+                try_join!(self.pm2.run(&["restart", NAME]), self.befall(scenario.trouble))?;
+                None
+            }
             Action::SafeReload => {
                 try_join!(self.safe_reload(scenario.options), self.befall(scenario.trouble))?;
                 None
@@ -239,7 +243,7 @@ impl Stage {
         let settled = match action {
             // One that was refused or stopped leaves workers as they were.
             Action::SafeReload if self.fell_short().await => ended,
-            Action::Reload | Action::SafeReload | Action::DrainScript => {
+            Action::Reload | Action::Restart | Action::SafeReload | Action::DrainScript => {
                 self.ready_again(self.app.workers.into(), began).await?.max(ended)
             }
             Action::Kill => self.ready_again(1, began).await?,

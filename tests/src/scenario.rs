@@ -1,6 +1,6 @@
 //! The scenarios, one row each, and the setups that they are played with.
 
-use crate::app::Behaviour;
+use crate::app::{Behaviour, Mode};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ pub struct Scenario {
     pub name: &'static str,
     pub says: &'static str,
     pub behaviour: Behaviour,
+    pub mode: Mode,
     pub workers: u16,
     /// Visits a second.
     pub rate: u32,
@@ -34,6 +35,8 @@ pub struct Scenario {
 pub enum Action {
     /// `pm2 reload`
     Reload,
+    /// `pm2 restart`
+    Restart,
     /// `handoff reload`
     SafeReload,
     /// A script that drains a worker in HAProxy before it restarts it.
@@ -111,10 +114,22 @@ const TWICE: Pace = Pace {
     after: SETTLING,
 };
 
+pub const S1: Scenario = Scenario {
+    name: "S1",
+    says: "a reload of four workers in cluster mode",
+    mode: Mode::Cluster,
+    within: Some(Duration::from_secs(7)),
+    ..S4
+};
+
+pub const S2: Scenario =
+    Scenario { name: "S2", says: "a restart of four workers in cluster mode", action: Action::Restart, ..S1 };
+
 pub const S4: Scenario = Scenario {
     name: "S4",
     says: "a reload of four workers in fork mode",
     behaviour: Behaviour::Graceful,
+    mode: Mode::Fork,
     workers: 4,
     rate: 200,
     action: Action::Reload,
@@ -167,7 +182,7 @@ pub const S8B_CUT: Scenario = Scenario {
     ..S8B
 };
 
-pub const ALL: [Scenario; 6] = [S4, S4N, S6B, S6C, S8B, S8B_CUT];
+pub const ALL: [Scenario; 8] = [S1, S2, S4, S4N, S6B, S6C, S8B, S8B_CUT];
 
 impl Scenario {
     pub fn find(name: &str) -> Result<Self> {
@@ -179,8 +194,9 @@ impl Scenario {
 
     /// The same with as much of Handoff.
     pub fn at(self, level: Level) -> Result<Self> {
-        let Self { name, action, .. } = self;
-        ensure!(level == Level::L0 || action == Action::Reload, "{name} has no deploy: it is the same at L0");
+        let Self { name, action, mode, .. } = self;
+        let has_one = action == Action::Reload && mode == Mode::Fork;
+        ensure!(level == Level::L0 || has_one, "{name} has no `handoff reload`: play it at L0");
         Ok(Self { level, ..self })
     }
 
@@ -228,13 +244,14 @@ impl fmt::Display for Setup {
 
 impl Action {
     pub fn is_deploy(self) -> bool {
-        matches!(self, Self::Reload | Self::SafeReload | Self::DrainScript)
+        matches!(self, Self::Reload | Self::Restart | Self::SafeReload | Self::DrainScript)
     }
 
     /// In an operator's words.
     pub fn says(self) -> &'static str {
         match self {
             Self::Reload => "pm2 reload",
+            Self::Restart => "pm2 restart",
             Self::SafeReload => "handoff reload",
             Self::DrainScript => "drain script",
             Self::Kill => "kill -9",

@@ -2,9 +2,9 @@
 
 use crate::{clock::Moment, lives::Life, runner::Run};
 use handoff_wire::State;
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
-/// A worker's address, and all the processes that served there one after another.
+/// A worker of PM2's, and all the processes that it had one after another.
 #[derive(Clone, Debug)]
 pub struct Lane {
     pub port: u16,
@@ -34,16 +34,14 @@ pub struct Stretch<T> {
     pub is: T,
 }
 
-/// One for each address, in order.
+/// One for each worker, in the order of their addresses.
 pub fn lanes(run: &Run) -> Vec<Lane> {
-    let mut ports: Vec<u16> = run.lives.iter().map(|life| life.port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports.into_iter().map(|port| lane(run, port)).collect()
+    let workers: BTreeSet<(u16, u32)> = run.lives.iter().map(|life| (life.port, life.instance)).collect();
+    workers.into_iter().map(|(port, instance)| lane(run, port, instance)).collect()
 }
 
-fn lane(run: &Run, port: u16) -> Lane {
-    let lives = run.lives.iter().filter(|life| life.port == port);
+fn lane(run: &Run, port: u16, instance: u32) -> Lane {
+    let lives = run.lives.iter().filter(|life| (life.port, life.instance) == (port, instance));
     let phases = lives.flat_map(phases).collect();
     let changes = run.changes.iter().filter(|change| change.peer.port() == port);
     let failed = run
@@ -104,7 +102,9 @@ pub fn text(runs: &[&Run]) -> String {
     let mut text = runs.iter().map(|run| panel(run, column)).collect::<Vec<_>>().join("\n");
     text.push_str("\n█ serving   ▒ closing   ░ starting   · nobody there   ✗ visits failed\n");
     if runs.iter().any(|run| !run.changes.is_empty()) {
-        text.push_str("nginx: d draining   D down   c checking   t trial   u unhealthy\n");
+        text.push_str(
+            "nginx: d draining   D down   c checking   t trial   u unhealthy   w worker changing\n",
+        );
     }
     text
 }
@@ -138,6 +138,7 @@ fn panel(run: &Run, column: Duration) -> String {
             let states = draw(&|from, to| {
                 within(&lane.states, from, to).max().map_or(' ', |state| match state {
                     State::Up => ' ',
+                    State::Changing => 'w',
                     State::Trial => 't',
                     State::Checking => 'c',
                     State::Unhealthy => 'u',

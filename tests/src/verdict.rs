@@ -68,7 +68,8 @@ pub fn sent_where_none_should_be(run: &Run) -> Vec<(&Visit, State)> {
             run.visits.iter().filter_map(move |visit| {
                 let due = visit.due.since(run.began);
                 let inside = due > stretch.from + CLOCK && due + visit.latency < stretch.to;
-                let open = stretch.is.begins_requests() && visit.kind != Kind::Order;
+                let is_tried = stretch.is.begins_requests() && visit.kind != Kind::Order;
+                let open = stretch.is.serves() || is_tried;
                 let tried = || run.log.tried(visit.number).iter().any(|address| address.port() == port);
                 (inside && !open && tried()).then_some((visit, stretch.is))
             })
@@ -131,8 +132,15 @@ mod tests {
     /// One worker is replaced; it dies at 10 s with one stream, a moment after another one has ended.
     fn deploy(said_cut: usize, exit: i32) -> Run {
         let died = Some(at(10.0));
-        let life =
-            Life { worker: WORKER, port: 3000, booted: at(0.0), listened: Some(at(0.5)), closed: None, died };
+        let life = Life {
+            worker: WORKER,
+            port: 3000,
+            instance: 0,
+            booted: at(0.0),
+            listened: Some(at(0.5)),
+            closed: None,
+            died,
+        };
         let long_before = stream(5.0, Ending::Complete);
         let just_before = stream(9.9, Ending::Complete);
         Run {

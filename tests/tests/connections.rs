@@ -1,4 +1,5 @@
-//! A connection to a worker ends with that worker: none that was opened before a drain carries a request after it.
+//! A connection to a worker ends with that worker: none that was opened before a drain carries a request after it, and
+//! while one of several workers behind an address changes, each carries one request.
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
@@ -126,18 +127,58 @@ impl Pool<'_> {
         Ok(())
     }
 
+    // === the promises while a worker changes ===
+
+    async fn each_carries_one_request_while_a_worker_changes(&self) -> Result<()> {
+        let before = self.open().await?;
+        ensure!(!before.is_empty(), "nothing is idle");
+        self.marker().says(State::Changing, &[self.peer]).await?;
+        self.ask().await?;
+        self.site.reload().await?;
+        self.ask().await?;
+        let (meanwhile, requests) = self.used().await?;
+        ensure!(requests > 0 && meanwhile.is_disjoint(&before), "of {before:?} one is in {meanwhile:?}");
+        ensure!(meanwhile.len() == requests, "{requests} requests over {meanwhile:?}");
+        self.marker().says(State::Up, &[self.peer]).await?;
+        self.ask().await?;
+        let (after, requests) = self.used().await?;
+        ensure!(after.is_disjoint(&meanwhile), "of {meanwhile:?} one is in {after:?}");
+        ensure!(after.len() < requests, "new connections are not used again: {requests} over {after:?}");
+        Ok(())
+    }
+
+    /// One that was busy when the worker began to change, in a process of an older configuration by then.
+    async fn busy_ones_carry_no_other_request(&self) -> Result<()> {
+        let held = self.held().await?;
+        let arrivals = self.farm.arrivals().await?;
+        let busy =
+            arrivals.iter().find(|arrival| arrival.peer == self.peer).context("a held request")?.connection;
+        self.marker().says(State::Changing, &[self.peer]).await?;
+        self.site.reload().await?;
+        self.farm.release().await?;
+        let answers = held.await??;
+        ensure!(answers.iter().all(|answer| answer.status == 200), "cut short: {answers:?}");
+        wait::until("the busy connection to be closed", PATIENCE, async || {
+            (!self.open().await.ok()?.contains(&busy)).then_some(())
+        })
+        .await?;
+        self.marker().says(State::Up, &[self.peer]).await.map(drop)
+    }
+
     async fn keeps_every_promise(&self) -> Result<()> {
         self.ask().await?;
         self.without_marks_connections_are_used_again().await?;
         self.idle_ones_are_not_used_again().await?;
         self.busy_ones_end_with_their_request().await?;
         self.without_marks_connections_are_used_again().await?;
-        self.busy_ones_do_not_outlive_the_return().await
+        self.busy_ones_do_not_outlive_the_return().await?;
+        self.each_carries_one_request_while_a_worker_changes().await?;
+        self.busy_ones_carry_no_other_request().await
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_connection_that_was_opened_before_a_drain_is_used_after_it() {
+async fn no_connection_outlives_the_worker_that_it_was_opened_to() {
     for version in VERSIONS {
         for tls in [false, true] {
             let farm = if tls { Farm::with_tls(2).await } else { Farm::start(2).await }.unwrap();

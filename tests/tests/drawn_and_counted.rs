@@ -32,6 +32,7 @@ fn run() -> Result<Run> {
     let life = |worker, port, booted, died: Option<f64>| Life {
         worker,
         port,
+        instance: 0,
         booted: at(booted),
         listened: Some(at(booted + 1.0)),
         closed: died.map(|died| at(died - 1.0)),

@@ -1,7 +1,7 @@
 //! A stage that is torn down, however that comes, leaves no process behind.
 
 use e2e::{
-    app::{App, Behaviour},
+    app::{App, Behaviour, Mode},
     conf::{Conf, Tuning},
     lives,
     nginx::{Binary, Nginx},
@@ -13,7 +13,7 @@ use e2e::{
 #[tokio::test]
 async fn pm2_its_workers_and_nginx_end_with_the_values_that_stand_for_them() {
     let place = Place::new().unwrap();
-    let app = App::new(Behaviour::Graceful, 2, place.path()).unwrap();
+    let app = App::new(Behaviour::Graceful, Mode::Fork, 2, place.path()).unwrap();
     let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await.unwrap();
     let conf = Conf { port: ports::row(1).unwrap(), servers: app.addresses(), tuning: Tuning::Stock };
     let binary = Binary::find(None).await.unwrap();

@@ -49,6 +49,15 @@ impl Processes {
         tree
     }
 
+    /// The children of a process that run the same program as it does.
+    pub fn kin(&self, proc: &Proc, parent: u32) -> Vec<Process> {
+        let program = |pid: u32| fs::read_link(proc.of(pid).join("exe")).ok();
+        let own = program(parent);
+        let children = self.0.get(&parent).into_iter().flatten().copied();
+        let kin = children.filter(|&pid| own.is_some() && program(pid) == own);
+        kin.filter_map(|pid| Process::find(proc, pid)).collect()
+    }
+
     /// The sockets of a worker, as far as its daemon may speak for it and we may look.
     pub fn held(&self, proc: &Proc, root: Process, daemon: Daemon) -> Result<Held, Unknown> {
         let mut held = Held::default();
@@ -79,7 +88,7 @@ impl Processes {
 }
 
 /// The inodes of a process's open sockets.
-fn sockets(proc: &Proc, pid: u32) -> io::Result<Vec<u64>> {
+pub fn sockets(proc: &Proc, pid: u32) -> io::Result<Vec<u64>> {
     let files = fs::read_dir(proc.of(pid).join("fd"))?;
     Ok(files.flatten().filter_map(|file| inode(fs::read_link(file.path()).ok()?.to_str()?)).collect())
 }
@@ -109,6 +118,20 @@ mod tests {
             Processes(BTreeMap::from([(1, vec![2, 9]), (2, vec![3, 4]), (4, vec![5]), (5, vec![2])]));
         assert_eq!(processes.tree(2), [2, 3, 4, 5]);
         assert_eq!(processes.tree(9), [9]);
+    }
+
+    #[test]
+    fn kin_runs_the_same_program() {
+        let proc = Proc::default();
+        let other = std::process::Command::new("sleep").arg("60").spawn();
+        let mut other = other.unwrap();
+        let own = Process::own().unwrap();
+        let kin = Processes::read(&proc).kin(&proc, own.pid);
+        assert!(kin.iter().all(|process| process.pid != other.id()), "{kin:?}");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        let parent = Processes(BTreeMap::from([(own.pid, vec![own.pid])]));
+        assert_eq!(parent.kin(&proc, own.pid), [own]);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::fmt;
 pub enum Event {
     /// PM2 is about to send the signal.
     Stopping(PmId),
+    /// The same, of a process that PM2 has replaced already: a reload in cluster mode.
+    StoppingOld(PmId),
     /// PM2 is about to start a process.
     Starting(PmId),
     /// A process ended.
@@ -87,7 +89,11 @@ impl Log {
 /// PM2's log lines, the same in its versions 5, 6 and 7. Names may hold anything, so they are read from the right.
 fn line_event(line: &str) -> Option<Event> {
     if let Some(rest) = line.strip_prefix("Stopping app:") {
-        return id(rest.rsplit_once(" id:")?.1).map(Event::Stopping);
+        let subject = rest.rsplit_once(" id:")?.1;
+        return match subject.strip_prefix("_old_") {
+            Some(old) => id(old).map(Event::StoppingOld),
+            None => id(subject).map(Event::Stopping),
+        };
     }
     let rest = line.strip_prefix("App [")?;
     if let Some((subject, _)) = rest.rsplit_once("] starting in -") {
@@ -220,6 +226,7 @@ mod tests {
     fn pm2_announces_a_stop_in_its_log() {
         assert_eq!(log("Stopping app:myapp id:3\n"), Some(Event::Stopping(PmId(3))));
         assert_eq!(log("Stopping app:an id:7 app id:3\n"), Some(Event::Stopping(PmId(3))));
+        assert_eq!(log("Stopping app:myapp id:_old_3\n"), Some(Event::StoppingOld(PmId(3))));
         assert_eq!(log("App [my:app:12] starting in -fork mode-\n"), Some(Event::Starting(PmId(12))));
         assert_eq!(
             log("App [myapp:0] exited with code [0] via signal [SIGINT]\n"),
@@ -232,7 +239,7 @@ mod tests {
         for line in [
             "",
             "\n",
-            "Stopping app:myapp id:_old_0\n",
+            "Stopping app:myapp id:_old_\n",
             "Stopping app:myapp",
             "Stopping app:myapp id:-1",
             "Stopping app:myapp id:99999999999",

@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use e2e::{
     access_log::AccessLog,
-    app::{App, Behaviour},
+    app::{App, Behaviour, Mode},
     clock::Moment,
     command,
     conf::{Conf, Tuning},
@@ -94,7 +94,7 @@ impl Trial {
         let nginx = Binary::find(Some("1.22.1")).await?;
         let place = Place::new()?;
         let row = plan.servers.max(plan.workers);
-        let mut app = App::new(Behaviour::Graceful, row, place.path())?;
+        let mut app = App::new(Behaviour::Graceful, Mode::Fork, row, place.path())?;
         let servers = app.addresses();
         app.workers = plan.workers;
         let mut ecosystem = app.ecosystem();

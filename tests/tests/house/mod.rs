@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use e2e::{
-    app::{App, Behaviour},
+    app::{App, Behaviour, Mode},
     command, place,
     pm2::{NEWEST, Pm2},
     process,
@@ -41,7 +41,7 @@ impl House {
     /// The sample application runs, with two workers. The upstream `app` has these servers besides.
     pub async fn new(servers: &[String]) -> Result<Self> {
         let mut site = Site::new("1.22.1").await?;
-        let app = App::new(Behaviour::Graceful, 2, &site.file(""))?;
+        let app = App::new(Behaviour::Graceful, Mode::Fork, 2, &site.file(""))?;
         let pm2 = Pm2::start(NEWEST, &site.file("pm2"), &app).await?;
         let own = app.addresses().into_iter().map(|address| address.to_string());
         let servers: String =

@@ -1,0 +1,108 @@
+//! Apps in cluster mode: whether one of their workers is being replaced.
+//!
+//! PM2's daemon listens for all workers of such an app, so nginx cannot keep a request away from the one that goes. But a
+//! connection is one worker's for as long as it lasts: while somebody goes, nginx uses each for one request.
+//!
+//! PM2 says in time that it replaces a worker: when it starts the new one, a whole start-up before the old one gets its
+//! signal. It lists the new one only; the old one is a child of the daemon that is not listed any more.
+
+use crate::host::Process;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+#[derive(Debug, Default)]
+pub struct Clusters {
+    /// Whose processes these are, and were.
+    apps: BTreeMap<Process, String>,
+    /// Those that PM2 lists no longer.
+    leavers: BTreeSet<Process>,
+    /// Until when PM2's word stands, that it replaces a worker of an app. By then it can be seen.
+    heard: BTreeMap<String, Instant>,
+}
+
+/// Longer than PM2 takes to do what it says.
+const WORD: Duration = Duration::from_secs(2);
+/// How often to look whether what was said is over.
+const PACE: Duration = Duration::from_millis(250);
+
+impl Clusters {
+    /// PM2 says that it starts or stops a worker of the app.
+    pub fn hear(&mut self, app: &str, now: Instant) {
+        self.heard.insert(app.to_owned(), now + WORD);
+    }
+
+    /// A worker of the app is this process.
+    pub fn meet(&mut self, app: &str, process: Process) {
+        self.apps.insert(process, app.to_owned());
+    }
+
+    /// These are children of the daemon, and no workers that it lists.
+    pub fn left(&mut self, leavers: &BTreeSet<Process>) {
+        self.leavers.clone_from(leavers);
+    }
+
+    pub fn died(&mut self, process: Process) {
+        self.apps.remove(&process);
+        self.leavers.remove(&process);
+    }
+
+    pub fn tick(&mut self, now: Instant) {
+        self.heard.retain(|_, until| *until > now);
+    }
+
+    /// When time alone changes something.
+    pub fn next_tick(&self) -> Option<Instant> {
+        self.heard.values().min().copied()
+    }
+
+    /// Somebody goes, as far as that is not to be seen in the workers that PM2 lists. A leaver that we never met may be
+    /// anybody's.
+    pub fn is_leaving(&self, app: &str) -> bool {
+        let is_its = |leaver: &Process| self.apps.get(leaver).is_none_or(|of| of == app);
+        self.heard.contains_key(app) || self.leavers.iter().any(is_its)
+    }
+
+    /// How often to look, because somebody goes.
+    pub fn pace(&self) -> Option<Duration> {
+        (!self.heard.is_empty() || !self.leavers.is_empty()).then_some(PACE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Process = Process { pid: 7, start: 1 };
+
+    #[test]
+    fn who_is_not_listed_any_more_is_leaving_until_it_ends() {
+        let mut clusters = Clusters::default();
+        clusters.meet("shop", OLD);
+        clusters.left(&[OLD].into());
+        assert!(clusters.is_leaving("shop") && !clusters.is_leaving("blog"));
+        assert_eq!(clusters.pace(), Some(PACE));
+        clusters.died(OLD);
+        assert!(!clusters.is_leaving("shop"));
+        assert_eq!(clusters.pace(), None);
+    }
+
+    #[test]
+    fn a_leaver_that_was_never_met_may_be_anybodys() {
+        let mut clusters = Clusters::default();
+        clusters.left(&[OLD].into());
+        assert!(clusters.is_leaving("shop") && clusters.is_leaving("blog"));
+    }
+
+    #[test]
+    fn pm2s_word_stands_until_it_can_be_seen() {
+        let (mut clusters, now) = (Clusters::default(), Instant::now());
+        clusters.hear("shop", now);
+        clusters.hear("shop", now + WORD / 2);
+        clusters.tick(now + WORD);
+        assert!(clusters.is_leaving("shop") && !clusters.is_leaving("blog"));
+        clusters.tick(clusters.next_tick().unwrap());
+        assert!(!clusters.is_leaving("shop"));
+    }
+}
