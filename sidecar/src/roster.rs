@@ -114,17 +114,20 @@ impl Roster {
     }
 
     pub fn look(&mut self, look: &Look, now: Instant) {
-        let holders = look.holders();
-        let Look { listeners, locals, daemons, .. } = look;
+        for worker in look.listed.iter().flatten() {
+            self.describe(worker, now);
+        }
+        let (holders, nothing) = (look.holders(), BTreeSet::new());
+        // For an app in fork mode the daemon listens nowhere.
+        let is_cluster = self.workers.values().any(|worker| worker.settings().cluster);
+        let Look { listeners, locals, .. } = look;
+        let daemons = if is_cluster { &look.daemons } else { &nothing };
         let scene = Scene { listeners, locals, holders: &holders, daemons };
         let behind: BTreeMap<Peer, Behind> =
             self.peers.iter().map(|peer| (peer.clone(), scene.behind(peer))).collect();
         match &look.listed {
             Some(listed) => {
                 self.forget_missing(listed, now);
-                for worker in listed {
-                    self.describe(worker, now);
-                }
                 self.clusters.left(&look.leavers);
                 for worker in listed {
                     self.see_listed(worker, look, &behind, now);
