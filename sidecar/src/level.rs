@@ -2,7 +2,7 @@
 //!
 //! L0 is what the sidecar gives without any change to the app: `pm2 reload` and `pm2 restart` as ever. It rests on PM2's
 //! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile. L1, `handoff reload`, needs
-//! the last two only.
+//! the last two only, and is for fork mode.
 
 use crate::{mapping::Behind, peer::Peer, roster::Notices, worker::Worker};
 use std::{collections::BTreeSet, env, fmt, path::PathBuf};
@@ -17,7 +17,6 @@ pub enum Level {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
-    Cluster,
     NotMapped(String),
     Treekill,
     NoPs,
@@ -41,9 +40,8 @@ pub type Known<'a> = (&'a Worker, BTreeSet<Peer>, Option<String>);
 
 pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
     let any = |is: fn(&Worker) -> bool| workers.iter().any(|(worker, ..)| is(worker));
-    let why = if any(|worker| worker.settings().cluster) {
-        Why::Cluster
-    } else if let Some(reason) = workers.iter().find_map(|(.., reason)| reason.clone()) {
+    let is_cluster = any(|worker| worker.settings().cluster);
+    let why = if let Some(reason) = workers.iter().find_map(|(.., reason)| reason.clone()) {
         Why::NotMapped(reason)
     } else if is_alone(workers) {
         Why::Alone
@@ -53,7 +51,7 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
         Why::NoPs
     } else if around.notices.late > 0 && around.notices.in_time == 0 {
         Why::NoNotice
-    } else if any(|worker| !worker.settings().wait_ready) {
+    } else if !is_cluster && any(|worker| !worker.settings().wait_ready) {
         Why::NoReady
     } else if !around.runs {
         Why::NoSidecar
@@ -61,7 +59,8 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
         return Level::L0;
     };
     match why {
-        Why::Cluster | Why::NotMapped(_) | Why::Alone => Level::None(why),
+        Why::NotMapped(_) | Why::Alone => Level::None(why),
+        _ if is_cluster => Level::None(why),
         Why::Treekill | Why::NoPs | Why::NoNotice | Why::NoReady | Why::NoSidecar => Level::L1(why),
     }
 }
@@ -135,7 +134,6 @@ impl fmt::Display for Level {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cluster => f.write_str("cluster mode is not covered yet"),
             Self::NotMapped(reason) => f.write_str(reason),
             Self::Treekill => {
                 f.write_str("treekill is off, so PM2 signals before nginx can be told; turn it on")
@@ -203,13 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn in_cluster_mode_pm2_waits_for_the_new_worker_by_itself_and_there_is_no_l1() {
+        let cluster = Settings { cluster: true, wait_ready: false, ..fork() };
+        let pair = |settings: &Settings| [1, 1].map(|port| worker(port, settings.clone()));
+        assert_eq!(of(&pair(&cluster), GOOD), Level::L0);
+        let hasty = Settings { treekill: false, ..cluster };
+        assert_eq!(of(&pair(&hasty), GOOD), Level::None(Why::Treekill));
+    }
+
+    #[test]
     fn every_reason_against_it_is_given() {
         let two = [worker(1, fork()), worker(2, fork())];
         let why = |workers: &[Worker], around| match of(workers, around) {
             Level::L1(why) | Level::None(why) => why,
             Level::L0 => panic!("L0"),
         };
-        assert_eq!(why(&[worker(1, Settings { cluster: true, ..fork() })], GOOD), Why::Cluster);
         let hasty = [1, 2].map(|port| worker(port, Settings::default()));
         assert_eq!(why(&hasty, GOOD), Why::Treekill);
         assert_eq!(why(&two, Surroundings { has_ps: false, ..GOOD }), Why::NoPs);

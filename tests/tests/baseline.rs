@@ -5,31 +5,29 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Pace, S4, SETTLING, Scenario, Setup},
+    scenario::{Pace, S1, S4, SETTLING, Scenario, Setup},
 };
 use std::time::Duration;
 
-/// S4 with one deploy, as short as it can be.
-const SHORT: Scenario = Scenario {
-    pace: Pace {
-        actions: &[Duration::from_secs(4)],
-        gap: Duration::ZERO,
-        at_least: Duration::ZERO,
-        after: SETTLING,
-    },
-    ..S4
+/// One deploy, as short as it can be.
+const ONCE: Pace = Pace {
+    actions: &[Duration::from_secs(4)],
+    gap: Duration::ZERO,
+    at_least: Duration::ZERO,
+    after: SETTLING,
 };
 
-async fn deploy_with_stock_nginx() -> Result<Run> {
+async fn deploy_with_stock_nginx(scenario: Scenario) -> Result<Run> {
     let nginx = Binary::find(None).await?;
-    Plan { scenario: SHORT, setup: Setup::Stock, nginx, control: false }.play().await
+    Plan { scenario: Scenario { pace: ONCE, ..scenario }, setup: Setup::Stock, nginx, control: false }
+        .play()
+        .await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn stock_nginx_fails_visits_across_a_pm2_reload_and_none_without() {
+async fn fails_visits_in_a_deploy_and_none_without(scenario: Scenario) {
     let _alone = alone::take().unwrap();
     for _ in 0..3 {
-        let run = deploy_with_stock_nginx().await.unwrap();
+        let run = deploy_with_stock_nginx(scenario).await.unwrap();
         let [deploy] = run.done[..] else { panic!("one deploy, not {:?}", run.done) };
         let calm = run.visits.iter().filter(|visit| !deploy.touches(visit));
         assert!(calm.clone().count() > 500, "too few visits to say anything");
@@ -40,4 +38,14 @@ async fn stock_nginx_fails_visits_across_a_pm2_reload_and_none_without() {
         }
     }
     panic!("three deploys, and stock nginx failed nobody: the load does not see what it should");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_nginx_fails_visits_across_a_pm2_reload_and_none_without() {
+    fails_visits_in_a_deploy_and_none_without(S4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_nginx_fails_visits_across_a_pm2_reload_in_cluster_mode_and_none_without() {
+    fails_visits_in_a_deploy_and_none_without(S1).await;
 }

@@ -3,7 +3,8 @@
 mod house;
 
 use anyhow::Result;
-use e2e::wait;
+use e2e::{app::Mode, wait};
+use handoff_wire::PeerState;
 use house::House;
 use std::{fs, os::unix::fs::symlink, time::Duration};
 
@@ -31,6 +32,29 @@ async fn two_forks_and_a_sidecar_are_l0() -> Result<()> {
     assert_eq!(sidecar["notices"]["late"], 0, "{sidecar}");
     assert_eq!(sidecar["latency_us"]["count"], 2, "{sidecar}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_in_cluster_mode_share_a_peer_and_are_l0() -> Result<()> {
+    let mut house = House::of(Mode::Cluster, &[]).await?;
+    house.start_sidecar().await?;
+    let peer = house.app.addresses()[0].to_string();
+    assert_eq!(house.peers("myapp", 2).await?, [peer.clone(), peer.clone()]);
+    assert_eq!(house.app("myapp").await?["level"], "L0");
+
+    let changing = wait::until("nginx to know that a worker changes", PATIENCE, async || {
+        let peers = house.site.app().await.ok()?;
+        peers.iter().find(|peer| peer.state == PeerState::Changing).cloned()
+    });
+    let (reloaded, changing) = tokio::join!(house.pm2.reload(), changing);
+    reloaded?;
+    let reasons: Vec<String> = changing?.marks.into_iter().map(|mark| mark.reason).collect();
+    assert_eq!(reasons, ["myapp: a worker is being replaced"]);
+    let over = wait::until("that to be over", PATIENCE, async || {
+        let peers = house.site.app().await.ok()?;
+        peers.iter().all(|peer| peer.state == PeerState::Up).then_some(())
+    });
+    over.await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,8 +90,8 @@ impl Planned {
         let name = format!("{app}:{}", self.id);
         if seen.listed.settings.cluster {
             return vec![format!(
-                "{name} runs in cluster mode, where the workers share one address: that is not covered yet. Use \
-                 fork mode with a port for each worker"
+                "{name} runs in cluster mode, where the workers share one address: use `pm2 reload`, which \
+                 `handoff run` makes safe there, or fork mode with a port for each worker"
             )];
         }
         if let Some(unknown) = &seen.unknown {

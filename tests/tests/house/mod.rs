@@ -40,8 +40,12 @@ const LISTENS: &str =
 impl House {
     /// The sample application runs, with two workers. The upstream `app` has these servers besides.
     pub async fn new(servers: &[String]) -> Result<Self> {
+        Self::of(Mode::Fork, servers).await
+    }
+
+    pub async fn of(mode: Mode, servers: &[String]) -> Result<Self> {
         let mut site = Site::new("1.22.1").await?;
-        let app = App::new(Behaviour::Graceful, Mode::Fork, 2, &site.file(""))?;
+        let app = App::new(Behaviour::Graceful, mode, 2, &site.file(""))?;
         let pm2 = Pm2::start(NEWEST, &site.file("pm2"), &app).await?;
         let own = app.addresses().into_iter().map(|address| address.to_string());
         let servers: String =
