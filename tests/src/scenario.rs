@@ -150,6 +150,14 @@ pub const S4N: Scenario = Scenario {
     ..S4
 };
 
+pub const S6: Scenario = Scenario {
+    name: "S6",
+    says: "kill -9 of one of four workers in cluster mode",
+    action: Action::Kill,
+    within: None,
+    ..S1
+};
+
 pub const S6B: Scenario =
     Scenario { name: "S6b", says: "kill -9 of one of four workers", action: Action::Kill, ..S4 };
 
@@ -182,7 +190,7 @@ pub const S8B_CUT: Scenario = Scenario {
     ..S8B
 };
 
-pub const ALL: [Scenario; 8] = [S1, S2, S4, S4N, S6B, S6C, S8B, S8B_CUT];
+pub const ALL: [Scenario; 9] = [S1, S2, S4, S4N, S6, S6B, S6C, S8B, S8B_CUT];
 
 impl Scenario {
     pub fn find(name: &str) -> Result<Self> {
