@@ -10,7 +10,9 @@ use handoff_core::access::Caller;
 use handoff_core::control::{Applied, Control, find, unknown_upstream};
 use handoff_core::{Table, view};
 use handoff_wire::path::Path;
-use handoff_wire::{API_VERSION, Code, MAX_WAIT, MarkSet, Overview, Refusal, Renew, Span, ZoneView};
+use handoff_wire::{
+    API_VERSION, Code, MAX_WAIT, MarkSet, OrphanSet, Overview, Refusal, Renew, Span, ZoneView,
+};
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, nginx_version,
     ngx_connection_t, ngx_http_discard_request_body, ngx_http_finalize_request,
@@ -39,6 +41,7 @@ enum Read {
 enum Write {
     Marks,
     Renew,
+    Orphans,
 }
 
 /// A refusal, and the methods that would have been right.
@@ -108,8 +111,9 @@ fn parse(r: &ngx_http_request_t) -> Result<Call, Rejected> {
     let call = match path {
         Path::Marks if method == NGX_HTTP_PUT => Call::Write(Write::Marks),
         Path::Renew if method == NGX_HTTP_POST => Call::Write(Write::Renew),
+        Path::Orphans if method == NGX_HTTP_POST => Call::Write(Write::Orphans),
         Path::Marks => return Err(not_allowed(r, "PUT")),
-        Path::Renew => return Err(not_allowed(r, "POST")),
+        Path::Renew | Path::Orphans => return Err(not_allowed(r, "POST")),
         _ if !read => return Err(not_allowed(r, "GET, HEAD")),
         Path::Overview => Call::Read(Read::Overview),
         Path::Upstreams => Call::Read(Read::Upstreams),
@@ -310,6 +314,11 @@ fn write(r: &ngx_http_request_t) -> Result<Applied, Rejected> {
             let renew: Renew = read(&bytes)?;
             let _locked = lock(zone)?;
             Control::begin(zone.table, conf, moment()).renew(&renew)?
+        }
+        Write::Orphans => {
+            let set: OrphanSet = read(&bytes)?;
+            let _locked = lock(zone)?;
+            Control::begin(zone.table, conf, moment()).orphans(&set)?
         }
     })
 }

@@ -14,6 +14,7 @@ mod control;
 mod hooks;
 mod log;
 mod nginx;
+mod orphan;
 mod peer;
 mod reply;
 mod socket;

@@ -6,6 +6,7 @@
 
 use crate::hooks::{Hooks, layer};
 use crate::nginx::{PeerConnection, global, rc};
+use crate::orphan;
 use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::Admission;
@@ -28,6 +29,8 @@ pub(crate) struct PeerData {
     claimed: Option<SlotId>,
     last: Option<SlotId>,
     tries: u32,
+    /// What was sent is to be sent again, though nginx takes it for not sent.
+    rewinds: bool,
 }
 
 layer!(PeerData);
@@ -45,7 +48,8 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
     let pc = unsafe { &mut (*r.upstream).peer };
     let inner = Hooks::of(pc);
     before(&inner, memory).put(pc);
-    let data = PeerData { upstream, place, request, inner, claimed: None, last: None, tries: 0 };
+    let data =
+        PeerData { upstream, place, request, inner, claimed: None, last: None, tries: 0, rewinds: false };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
     rc::OK
@@ -78,6 +82,9 @@ impl PeerData {
 
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.upstream.refresh(&self.place.zone);
+        if std::mem::take(&mut self.rewinds) {
+            self.set_request_sent(true);
+        }
         // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
         for _ in 0..=self.upstream.addresses.len() {
             let status = self.choose(pc);
@@ -173,6 +180,8 @@ impl PeerData {
 
     fn free(&mut self, pc: PeerConnection, state: ngx_uint_t) {
         let slot = self.claimed.and_then(|id| self.slot(id));
+        let is_orphan = pc.number().is_some_and(orphan::take);
+        let state = if is_orphan { trial::spared(state) } else { state };
         if let Some(slot) = slot {
             if state & NGX_PEER_FAILED as ngx_uint_t != 0 {
                 slot.count_fail();
@@ -180,13 +189,39 @@ impl PeerData {
             if let Some(status) = self.answer() {
                 slot.answers.count(status);
             }
-            if pc.number().is_some_and(|number| !slot.may_keep(number)) {
+            if is_orphan || pc.number().is_some_and(|number| !slot.may_keep(number)) {
                 self.do_not_pool();
             }
         }
         self.inner.free(pc, state);
+        if is_orphan {
+            self.go_on(pc);
+        }
         if let Some(id) = self.claimed.take() {
             self.place.zone.table.release(self.place.row, id);
+        }
+    }
+
+    /// Nobody read anything of the request: it is as if it had not been sent, and has an attempt more. A body that was not
+    /// kept cannot be sent again. nginx asks twice whether it was sent: now, whether it may be repeated, and after the next
+    /// `get`, whether its buffers are to be rewound.
+    #[cold]
+    fn go_on(&mut self, pc: PeerConnection) {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() };
+        // SAFETY: null, or the configuration of the location.
+        let conf = u.and_then(|u| unsafe { u.conf.as_ref() });
+        if conf.is_some_and(|conf| conf.request_buffering != 0) {
+            self.set_request_sent(false);
+            self.rewinds = true;
+        }
+        pc.set_tries(pc.tries().saturating_add(1));
+    }
+
+    fn set_request_sent(&self, is_sent: bool) {
+        // SAFETY: as above.
+        if let Some(u) = unsafe { self.upstream().as_mut() } {
+            u.set_request_sent(is_sent.into());
         }
     }
 

@@ -71,7 +71,7 @@ fn stand_before(r: &ngx_http_request_t, hooks: &mut Hooks) -> Option<NonNull<Tri
 
 /// nginx's own word for an answer that is tried elsewhere and is no failure of the peer. With this word the keepalive cache
 /// would take the connection, an unread answer and all: the gate, or its having opened since, has kept it from that.
-fn spared(state: ngx_uint_t) -> ngx_uint_t {
+pub(crate) fn spared(state: ngx_uint_t) -> ngx_uint_t {
     let failed = NGX_PEER_FAILED as ngx_uint_t;
     if state & failed == 0 { state } else { state & !failed | NGX_PEER_NEXT as ngx_uint_t }
 }

@@ -3,6 +3,7 @@
 use crate::conf::MainConf;
 use crate::log;
 use crate::nginx::{global, main_conf, moment, rc};
+use crate::orphan;
 use crate::upstream::Place;
 use crate::world;
 use crate::zone::Zone;
@@ -41,6 +42,7 @@ pub(crate) unsafe extern "C" fn begin(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     let Some(zone) = conf.zone() else { return rc::OK };
     // SAFETY: nginx passes the cycle of this process, which has a log.
     let cycle_log = unsafe { (*cycle).log };
+    orphan::begin(zone);
     let row = join(conf, zone, cycle_log);
     conf.row.set(Some(row));
     for upstream in conf.upstreams() {
@@ -110,6 +112,7 @@ fn watch(conf: &MainConf, log: *mut ngx_log_t) {
     for upstream in conf.upstreams() {
         upstream.refresh(zone);
     }
+    orphan::leave_those_that_are_new(conf, zone);
     let now = moment();
     if zone.table.header.due(now.mono, TICK_MS as u64)
         && let Some(_locked) = zone.lock()

@@ -20,6 +20,7 @@ use crate::{
     },
     look::Look,
     nginx::{Refresh, Views},
+    orphans::Cast,
     pm2::{
         bus::{Item, Notice, Notices},
         event::Event,
@@ -36,10 +37,11 @@ use crate::{
 use handoff_wire::{Ack, DEFAULT_LEASE, MarkRequest, MarkSet, Owner, State};
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time,
 };
@@ -54,6 +56,9 @@ pub struct Lines {
     pub views: Views,
     pub refresh: Refresh,
     pub attention: watch::Sender<Attention>,
+    pub cast: watch::Sender<Cast>,
+    /// A worker in cluster mode ended.
+    pub death: Arc<Notify>,
     pub hurry: Hurry,
     /// For what cannot wait.
     pub urgent: Control,
@@ -166,12 +171,17 @@ impl Agent {
 
     fn died(&mut self, process: Process) {
         tracing::debug!(pid = process.pid, "a process ended");
-        self.roster.died(process, Instant::now());
+        if self.roster.died(process, Instant::now()) {
+            self.lines.death.notify_one();
+        }
         self.lines.hurry.all.notify_one();
     }
 
     fn see(&mut self, look: &Look) {
         self.roster.look(look, Instant::now());
+        if look.listed.is_some() {
+            self.lines.cast.send_replace(self.roster.cast(look));
+        }
         self.watch(look);
     }
 

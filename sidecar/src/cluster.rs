@@ -43,9 +43,10 @@ impl Clusters {
         self.leavers.clone_from(leavers);
     }
 
-    pub fn died(&mut self, process: Process) {
-        self.apps.remove(&process);
+    /// True: it was a worker's.
+    pub fn died(&mut self, process: Process) -> bool {
         self.leavers.remove(&process);
+        self.apps.remove(&process).is_some()
     }
 
     pub fn tick(&mut self, now: Instant) {

@@ -22,6 +22,7 @@ pub mod look;
 pub mod mapping;
 pub mod memory;
 pub mod nginx;
+pub mod orphans;
 pub mod peer;
 pub mod pm2;
 pub mod reconcile;

@@ -20,7 +20,9 @@ pub struct Look {
     pub listed: Option<Vec<Listed>>,
     /// The workers whose processes were examined.
     pub examined: BTreeMap<PmId, Examined>,
-    /// The sockets of PM2's daemon itself: in cluster mode it is the one that listens.
+    /// PM2's daemon; 0 is none that we know.
+    pub daemon: u32,
+    /// Its own sockets: in cluster mode it is the one that listens.
     pub daemons: BTreeSet<u64>,
     /// Children of the daemon that are none of the workers looked at. Beside PM2's whole list: workers that have been
     /// replaced, and are about to end.
@@ -57,7 +59,7 @@ impl Look {
             .map(|&(id, process)| (id, Examined { process, held: processes.held(proc, process, daemon) }))
             .collect();
         let locals = Locals::read(proc);
-        Ok(Self { began, listed: None, examined, daemons, leavers, listeners, locals })
+        Ok(Self { began, listed: None, examined, daemon: daemon.pid, daemons, leavers, listeners, locals })
     }
 
     /// Whose sockets are whose.

@@ -6,6 +6,7 @@ use crate::{
     host::{Process, Unknown},
     look::{Examined, Look},
     mapping::{Behind, Scene},
+    orphans::Cast,
     peer::{Peer, Place},
     pm2::{
         PmId,
@@ -106,11 +107,21 @@ impl Roster {
         }
     }
 
-    pub fn died(&mut self, process: Process, now: Instant) {
-        self.clusters.died(process);
+    /// True: the daemon may have handed it connections.
+    pub fn died(&mut self, process: Process, now: Instant) -> bool {
         for worker in self.workers.values_mut() {
             worker.died(process, now);
         }
+        self.clusters.died(process)
+    }
+
+    /// Who has the connections that the daemon accepts, as far as the last full look knew.
+    pub fn cast(&self, look: &Look) -> Cast {
+        let is_shared = |(_, found): &(&Peer, &Behind)| **found == Behind::Daemon;
+        let peers = self.behind.iter().filter(is_shared).map(|(peer, _)| peer.clone()).collect();
+        let examined = look.examined.values().map(|examined| examined.process);
+        let workers = examined.chain(look.leavers.iter().copied()).collect();
+        Cast { daemon: look.daemon, workers, peers }
     }
 
     pub fn look(&mut self, look: &Look, now: Instant) {

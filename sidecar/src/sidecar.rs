@@ -7,6 +7,7 @@ use crate::{
     host::death::Deaths,
     memory::Memory,
     nginx::{Nginx, Refresh, Views},
+    orphans::{Cast, Search},
     pm2::{bus, home::Home},
     report::{self, Report},
     roster::Attention,
@@ -14,9 +15,9 @@ use crate::{
     telemetry::Changes,
 };
 use handoff_wire::Owner;
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 
@@ -79,6 +80,11 @@ impl Daemon {
         watchers.spawn(scout.run());
         watchers.spawn(lookout.run());
         watchers.spawn(publish(reports));
+        let (cast, cast_out) = watch::channel(Cast::default());
+        let death = Arc::new(Notify::new());
+        let control = Control::new(settings.control.clone());
+        let search = Search { owner: self.owner.clone(), control, cast: cast_out, death: death.clone() };
+        watchers.spawn(search.run());
         let lines = Lines {
             notices,
             deaths,
@@ -87,6 +93,8 @@ impl Daemon {
             views: self.views,
             refresh: self.refresh,
             attention,
+            cast,
+            death,
             hurry,
             urgent: Control::new(settings.control.clone()),
             rest: Some(Control::new(settings.control.clone())),

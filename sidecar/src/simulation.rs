@@ -186,6 +186,7 @@ impl World {
             began: self.now,
             listed: asks_pm2.then(|| listed.collect()),
             examined,
+            daemon: 0,
             daemons: BTreeSet::new(),
             leavers: BTreeSet::new(),
             listeners: Listeners::of(&tcp, &[]),
@@ -201,7 +202,7 @@ impl World {
         for (_, message) in self.messages.drain(..due).collect::<Vec<_>>() {
             match message {
                 Message::Event(event) => self.roster.notice(&event, self.now),
-                Message::Death(process) => self.roster.died(process, self.now),
+                Message::Death(process) => _ = self.roster.died(process, self.now),
                 Message::Look(look) => self.roster.look(&look, self.now),
             }
             self.roster.tick(self.now);

@@ -35,6 +35,7 @@ function serve(peer, request, response) {
   const arrival = {
     peer,
     connection: request.socket.number,
+    port: request.socket.remotePort ?? null,
     resumed: request.socket.isSessionReused?.() ?? false,
     path: request.url,
     at: now(),

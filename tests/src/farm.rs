@@ -45,6 +45,8 @@ pub struct Arrival {
     pub peer: String,
     /// Counted over all peers, in the order in which they were accepted.
     pub connection: u64,
+    /// nginx's own end of it; none on a unix socket.
+    pub port: Option<u16>,
     /// Its TLS session was an earlier one's.
     pub resumed: bool,
     pub path: String,

@@ -5,11 +5,12 @@
 
 use crate::floor;
 use crate::mark::{Claim, MAX_REASON, Mark};
+use crate::orphan::{ORPHANS, Orphan};
 use crate::slot::Slot;
 use crate::table::{Process, RowId, SlotId, Table};
 use handoff_wire::{
     Ack, AckedMark, Code, DEFAULT_LEASE, Event, EventKind, Expect, MAX_LEASE, MIN_LEASE, MarkRequest,
-    MarkSet, Owner, Refusal, Renew, Span, State,
+    MarkSet, OrphanSet, Owner, Refusal, Renew, Span, State,
 };
 
 /// Both clocks, in milliseconds.
@@ -126,6 +127,20 @@ impl<'a, W: World> Control<'a, W> {
             mark.renew(renew.lease.or(mark.lease()), self.now);
         }
         Ok(self.acknowledge(&renew.owner, held.into_iter()))
+    }
+
+    /// `POST /v1/orphans`
+    pub fn orphans(self, set: &OrphanSet) -> Result<Applied, Refusal> {
+        if set.connections.is_empty() || set.connections.len() > ORPHANS {
+            return Err(Code::BadRequest.says(format!("\"connections\" must name 1 to {ORPHANS} of them")));
+        }
+        let named = set.connections.iter().map(|connection| {
+            let ids = everywhere(&self.table, &connection.peer)?;
+            Ok(ids.into_iter().map(|peer| Orphan { peer, port: connection.port }))
+        });
+        let named: Vec<_> = named.collect::<Result<_, Refusal>>()?;
+        named.into_iter().flatten().for_each(|orphan| self.table.header.orphans.tell(orphan));
+        Ok(self.acknowledge(&set.owner, std::iter::empty()))
     }
 
     /// Takes away the marks whose owners fell silent.

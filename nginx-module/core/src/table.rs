@@ -9,6 +9,7 @@
 use crate::admission::{self, Admission, Gate, InFlight};
 use crate::control::Moment;
 use crate::event::{EVENTS, Entry};
+use crate::orphan::Orphans;
 use crate::slot::Slot;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use handoff_wire::{Event, Events};
@@ -20,7 +21,7 @@ pub const PROCESSES: usize = 128;
 pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
-const LAYOUT: u64 = 2;
+const LAYOUT: u64 = 3;
 
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -36,6 +37,7 @@ pub struct Header {
     swept_at: AtomicU64,
     dirty: AtomicU32,
     used: AtomicU32,
+    pub orphans: Orphans,
 }
 
 /// One nginx process.
@@ -168,6 +170,18 @@ impl Header {
 
     pub(crate) fn end(&self) {
         self.dirty.store(0, Ordering::Release);
+    }
+}
+
+// === impl SlotId ===
+
+impl SlotId {
+    pub(crate) fn of(number: u32) -> Self {
+        Self(number)
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0
     }
 }
 
@@ -358,7 +372,7 @@ mod tests {
     #[test]
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes = [size_of::<Header>(), size_of::<Slot>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (2, [80, 2352, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (3, [600, 2352, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

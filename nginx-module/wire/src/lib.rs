@@ -19,7 +19,7 @@ mod view;
 pub use event::{Event, EventKind, Events};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use refusal::{Code, ErrorBody, Refusal};
-pub use request::{MarkRequest, MarkSet, Renew, RenewMark};
+pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Renew, RenewMark};
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use view::{

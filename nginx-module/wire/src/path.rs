@@ -6,6 +6,7 @@ pub const OVERVIEW: &str = "/v1";
 pub const UPSTREAMS: &str = "/v1/upstreams";
 pub const MARKS: &str = "/v1/marks";
 pub const RENEW: &str = "/v1/renew";
+pub const ORPHANS: &str = "/v1/orphans";
 pub const EVENTS: &str = "/v1/events";
 
 /// What a path names. Names are percent-decoded.
@@ -18,6 +19,7 @@ pub enum Path {
     Drained { upstream: String, peer: String },
     Marks,
     Renew,
+    Orphans,
     Events,
 }
 
@@ -44,6 +46,7 @@ impl Path {
             }
             ["marks"] => Self::Marks,
             ["renew"] => Self::Renew,
+            ["orphans"] => Self::Orphans,
             ["events"] => Self::Events,
             _ => return None,
         })

@@ -48,6 +48,22 @@ pub struct Renew {
     pub marks: Option<Vec<RenewMark>>,
 }
 
+/// `POST /v1/orphans`: connections that lead to nobody. What waits on them is tried elsewhere, as if it had not been sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrphanSet {
+    pub owner: Owner,
+    pub connections: Vec<OrphanRequest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrphanRequest {
+    pub peer: String,
+    /// Of nginx's own end.
+    pub port: u16,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewMark {

@@ -42,6 +42,12 @@ fn a_renewal_may_be_fenced() {
 }
 
 #[test]
+fn orphans_are_named_by_both_ends() {
+    let text = r#"{"owner":"pm2:812","connections":[{"peer":"127.0.0.1:3000","port":40312}]}"#;
+    assert_eq!(to_string(&from_str::<OrphanSet>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
 fn an_acknowledgement_says_what_is_still_in_flight() {
     let text = r#"{"instance":"00c0ffee","generation":12,"marks":[{"upstream":"myapp","peer":"127.0.0.1:3000","state":"draining","epoch":7,"in_flight":3}]}"#;
     assert_eq!(to_string(&from_str::<Ack>(text).unwrap()).unwrap(), text);

@@ -12,7 +12,8 @@ pub use error::ControlError;
 
 use bytes::Bytes;
 use handoff_wire::{
-    Ack, Code, Drained, ErrorBody, Events, MarkSet, Overview, Renew, Span, UpstreamView, Upstreams, path,
+    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Renew, Span, UpstreamView,
+    Upstreams, path,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -77,6 +78,10 @@ impl Control {
 
     pub async fn mark(&mut self, marks: &MarkSet) -> Result<Ack, ControlError> {
         self.send(Method::PUT, path::MARKS, marks).await
+    }
+
+    pub async fn orphans(&mut self, orphans: &OrphanSet) -> Result<Ack, ControlError> {
+        self.send(Method::POST, path::ORPHANS, orphans).await
     }
 
     pub async fn renew(&mut self, renew: &Renew) -> Result<Ack, ControlError> {

@@ -1,0 +1,260 @@
+//! Connections that lead to nobody.
+//!
+//! In cluster mode PM2's daemon accepts each connection and hands it to a worker. A worker that is killed at this moment
+//! never takes it, the daemon never asks another one, and the client waits until it gives up: the daemon alone has the
+//! connection, and what was sent on it lies there unread. Node does not notice; somebody who looks at the open files of
+//! all of them does, and tells nginx.
+//!
+//! One that a busy worker has yet to take looks the same. But a worker is handed one connection at a time, in the order in
+//! which they came: who has taken a younger one has no older one still to take. A connection is an orphan when that is so
+//! for every worker that lives.
+
+use crate::{
+    control::Control,
+    host::{Proc, Process, connections, tree},
+    peer::{Peer, Place},
+    telemetry::Changes,
+};
+use handoff_wire::{OrphanRequest, OrphanSet, Owner};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Notify, watch},
+    task, time,
+};
+
+/// The end at which the daemon listens, and the client's.
+type Ends = (SocketAddr, SocketAddr);
+
+/// Whose connections they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cast {
+    pub daemon: u32,
+    /// Everybody to whom the daemon may have handed one.
+    pub workers: BTreeSet<Process>,
+    /// The addresses that these workers share.
+    pub peers: BTreeSet<Peer>,
+}
+
+/// The connections at one moment.
+#[derive(Debug, Default)]
+struct Glance {
+    /// Those too that nobody has accepted yet.
+    all: BTreeSet<Ends>,
+    /// Those that the daemon has and no worker, each with its inode.
+    waiting: BTreeSet<(Ends, u64)>,
+    /// Those of each worker that lives.
+    taken: BTreeMap<Process, BTreeSet<Ends>>,
+}
+
+/// What was seen of those that wait.
+#[derive(Debug, Default)]
+struct Suspects {
+    looks: u64,
+    first_seen: BTreeMap<Ends, u64>,
+    suspects: BTreeMap<(Ends, u64), Suspect>,
+}
+
+#[derive(Debug)]
+struct Suspect {
+    since: u64,
+    /// Workers that have taken a younger one.
+    cleared: BTreeSet<Process>,
+}
+
+/// Looks for them after a worker died, and tells nginx.
+#[derive(Debug)]
+pub struct Search {
+    pub owner: Owner,
+    pub control: Control,
+    pub cast: watch::Receiver<Cast>,
+    pub death: Arc<Notify>,
+}
+
+const PACE: Duration = Duration::from_millis(150);
+/// So long after a death, and for as long as somebody waits.
+const LASTS: Duration = Duration::from_secs(3);
+/// nginx takes so many at once.
+const MAX_ORPHANS: usize = 64;
+
+// === impl Search ===
+
+impl Search {
+    pub async fn run(mut self) {
+        let mut log = Changes::default();
+        loop {
+            self.death.notified().await;
+            if let Err(error) = self.search(&mut log).await {
+                log.warn(format!("cannot look for connections that a dead worker left: {error}"));
+            }
+        }
+    }
+
+    async fn search(&mut self, log: &mut Changes) -> io::Result<()> {
+        let (until, mut suspects) = (Instant::now() + LASTS, Suspects::default());
+        while Instant::now() < until || !suspects.suspects.is_empty() {
+            let cast = self.cast.borrow().clone();
+            let glance = task::spawn_blocking(move || Glance::of(&Proc::default(), &cast));
+            let orphans = suspects.look(&glance.await.map_err(io::Error::other)??);
+            for some in orphans.chunks(MAX_ORPHANS) {
+                tracing::info!(count = some.len(), "connections lead to nobody");
+                if let Err(error) = self.control.orphans(&self.set(some)).await {
+                    log.warn(format!("nginx was not told of connections that lead to nobody: {error}"));
+                }
+            }
+            time::sleep(PACE).await;
+        }
+        Ok(())
+    }
+
+    fn set(&self, orphans: &[Ends]) -> OrphanSet {
+        let peers = &self.cast.borrow().peers;
+        let named = |ours: SocketAddr| peers.iter().find(|peer| peer.place() == Some(Place::Tcp(ours)));
+        let request = |&(ours, client): &Ends| {
+            Some(OrphanRequest { peer: named(ours)?.address.clone(), port: client.port() })
+        };
+        OrphanSet { owner: self.owner.clone(), connections: orphans.iter().filter_map(request).collect() }
+    }
+}
+
+// === impl Glance ===
+
+impl Glance {
+    fn of(proc: &Proc, cast: &Cast) -> io::Result<Self> {
+        let places = cast.peers.iter().filter_map(|peer| match peer.place() {
+            Some(Place::Tcp(address)) => Some(address),
+            _ => None,
+        });
+        let places: BTreeSet<SocketAddr> = places.collect();
+        let mut found = BTreeMap::new();
+        for place in &places {
+            let here = connections::at(*place)?.into_iter();
+            found.extend(here.map(|connection| ((connection.local, connection.remote), connection.inode)));
+        }
+        // First the daemon, then the workers: what is handed over in between is seen on one side at least.
+        let daemons: BTreeSet<u64> = tree::sockets(proc, cast.daemon)?.into_iter().collect();
+        let mut taken = BTreeMap::new();
+        for &worker in cast.workers.iter().filter(|worker| worker.is_alive(proc)) {
+            let sockets: BTreeSet<u64> =
+                tree::sockets(proc, worker.pid).unwrap_or_default().into_iter().collect();
+            let own = found.iter().filter(|(_, inode)| sockets.contains(inode)).map(|(&ends, _)| ends);
+            taken.insert(worker, own.collect::<BTreeSet<Ends>>());
+        }
+        let is_taken = |ends: &Ends| taken.values().any(|own| own.contains(ends));
+        let waiting = found.iter().filter(|(ends, inode)| daemons.contains(inode) && !is_taken(ends));
+        let waiting = waiting.map(|(&ends, &inode)| (ends, inode)).collect();
+        Ok(Self { all: found.into_keys().collect(), waiting, taken })
+    }
+}
+
+// === impl Suspects ===
+
+impl Suspects {
+    /// Those that lead to nobody, for certain.
+    fn look(&mut self, glance: &Glance) -> Vec<Ends> {
+        self.looks += 1;
+        let now = self.looks;
+        self.first_seen.retain(|ends, _| glance.all.contains(ends));
+        for &ends in &glance.all {
+            self.first_seen.entry(ends).or_insert(now);
+        }
+        self.suspects.retain(|waiting, _| glance.waiting.contains(waiting));
+        for &waiting in &glance.waiting {
+            self.suspects.entry(waiting).or_insert(Suspect { since: now, cleared: BTreeSet::new() });
+        }
+        let first_seen = &self.first_seen;
+        for suspect in self.suspects.values_mut() {
+            // The kernel's list is not of one moment: what was missing in two of them is younger.
+            let is_younger = |ends: &Ends| first_seen.get(ends).is_some_and(|&seen| seen > suspect.since + 1);
+            let cleared = glance.taken.iter().filter(|(_, taken)| taken.iter().any(is_younger));
+            suspect.cleared.extend(cleared.map(|(&worker, _)| worker));
+        }
+        let is_orphan = |suspect: &Suspect| {
+            !glance.taken.is_empty() && glance.taken.keys().all(|worker| suspect.cleared.contains(worker))
+        };
+        self.suspects.iter().filter(|(_, suspect)| is_orphan(suspect)).map(|(&(ends, _), _)| ends).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Process = Process { pid: 7, start: 1 };
+    const TWO: Process = Process { pid: 8, start: 1 };
+
+    fn ends(port: u16) -> Ends {
+        ("127.0.0.1:3000".parse().unwrap(), SocketAddr::new([127, 0, 0, 1].into(), port))
+    }
+
+    /// The daemon has these, the workers those.
+    fn glance(waiting: &[u16], taken: &[(Process, &[u16])]) -> Glance {
+        let waiting: BTreeSet<(Ends, u64)> = waiting.iter().map(|&port| (ends(port), port.into())).collect();
+        let taken: BTreeMap<Process, BTreeSet<Ends>> = taken
+            .iter()
+            .map(|(worker, ports)| (*worker, ports.iter().copied().map(ends).collect()))
+            .collect();
+        let all = waiting.iter().map(|(ends, _)| *ends).chain(taken.values().flatten().copied()).collect();
+        Glance { all, waiting, taken }
+    }
+
+    /// What is an orphan at last.
+    fn orphans(glances: &[Glance]) -> Vec<Ends> {
+        let mut suspects = Suspects::default();
+        glances.iter().map(|glance| suspects.look(glance)).last().unwrap_or_default()
+    }
+
+    #[test]
+    fn one_that_every_worker_has_passed_over_is_an_orphan() {
+        let looks = [
+            glance(&[1], &[(ONE, &[]), (TWO, &[])]),
+            glance(&[1], &[(ONE, &[]), (TWO, &[])]),
+            glance(&[1], &[(ONE, &[2]), (TWO, &[])]),
+            glance(&[1], &[(ONE, &[]), (TWO, &[3])]),
+        ];
+        assert_eq!(orphans(&looks[..3]), [], "the other worker may have it yet to take");
+        assert_eq!(orphans(&looks), [ends(1)]);
+    }
+
+    #[test]
+    fn a_worker_that_is_busy_may_take_it_yet() {
+        let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[9])]);
+        assert_eq!(orphans(&[busy(2), busy(3), busy(4), busy(5), busy(6)]), []);
+    }
+
+    #[test]
+    fn whoever_came_later_may_have_it_yet_to_take() {
+        let looks = [
+            glance(&[1], &[(ONE, &[])]),
+            glance(&[1], &[(ONE, &[])]),
+            glance(&[1], &[(ONE, &[2]), (TWO, &[])]),
+        ];
+        assert_eq!(orphans(&looks), []);
+    }
+
+    #[test]
+    fn while_nobody_lives_all_wait_for_the_next_worker() {
+        assert_eq!(orphans(&[glance(&[1], &[]), glance(&[1], &[]), glance(&[1, 2], &[])]), []);
+    }
+
+    #[test]
+    fn a_connection_of_the_same_moment_proves_nothing() {
+        let looks = [glance(&[1], &[(ONE, &[])]), glance(&[1], &[(ONE, &[2])]), glance(&[1], &[(ONE, &[2])])];
+        assert_eq!(orphans(&looks), []);
+    }
+
+    #[test]
+    fn another_connection_with_the_same_ends_is_suspected_anew() {
+        let mut suspects = Suspects::default();
+        suspects.look(&glance(&[1], &[(ONE, &[])]));
+        suspects.look(&glance(&[1], &[(ONE, &[])]));
+        let mut other = glance(&[1], &[(ONE, &[2])]);
+        other.waiting = [(ends(1), 99)].into();
+        assert_eq!(suspects.look(&other), []);
+    }
+}
