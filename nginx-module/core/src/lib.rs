@@ -25,6 +25,7 @@ pub mod directive;
 pub mod event;
 pub mod floor;
 pub mod mark;
+pub mod reuse;
 pub mod slot;
 pub mod sync;
 pub mod table;
