@@ -16,6 +16,7 @@ mod log;
 mod nginx;
 mod peer;
 mod reply;
+mod reuse;
 mod socket;
 mod trial;
 mod upstream;
