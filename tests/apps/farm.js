@@ -8,7 +8,8 @@
 //   …/hold  when it is told so (POST /release),
 //   …/slow  after `slow` milliseconds,
 //   X-Die: <peers>      breaks the connection, if it is one of them,
-//   X-Refuse: <peers>   says 503, if it is one of them.
+//   X-Refuse: <peers>   says 503, if it is one of them,
+//   X-Size: <bytes>     is that long.
 // With `idle`, in milliseconds, it is the keepAliveTimeout of each peer; else peers do not close idle connections: whoever does,
 // it is nginx.
 //
@@ -49,7 +50,7 @@ function serve(peer, request, response) {
       'X-Peer': peer,
       'X-Connection': arrival.connection,
     });
-    response.end(`${peer}\n`);
+    response.end(`${peer}\n`.padEnd(Number(request.headers['x-size'] ?? 0)));
   };
   request.resume().on('end', () => {
     const path = request.url.split('?')[0];

@@ -210,7 +210,7 @@ async fn a_post_does_not_meet_the_end_of_a_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "four minutes"]
+#[ignore = "five minutes"]
 async fn two_thousand_posts_do_not_meet_the_end_of_a_connection() {
     let _alone = alone::take().unwrap();
     for version in VERSIONS {
@@ -220,11 +220,11 @@ async fn two_thousand_posts_do_not_meet_the_end_of_a_connection() {
 
 /// Not aimed at what was measured, but at what everybody has: Node's 5 s, and its second on top.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes"]
+#[ignore = "four minutes"]
 async fn posts_after_six_seconds_do_not_meet_the_end_of_a_connection() {
     let _alone = alone::take().unwrap();
     let aim = Aim { at: Duration::from_secs(6), spread: Duration::from_millis(10) };
     for version in VERSIONS {
-        nobody_fails(version, DEFAULT, Some(aim), 20).await;
+        nobody_fails(version, DEFAULT, Some(aim), 12).await;
     }
 }
