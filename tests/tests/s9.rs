@@ -25,8 +25,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-const POSTS: usize = 24;
-const GETS: usize = 6;
+/// In a burst; a fifth of them are GETs, which nginx repeats.
+const VISITORS: u32 = 30;
 
 /// What Node calls `keepAliveTimeout`; it closes a second later.
 const SHORT: Duration = Duration::from_millis(50);
@@ -73,8 +73,8 @@ impl Aim {
         Ok(Self { at, spread: Duration::from_millis(4) })
     }
 
-    fn of(self, visitor: usize) -> Duration {
-        self.at - self.spread + 2 * self.spread * u32::try_from(visitor).unwrap() / (POSTS + GETS) as u32
+    fn of(self, visitor: u32) -> Duration {
+        self.at - self.spread + 2 * self.spread * visitor / VISITORS
     }
 }
 
@@ -110,11 +110,11 @@ impl Visitor {
 
 // === impl Lane ===
 
-impl<'a> Lane<'a> {
+impl Lane<'_> {
     /// All at once come, are answered at once, and come back when their connections are as old as they are meant to be.
     async fn burst(&mut self, number: usize, aim: Aim) -> Result<()> {
         let mut visits = JoinSet::new();
-        for visitor in 0..POSTS + GETS {
+        for visitor in 0..VISITORS {
             let method = if visitor % 5 == 4 { Method::GET } else { Method::POST };
             let mut entered = Visitor::enter(self.site).await?;
             let (hold, order) =
@@ -127,7 +127,7 @@ impl<'a> Lane<'a> {
                 anyhow::Ok((method, order, status))
             });
         }
-        self.farm.holds_so_many(POSTS + GETS).await?;
+        self.farm.holds_so_many(VISITORS as usize).await?;
         self.farm.release().await?;
         let mut visited = Vec::new();
         while let Some(visit) = visits.join_next().await {
@@ -158,22 +158,21 @@ impl<'a> Lane<'a> {
     }
 }
 
-/// Bursts until there were so many, and until one POST failed where they may; what became of both upstreams.
+/// Bursts until there were so many, and until one POST failed where they may: what became of `always`, and of the default.
 async fn race(version: &str, node: Duration, aim: Option<Aim>, bursts: usize) -> Result<[Tally; 2]> {
-    let farms = [Farm::with_timeout(1, node).await?, Farm::with_timeout(1, node).await?];
-    let lines = ["handoff; handoff_reuse always;", "handoff;"];
-    let [always, usual] = &farms;
-    let blocks = [("always", always), ("usual", usual)].into_iter().zip(lines).map(|((name, farm), line)| {
-        Block::new(name, format!("{} keepalive 64; {line}", servers(farm.peers(), "max_fails=0")))
-    });
-    let site = blocks::site(version, &blocks.collect::<Vec<_>>()).await?;
-    let peer: SocketAddr = always.peers()[0].parse()?;
+    let (always, usual) = (Farm::with_timeout(1, node).await?, Farm::with_timeout(1, node).await?);
+    let block = |name: &str, farm: &Farm, lines: &str| {
+        Block::new(name, format!("{} keepalive 64; {lines}", servers(farm.peers(), "max_fails=0")))
+    };
+    let blocks =
+        [block("always", &always, "handoff; handoff_reuse always;"), block("usual", &usual, "handoff;")];
+    let site = blocks::site(version, &blocks).await?;
+    let peer: SocketAddr = always.peers().first().context("no peer")?.parse()?;
     let aim = match aim {
         Some(aim) => aim,
         None => Aim::at_the_end_of(peer).await?,
     };
     eprintln!("visitors come back after {:?}", aim.at);
-    let [always, usual] = farms;
     let mut always = Lane { farm: always, name: "always", site: &site, tally: Tally::default() };
     let mut usual = Lane { farm: usual, name: "usual", site: &site, tally: Tally::default() };
     for number in 0..4 * bursts {
@@ -183,8 +182,7 @@ async fn race(version: &str, node: Duration, aim: Option<Aim>, bursts: usize) ->
             usual.burst(number, aim).await
         };
         let (first, second) = tokio::join!(always.burst(number, aim), later);
-        first?;
-        second?;
+        first.and(second)?;
         if number + 1 >= bursts && always.tally.failed > 0 {
             break;
         }
@@ -194,37 +192,41 @@ async fn race(version: &str, node: Duration, aim: Option<Aim>, bursts: usize) ->
     Ok(tallies)
 }
 
-async fn nobody_fails(version: &str, node: Duration, aim: Option<Aim>, bursts: usize) {
-    let [always, usual] = race(version, node, aim, bursts).await.unwrap();
+async fn nobody_fails(version: &str, node: Duration, aim: Option<Aim>, bursts: usize) -> Result<()> {
+    let [always, usual] = race(version, node, aim, bursts).await?;
     eprintln!("nginx {version}, always: {always:?}\nnginx {version}, usual: {usual:?}");
-    assert!(always.failed > 0, "nginx {version}: nobody fails with `always` either: {always:?}");
-    assert_eq!((usual.failed, usual.failed_gets), (0, 0), "nginx {version}: {usual:?}");
+    ensure!(always.failed > 0, "nobody fails with `always` either: {always:?}");
+    ensure!(usual.failed == 0 && usual.failed_gets == 0, "{usual:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_does_not_meet_the_end_of_a_connection() {
-    let _alone = alone::take().unwrap();
+async fn a_post_does_not_meet_the_end_of_a_connection() -> Result<()> {
+    let _alone = alone::take()?;
     for version in VERSIONS {
-        nobody_fails(version, SHORT, None, 8).await;
+        nobody_fails(version, SHORT, None, 8).await?;
     }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "five minutes"]
-async fn two_thousand_posts_do_not_meet_the_end_of_a_connection() {
-    let _alone = alone::take().unwrap();
+async fn two_thousand_posts_do_not_meet_the_end_of_a_connection() -> Result<()> {
+    let _alone = alone::take()?;
     for version in VERSIONS {
-        nobody_fails(version, SHORT, None, 95).await;
+        nobody_fails(version, SHORT, None, 95).await?;
     }
+    Ok(())
 }
 
 /// Not aimed at what was measured, but at what everybody has: Node's 5 s, and its second on top.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "four minutes"]
-async fn posts_after_six_seconds_do_not_meet_the_end_of_a_connection() {
-    let _alone = alone::take().unwrap();
+async fn posts_after_six_seconds_do_not_meet_the_end_of_a_connection() -> Result<()> {
+    let _alone = alone::take()?;
     let aim = Aim { at: Duration::from_secs(6), spread: Duration::from_millis(10) };
     for version in VERSIONS {
-        nobody_fails(version, DEFAULT, Some(aim), 12).await;
+        nobody_fails(version, DEFAULT, Some(aim), 12).await?;
     }
+    Ok(())
 }

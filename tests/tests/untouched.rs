@@ -1,5 +1,5 @@
 //! Who does not use Handoff does not notice it: an upstream without `handoff` behaves as if the module were not there,
-//! and one with `handoff` as long as nobody is marked.
+//! and one with `handoff` as long as nobody is marked and no connection is old.
 
 use anyhow::Result;
 use e2e::{
