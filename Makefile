@@ -89,14 +89,18 @@ barrier: build wrong-order ## hundreds of drains under load: nothing starts afte
 	$(WITH_WRONG_ORDER) cargo test --release $(LOCKED) --test barrier -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: soak
-soak: build ## hundreds of deploys in a row, every broken release, every signal at every step: three quarters of an hour
-	cargo test $(LOCKED) -p e2e --test rollout --test s1 -- --ignored --nocapture --test-threads=1
+soak: build ## hundreds of deploys in a row, every broken release, every signal at every step, S9: an hour
+	cargo test $(LOCKED) -p e2e --test rollout --test s1 --test s9 -- --ignored --nocapture --test-threads=1
 
 # A module that looks before it claims: the test of the barrier must notice.
 WITH_WRONG_ORDER = HANDOFF_WRONG_ORDER_MODULE=$$(build/module pinned look_before_claim)
 .PHONY: wrong-order
 wrong-order: setup
 	build/module pinned look_before_claim
+
+.PHONY: s9
+s9: build ## 2 280 POSTs over each nginx, aimed at the moment when Node closes; and after Node's own 6 s: ten minutes
+	cargo test $(LOCKED) -p e2e --test s9 -- --ignored --nocapture --test-threads=1
 
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes

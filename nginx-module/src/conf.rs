@@ -15,13 +15,14 @@ use crate::zone::Zone;
 use crate::{Handoff, control};
 use handoff_core::access::Access;
 use handoff_core::directive::{self, Api, Invalid};
+use handoff_core::reuse::Reuse;
 use handoff_core::table::RowId;
 use handoff_wire::UncoveredView;
 use nginx_sys::{
     NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET,
     NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF,
     NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_srv_conf_t, ngx_http_upstream_srv_conf_t,
-    ngx_parse_size, ngx_str_t, ngx_uint_t,
+    ngx_parse_size, ngx_parse_time, ngx_str_t, ngx_uint_t,
 };
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, HttpModuleServerConf, NgxHttpCoreModule};
@@ -53,6 +54,7 @@ pub(crate) struct MainConf {
 #[derive(Default)]
 pub(crate) struct ServerConf {
     enabled: bool,
+    reuse: Option<Reuse>,
     upstream: Cell<Option<NonNull<Upstream>>>,
 }
 
@@ -77,11 +79,19 @@ struct ApiPlace {
 /// The configuration was refused, and nginx has logged why.
 pub(crate) struct Refused;
 
-pub(crate) static mut COMMANDS: [ngx_command_t; 4] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 5] = [
     ngx_command_t {
         name: ngx::ngx_string!("handoff"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_NOARGS) as ngx_uint_t,
         set: Some(set_handoff),
+        conf: NGX_HTTP_SRV_CONF_OFFSET,
+        offset: 0,
+        post: ptr::null_mut(),
+    },
+    ngx_command_t {
+        name: ngx::ngx_string!("handoff_reuse"),
+        type_: (NGX_HTTP_UPS_CONF | NGX_CONF_TAKE1) as ngx_uint_t,
+        set: Some(set_reuse),
         conf: NGX_HTTP_SRV_CONF_OFFSET,
         offset: 0,
         post: ptr::null_mut(),
@@ -116,6 +126,33 @@ unsafe extern "C" fn set_handoff(
     // SAFETY: nginx passes what create_srv_conf made for this block.
     let conf = unsafe { &mut *conf.cast::<ServerConf>() };
     if std::mem::replace(&mut conf.enabled, true) { DUPLICATE } else { NGX_CONF_OK }
+}
+
+/// `handoff_reuse idle=time | always;`
+unsafe extern "C" fn set_reuse(
+    cf: *mut ngx_conf_t,
+    _cmd: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes what create_srv_conf made for this block.
+    let conf = unsafe { &mut *conf.cast::<ServerConf>() };
+    if conf.reuse.is_some() {
+        return DUPLICATE;
+    }
+    let Some(argument) = arguments(cf).first() else { return NGX_CONF_ERROR };
+    match directive::reuse(&text(argument), milliseconds) {
+        Ok(reuse) => conf.reuse = Some(reuse),
+        Err(invalid) => return refuse(cf, "handoff_reuse", &invalid),
+    }
+    NGX_CONF_OK
+}
+
+/// A time as nginx reads it.
+fn milliseconds(text: &str) -> Option<u64> {
+    let mut copy = ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() };
+    // SAFETY: reads the string it is given.
+    let time = unsafe { ngx_parse_time(&raw mut copy, 0) };
+    u64::try_from(time).ok()
 }
 
 /// `handoff_zone size;`

@@ -17,6 +17,7 @@ mod nginx;
 mod orphan;
 mod peer;
 mod reply;
+mod reuse;
 mod socket;
 mod trial;
 mod upstream;

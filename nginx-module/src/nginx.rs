@@ -109,10 +109,14 @@ impl PeerConnection {
         self.get().start_time
     }
 
+    pub(crate) fn connection<'a>(self) -> Option<&'a ngx_connection_t> {
+        // SAFETY: null, or the connection of this attempt; the reference is gone before anybody else is called.
+        unsafe { self.get().connection.as_ref() }
+    }
+
     /// The number of the connection, if there is one.
     pub(crate) fn number(self) -> Option<u64> {
-        // SAFETY: null, or the connection of this attempt.
-        unsafe { self.get().connection.as_ref() }.map(|c| c.number)
+        self.connection().map(|c| c.number)
     }
 
     /// Takes the choice of the balancer back; nginx needs a name to log.

@@ -7,16 +7,18 @@
 use crate::hooks::{Hooks, layer};
 use crate::nginx::{PeerConnection, global, rc};
 use crate::orphan;
+use crate::reuse::{self, Ridden};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::Admission;
+use handoff_core::reuse::{Reuse, Rider};
 use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_core::trial::Candidate;
 use handoff_wire::State;
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t,
-    ngx_msec_t, ngx_palloc, ngx_uint_t,
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_uint_t,
 };
 use std::ptr::NonNull;
 
@@ -153,13 +155,32 @@ impl PeerData {
         })
     }
 
-    /// A connection that was opened to an earlier worker is not used for this one.
+    /// A connection that was opened to an earlier worker is not used for this one; nor is one that the peer may be closing, if
+    /// nginx could not try again. Then nginx opens another.
     fn connection(&self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
-        if status == rc::DONE && self.is_retired(pc) {
+        if status == rc::DONE && (self.is_retired(pc) || !self.may_ride(pc)) {
             pc.close_cached();
             return rc::OK;
         }
         status
+    }
+
+    fn may_ride(&self, pc: PeerConnection) -> bool {
+        self.rider().is_none_or(|rider| self.upstream.reuse.allows(rider, || reuse::idle(pc)))
+    }
+
+    fn rider(&self) -> Option<Rider> {
+        // SAFETY: the request lives while its upstream calls us.
+        let r = unsafe { self.request.as_ref() };
+        // SAFETY: null, or the upstream of the request.
+        let u = unsafe { r.upstream.as_ref() }?;
+        // SAFETY: null, or the configuration of the location.
+        let conf = unsafe { u.conf.as_ref() }?;
+        Some(Rider {
+            may_change: r.method & (NGX_HTTP_POST | NGX_HTTP_LOCK | NGX_HTTP_PATCH) as ngx_uint_t != 0,
+            is_unbuffered: is_unread(r),
+            may_go_on: conf.next_upstream & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
+        })
     }
 
     fn is_retired(&self, pc: PeerConnection) -> bool {
@@ -186,16 +207,23 @@ impl PeerData {
             if state & NGX_PEER_FAILED as ngx_uint_t != 0 {
                 slot.count_fail();
             }
-            if let Some(status) = self.answer() {
+            if let Some((status, _)) = self.answer() {
                 slot.answers.count(status);
             }
             if is_orphan || pc.number().is_some_and(|number| !slot.may_keep(number)) {
                 self.do_not_pool();
             }
         }
+        let ridden = Ridden::of(pc);
         self.inner.free(pc, state);
         if is_orphan {
             self.go_on(pc);
+        }
+        // The cache has taken the connection.
+        if let Some(ridden) = ridden
+            && pc.connection().is_none()
+        {
+            self.note(ridden);
         }
         if let Some(id) = self.claimed.take() {
             self.place.zone.table.release(self.place.row, id);
@@ -225,14 +253,25 @@ impl PeerData {
         }
     }
 
-    /// The status of this attempt's answer, if its whole header was read. nginx has a status before that, from the first line
-    /// of a header that never ends or is no good; its own status for an attempt that failed it writes there afterwards.
-    fn answer(&self) -> Option<ngx_uint_t> {
+    /// A connection is idle since its last answer began: the peer may have ended it long before a slow client has it all.
+    fn note(&self, ridden: Ridden) {
+        if self.upstream.reuse != Reuse::Always
+            && let Some((_, began)) = self.answer()
+        {
+            ridden.note(began);
+        }
+    }
+
+    /// The status of this attempt's answer, and when it began, if its whole header was read. nginx has a status before that, from
+    /// the first line of a header that never ends or is no good; its own status for an attempt that failed it writes there
+    /// afterwards.
+    fn answer(&self) -> Option<(ngx_uint_t, ngx_msec_t)> {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
         // SAFETY: null, or this attempt's place in an array of the request.
         let state = unsafe { u.state.as_ref() }?;
-        (state.header_time != ngx_msec_t::MAX).then_some(state.status)
+        let is_read = state.header_time != ngx_msec_t::MAX;
+        is_read.then(|| (state.status, u.start_time.wrapping_add(state.header_time)))
     }
 
     /// The keepalive cache keeps a connection only if nginx says so.

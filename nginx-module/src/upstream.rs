@@ -6,6 +6,7 @@ use crate::nginx::rc;
 use crate::peer;
 use crate::zone::Zone;
 use handoff_core::Standing;
+use handoff_core::reuse::Reuse;
 use handoff_core::table::{RowId, SlotId};
 use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
@@ -17,6 +18,7 @@ use std::ptr::NonNull;
 pub(crate) struct Upstream {
     pub(crate) name: String,
     pub(crate) addresses: Addresses,
+    pub(crate) reuse: Reuse,
     /// Known from the moment that nothing of this configuration can fail any more.
     peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
@@ -59,6 +61,7 @@ impl Upstream {
         name: String,
         us: &mut ngx_http_upstream_srv_conf_t,
         addresses: Vec<(String, *const libc::sockaddr)>,
+        reuse: Reuse,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -67,6 +70,7 @@ impl Upstream {
         Some(Self {
             name,
             addresses: Addresses::new(addresses),
+            reuse,
             peers: RefCell::default(),
             us,
             original,

@@ -4,6 +4,7 @@ use crate::conf::MainConf;
 use crate::log;
 use crate::nginx::{global, main_conf, moment, rc};
 use crate::orphan;
+use crate::reuse;
 use crate::upstream::Place;
 use crate::world;
 use crate::zone::Zone;
@@ -48,6 +49,7 @@ pub(crate) unsafe extern "C" fn begin(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     for upstream in conf.upstreams() {
         upstream.join(Place { zone: *zone, configuration: conf.configuration.get(), row });
     }
+    reuse::begin(cycle);
     CURRENT.store(ptr::from_ref(conf).cast_mut(), Ordering::Relaxed);
     start_timer(cycle_log);
     rc::OK

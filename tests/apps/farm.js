@@ -2,14 +2,16 @@
 
 // Many backends in one process, without a package: what a test needs to see from behind nginx.
 //
-//   node farm.js '{"peers": ["127.0.0.1:3000", "[::1]:3000", "unix:/a.sock"], "control": "/c.sock", "slow": 20, "tls": {"key", "cert"}}'
+//   node farm.js '{"peers": ["127.0.0.1:3000", "[::1]:3000", "unix:/a.sock"], "control": "/c.sock", "slow": 20, "idle": 0, "tls": {"key", "cert"}}'
 //
 // A peer has the name by which nginx knows it. It answers every request at once, but
 //   …/hold  when it is told so (POST /release),
 //   …/slow  after `slow` milliseconds,
 //   X-Die: <peers>      breaks the connection, if it is one of them,
-//   X-Refuse: <peers>   says 503, if it is one of them.
-// Peers do not close idle connections: whoever does, it is nginx.
+//   X-Refuse: <peers>   says 503, if it is one of them,
+//   X-Size: <bytes>     is that long.
+// With `idle`, in milliseconds, it is the keepAliveTimeout of each peer; else peers do not close idle connections: whoever does,
+// it is nginx.
 //
 // The control socket: GET /arrivals?<after so many>, GET /connections, GET /open, GET /held;
 // POST /release, POST /stop?<peer>, POST /start?<peer>.
@@ -19,7 +21,7 @@ const fs = require('node:fs');
 const http = require('node:http');
 const https = require('node:https');
 
-const { peers, control, slow, tls } = JSON.parse(process.argv[2]);
+const { peers, control, slow, idle, tls } = JSON.parse(process.argv[2]);
 
 const arrivals = [];
 const servers = new Map();
@@ -49,7 +51,7 @@ function serve(peer, request, response) {
       'X-Peer': peer,
       'X-Connection': arrival.connection,
     });
-    response.end(`${peer}\n`);
+    response.end(`${peer}\n`.padEnd(Number(request.headers['x-size'] ?? 0)));
   };
   request.resume().on('end', () => {
     const path = request.url.split('?')[0];
@@ -60,7 +62,7 @@ function serve(peer, request, response) {
 }
 
 function start(peer) {
-  const options = { keepAliveTimeout: 0, requestTimeout: 0, headersTimeout: 0 };
+  const options = { keepAliveTimeout: idle, requestTimeout: 0, headersTimeout: 0 };
   const listener = (request, response) => serve(peer, request, response);
   const server = tls ? https.createServer({ ...options, ...tls }, listener) : http.createServer(options, listener);
   server.on(tls ? 'secureConnection' : 'connection', (socket) => {

@@ -73,7 +73,12 @@ impl Farm {
 
     /// Peers with these names.
     pub async fn at(peers: Vec<String>) -> Result<Self> {
-        Self::found(Place::new()?, peers, None).await
+        Self::found(Place::new()?, peers, Duration::ZERO, None).await
+    }
+
+    /// Peers that close idle connections: Node's `keepAliveTimeout`.
+    pub async fn with_timeout(count: u16, idle: Duration) -> Result<Self> {
+        Self::found(Place::new()?, addresses(count)?, idle, None).await
     }
 
     /// Peers that speak TLS, with a certificate of their own making.
@@ -85,11 +90,17 @@ impl Farm {
         openssl.args(["-days", "2", "-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert);
         command::succeed(&mut openssl).await?;
         let tls = json!({ "key": fs::read_to_string(key)?, "cert": fs::read_to_string(cert)? });
-        Self::found(place, addresses(count)?, Some(tls)).await
+        Self::found(place, addresses(count)?, Duration::ZERO, Some(tls)).await
     }
 
-    async fn found(place: Place, peers: Vec<String>, tls: Option<Value>) -> Result<Self> {
-        let settings = json!({ "peers": peers, "control": place.file("farm.sock"), "slow": SLOW.as_millis(), "tls": tls });
+    async fn found(place: Place, peers: Vec<String>, idle: Duration, tls: Option<Value>) -> Result<Self> {
+        let settings = json!({
+            "peers": peers,
+            "control": place.file("farm.sock"),
+            "slow": SLOW.as_millis(),
+            "idle": idle.as_millis(),
+            "tls": tls,
+        });
         let mut node = command::clean("node");
         node.arg(place::root().join("tests/apps/farm.js")).arg(settings.to_string());
         let child = listening(&mut node).await?;
@@ -122,6 +133,15 @@ impl Farm {
         wait::until("a request to be held", PATIENCE, async || {
             let held: BTreeSet<String> = self.call(Method::GET, "/held").await.ok()?;
             peers.iter().all(|&peer| held.contains(peer)).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until all peers together hold so many requests.
+    pub async fn holds_so_many(&self, wanted: usize) -> Result<()> {
+        wait::until("so many requests to be held", PATIENCE, async || {
+            let held: Vec<String> = self.call(Method::GET, "/held").await.ok()?;
+            (held.len() == wanted).then_some(())
         })
         .await
     }

@@ -28,6 +28,9 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
     let api = |parameters: &str| {
         format!("server {{ listen unix:$sock;\nlocation / {{ handoff_api {parameters}; }} }}")
     };
+    let reuse = |parameters: &str| {
+        format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_reuse {parameters}; }}")
+    };
     let cases: &[(String, &str, &str)] = &[
         (
             "\nupstream app { server 127.0.0.1:1;\nhandoff; }".into(),
@@ -38,6 +41,20 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
             "\"handoff\" directive is duplicate", "\nhandoff; }"),
         ("upstream app { zone app 64k; server 127.0.0.1:1;\nhandoff on; }".into(),
             "invalid number of arguments in \"handoff\" directive", "handoff on"),
+        (reuse("idle=1s;\nhandoff_reuse always"), "\"handoff_reuse\" directive is duplicate", "handoff_reuse always"),
+        (reuse(""), "invalid number of arguments in \"handoff_reuse\" directive", "handoff_reuse"),
+        (reuse("never"), "\"handoff_reuse\": invalid parameter \"never\": use idle=1s, idle=500ms or always",
+            "handoff_reuse never"),
+        (reuse("idle=soon"), "\"handoff_reuse\": invalid parameter \"idle=soon\": use idle=1s, idle=500ms or always",
+            "handoff_reuse idle"),
+        (reuse("idle=-1s"), "\"handoff_reuse\": invalid parameter \"idle=-1s\": use idle=1s, idle=500ms or always",
+            "handoff_reuse idle"),
+        (reuse("idle=99999999999999999999s"), "\"handoff_reuse\": invalid parameter \"idle=99999999999999999999s\": \
+            use idle=1s, idle=500ms or always", "handoff_reuse idle"),
+        (reuse("idle=0"), "\"handoff_reuse\": \"idle=0\" would open a connection for every POST: use at least idle=1ms",
+            "handoff_reuse idle"),
+        ("\nupstream app { server 127.0.0.1:1;\nhandoff_reuse always; }".into(),
+            "upstream \"app\" has \"handoff_reuse\" but no \"handoff\": add \"handoff;\"", "upstream app"),
         ("handoff_zone 1m;\nhandoff_zone 2m;".into(), "\"handoff_zone\" directive is duplicate", "handoff_zone 2m"),
         ("handoff_zone;".into(), "invalid number of arguments in \"handoff_zone\" directive", "handoff_zone"),
         ("handoff_zone much;".into(), "\"handoff_zone\": invalid size \"much\": write 4m or 512k", "handoff_zone"),
@@ -68,6 +85,7 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
         // Where a directive may stand is nginx's own matter.
         ("server {\nhandoff; }".into(), "\"handoff\" directive is not allowed here", "handoff; }"),
         ("server { location / {\nhandoff; } }".into(), "\"handoff\" directive is not allowed here", "handoff; }"),
+        ("server {\nhandoff_reuse always; }".into(), "\"handoff_reuse\" directive is not allowed here", "handoff_reuse"),
         ("server {\nhandoff_zone 4m; }".into(), "\"handoff_zone\" directive is not allowed here", "handoff_zone"),
         ("server {\nhandoff_api; }".into(), "\"handoff_api\" directive is not allowed here", "handoff_api"),
     ];
@@ -92,9 +110,15 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
 async fn the_order_of_directives_does_not_matter() -> Result<()> {
     let peers = "server 127.0.0.1:1; server 127.0.0.1:2;";
     let upstreams = [
-        format!("upstream app {{ handoff; least_conn; {peers} keepalive 4; zone app 64k; }}"),
-        format!("upstream app {{ zone app 64k; least_conn; {peers} keepalive 4; handoff; }}"),
-        format!("upstream app {{ keepalive 4; handoff; {peers} zone app 64k; ip_hash; }}"),
+        format!(
+            "upstream app {{ handoff_reuse idle=1m; handoff; least_conn; {peers} keepalive 4; zone app 64k; }}"
+        ),
+        format!(
+            "upstream app {{ zone app 64k; least_conn; {peers} keepalive 4; handoff; handoff_reuse idle=500ms; }}"
+        ),
+        format!(
+            "upstream app {{ handoff_reuse always; keepalive 4; handoff; {peers} zone app 64k; ip_hash; }}"
+        ),
     ];
     let zone = "handoff_zone 1m;";
     let front = "server { listen 127.0.0.1:$port; location / { proxy_pass http://app; } }";

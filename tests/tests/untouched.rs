@@ -1,5 +1,5 @@
 //! Who does not use Handoff does not notice it: an upstream without `handoff` behaves as if the module were not there,
-//! and one with `handoff` as long as nobody is marked.
+//! and one with `handoff` as long as nobody is marked and no connection is old.
 
 use anyhow::Result;
 use e2e::{
@@ -17,8 +17,10 @@ enum Setup {
     Stock,
     /// It is there, and works for another upstream.
     Beside,
-    /// It works for every upstream.
+    /// It works for every upstream, and no connection is too old.
     Within,
+    /// It works for every upstream, and does not ask how old a connection is.
+    Always,
 }
 
 /// So long that a slow machine does not change the sequence.
@@ -75,7 +77,12 @@ async fn answers(
     farm: &Farm,
     peers: [&str; 4],
 ) -> Result<Vec<(String, Answer)>> {
-    let handoff = if setup == Setup::Within { "handoff;" } else { "" };
+    let handoff = match setup {
+        Setup::Stock | Setup::Beside => "",
+        // As above: a slow machine does not change the sequence.
+        Setup::Within => "handoff; handoff_reuse idle=1h;",
+        Setup::Always => "handoff; handoff_reuse always;",
+    };
     let mut blocks: Vec<Block> = (0..)
         .zip(upstreams(peers))
         .map(|(number, (lines, location))| {
@@ -125,7 +132,7 @@ async fn without_handoff_or_without_marks_nginx_does_what_it_always_did() {
             stock.iter().any(|(_, answer)| answer.tried.as_deref().is_some_and(|tried| tried.contains(words)))
         };
         assert!(tried(", ") && tried("502, 200"), "nobody was ever tried twice: {stock:?}");
-        for setup in [Setup::Beside, Setup::Within] {
+        for setup in [Setup::Beside, Setup::Within, Setup::Always] {
             let ours = answers(version, setup, &farm, peers).await.unwrap();
             assert_eq!(ours.len(), stock.len());
             for ((question, ours), (_, stock)) in ours.iter().zip(&stock) {

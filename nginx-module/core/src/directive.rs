@@ -1,5 +1,6 @@
 //! The values of the directives, read once into what cannot be wrong. The shell adds the place and "in …".
 
+use crate::reuse::Reuse;
 use crate::table::Plan;
 use std::fmt;
 
@@ -25,6 +26,8 @@ pub enum Invalid {
     Pointless(&'static str),
     NoSuch(&'static str, String),
     ZoneTooSmall(usize),
+    Reuse(String),
+    NoIdle(String),
 }
 
 impl Api {
@@ -64,6 +67,18 @@ pub fn zone(bytes: usize) -> Result<Plan, Invalid> {
     Plan::for_bytes(bytes).filter(|_| bytes >= MIN_ZONE).ok_or(Invalid::ZoneTooSmall(bytes))
 }
 
+/// Reads the value of `handoff_reuse`; `time` reads a time as nginx does, into milliseconds.
+pub fn reuse(value: &str, time: impl FnOnce(&str) -> Option<u64>) -> Result<Reuse, Invalid> {
+    if value == "always" {
+        return Ok(Reuse::Always);
+    }
+    match value.strip_prefix("idle=").and_then(time) {
+        Some(0) => Err(Invalid::NoIdle(value.to_owned())),
+        Some(limit) => Ok(Reuse::Idle(limit)),
+        None => Err(Invalid::Reuse(value.to_owned())),
+    }
+}
+
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -78,6 +93,12 @@ impl fmt::Display for Invalid {
             }
             Self::ZoneTooSmall(bytes) => {
                 write!(f, "a zone of {bytes} bytes is too small: use at least {}k", MIN_ZONE / 1024)
+            }
+            Self::Reuse(text) => {
+                write!(f, "invalid parameter \"{text}\": use idle=1s, idle=500ms or always")
+            }
+            Self::NoIdle(text) => {
+                write!(f, "\"{text}\" would open a connection for every POST: use at least idle=1ms")
             }
         }
     }
@@ -117,5 +138,22 @@ mod tests {
         assert!(zone(DEFAULT_ZONE).unwrap().slots >= 1000);
         assert!(zone(MIN_ZONE).unwrap().slots >= 32);
         assert_eq!(zone(MIN_ZONE - 1), Err(Invalid::ZoneTooSmall(MIN_ZONE - 1)));
+    }
+    #[test]
+    fn a_connection_is_reused_always_or_while_it_was_used_just_now() {
+        let seconds = |text: &str| Some(text.strip_suffix('s')?.parse::<u64>().ok()? * 1000);
+        assert_eq!(reuse("always", |_| unreachable!()), Ok(Reuse::Always));
+        assert_eq!(reuse("idle=3s", seconds), Ok(Reuse::Idle(3000)));
+        for (value, says) in [
+            ("never", "invalid parameter \"never\": use idle=1s, idle=500ms or always"),
+            ("idle", "invalid parameter \"idle\""),
+            ("idle=", "invalid parameter \"idle=\""),
+            ("idle=soon", "invalid parameter \"idle=soon\""),
+            ("always=1s", "invalid parameter \"always=1s\""),
+            ("idle=0s", "\"idle=0s\" would open a connection for every POST: use at least idle=1ms"),
+        ] {
+            let text = reuse(value, seconds).unwrap_err().to_string();
+            assert!(text.contains(says), "{value}: {text}");
+        }
     }
 }

@@ -26,6 +26,7 @@ pub mod event;
 pub mod floor;
 pub mod mark;
 pub mod orphan;
+pub mod reuse;
 pub mod slot;
 pub mod sync;
 pub mod table;

@@ -26,6 +26,9 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
     // SAFETY: each of them is valid for as long as the configuration; nobody else uses them in postconfiguration.
     let all = || all.iter().filter_map(|us| unsafe { us.as_mut() });
 
+    for us in all() {
+        wants_handoff(context, us)?;
+    }
     let taking_part = || all().filter(|us| server_conf(us).is_some_and(|conf| conf.enabled));
     main.upstreams = taking_part().map(|us| take_part(context, us)).collect::<Result<_, _>>()?;
     for (us, upstream) in taking_part().zip(&main.upstreams) {
@@ -43,6 +46,20 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
     }
     guard_sockets(context, main)?;
     declare_zone(cf, main)
+}
+
+/// A block that says how its connections are reused, but does not take part.
+fn wants_handoff(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> Result<(), Refused> {
+    if !server_conf(us).is_some_and(|conf| conf.reuse.is_some() && !conf.enabled) {
+        return Ok(());
+    }
+    let (name, at) = (text(&us.host), place_of(us));
+    ngx_log_error!(
+        NGX_LOG_EMERG,
+        cf.log,
+        "upstream \"{name}\" has \"handoff_reuse\" but no \"handoff\": add \"handoff;\" in {at}"
+    );
+    Err(Refused)
 }
 
 /// Wraps the balancer of an upstream that says `handoff`.
@@ -67,7 +84,8 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         );
         return Err(Refused);
     }
-    Upstream::wrap(name, us, addresses).ok_or(Refused)
+    let reuse = server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default();
+    Upstream::wrap(name, us, addresses, reuse).ok_or(Refused)
 }
 
 /// Every socket that a control API listens on.
