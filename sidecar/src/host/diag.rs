@@ -1,10 +1,10 @@
-//! The kernel's own list of listening sockets, asked for by netlink (`sock_diag(7)`).
+//! The kernel's own list of TCP sockets, asked for by netlink (`sock_diag(7)`): who listens, and who has a connection.
 //!
 //! `/proc/net/tcp` has the same, but to read its first line the kernel walks its whole table of connections: 5 to 10 ms on
 //! an idle host, much more on a busy one, and we look every few milliseconds while a worker starts. This takes 50 µs
 //! whatever the number of connections, and says besides whether a socket of IPv6 takes IPv4.
 
-use super::listeners::Listener;
+use super::{connections::Connection, listeners::Listener};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
     sockopt::{Timeout, set_socket_timeout},
@@ -20,6 +20,7 @@ const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const IPPROTO_TCP: u8 = 6;
+const TCP_ESTABLISHED: u32 = 1;
 const TCP_LISTEN: u32 = 10;
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const AF_INET: u8 = 2;
@@ -32,8 +33,25 @@ const MESSAGE: usize = 72;
 /// The kernel answers at once; a broken one must not hang us.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Which sockets; a port of 0 is any.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    state: u32,
+    local: u16,
+    remote: u16,
+}
+
 /// Every socket that listens on TCP.
 pub(super) fn listeners() -> io::Result<Vec<Listener>> {
+    dump(Wanted { state: TCP_LISTEN, local: 0, remote: 0 }, listener)
+}
+
+/// Every connection between these two ports, as seen from the first one.
+pub(super) fn connections(local: u16, remote: u16) -> io::Result<Vec<Connection>> {
+    dump(Wanted { state: TCP_ESTABLISHED, local, remote }, connection)
+}
+
+fn dump<T>(wanted: Wanted, read: fn(&[u8]) -> io::Result<T>) -> io::Result<Vec<T>> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -44,10 +62,11 @@ pub(super) fn listeners() -> io::Result<Vec<Listener>> {
     let mut found = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     for family in [AF_INET, AF_INET6] {
-        send(&socket, &request(family), SendFlags::empty())?;
+        send(&socket, &request(family, wanted), SendFlags::empty())?;
         while !read_datagram(
             received(recv(&socket, &mut buffer, RecvFlags::empty())?.0, &buffer)?,
             &mut found,
+            read,
         )? {}
     }
     Ok(found)
@@ -58,20 +77,26 @@ fn received(len: usize, buffer: &[u8]) -> io::Result<&[u8]> {
 }
 
 /// struct nlmsghdr, struct inet_diag_req_v2
-fn request(family: u8) -> Vec<u8> {
+fn request(family: u8, Wanted { state, local, remote }: Wanted) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(72);
     bytes.extend(72_u32.to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     bytes.extend([0; 8]); // sequence number, port
     bytes.extend([family, IPPROTO_TCP, 0, 0]);
-    bytes.extend((1_u32 << TCP_LISTEN).to_ne_bytes());
+    bytes.extend((1_u32 << state).to_ne_bytes());
+    bytes.extend(local.to_be_bytes());
+    bytes.extend(remote.to_be_bytes());
     bytes.resize(72, 0); // any address
     bytes
 }
 
 /// Reads the messages of one datagram. True: that was the last one.
-fn read_datagram(mut datagram: &[u8], found: &mut Vec<Listener>) -> io::Result<bool> {
+fn read_datagram<T>(
+    mut datagram: &[u8],
+    found: &mut Vec<T>,
+    read: fn(&[u8]) -> io::Result<T>,
+) -> io::Result<bool> {
     while !datagram.is_empty() {
         let len = usize::try_from(u32_at(datagram, 0)?).map_err(|_| malformed())?;
         let kind = u16_at(datagram, 4)?;
@@ -82,7 +107,7 @@ fn read_datagram(mut datagram: &[u8], found: &mut Vec<Listener>) -> io::Result<b
                 let errno = i32::from_ne_bytes(array_at(body, 0)?);
                 return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
             }
-            SOCK_DIAG_BY_FAMILY => found.push(listener(body)?),
+            SOCK_DIAG_BY_FAMILY => found.push(read(body)?),
             _ => {}
         }
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -91,17 +116,29 @@ fn read_datagram(mut datagram: &[u8], found: &mut Vec<Listener>) -> io::Result<b
 }
 
 fn listener(message: &[u8]) -> io::Result<Listener> {
-    let [family, ..] = *message else { return Err(malformed()) };
-    let port = u16::from_be_bytes(array_at(message, 4)?);
-    let address: IpAddr = match family {
-        AF_INET => Ipv4Addr::from(array_at::<4>(message, 8)?).into(),
-        AF_INET6 => Ipv6Addr::from(array_at::<16>(message, 8)?).to_canonical(),
-        _ => return Err(malformed()),
-    };
-    let inode = u32_at(message, 68)?.into();
     let attributes = message.get(MESSAGE..).unwrap_or_default();
     let takes_v4 = attribute(attributes, INET_DIAG_SKV6ONLY).is_none_or(|value| value.first() != Some(&1));
-    Ok(Listener { address: SocketAddr::new(address, port), takes_v4, inode })
+    Ok(Listener { address: address(message, 4, 8)?, takes_v4, inode: inode(message)? })
+}
+
+fn connection(message: &[u8]) -> io::Result<Connection> {
+    let (local, remote) = (address(message, 4, 8)?, address(message, 6, 24)?);
+    Ok(Connection { local, remote, inode: inode(message)? })
+}
+
+/// One end of a socket: where its port and its address stand.
+fn address(message: &[u8], port: usize, address: usize) -> io::Result<SocketAddr> {
+    let [family, ..] = *message else { return Err(malformed()) };
+    let ip: IpAddr = match family {
+        AF_INET => Ipv4Addr::from(array_at::<4>(message, address)?).into(),
+        AF_INET6 => Ipv6Addr::from(array_at::<16>(message, address)?).to_canonical(),
+        _ => return Err(malformed()),
+    };
+    Ok(SocketAddr::new(ip, u16::from_be_bytes(array_at(message, port)?)))
+}
+
+fn inode(message: &[u8]) -> io::Result<u64> {
+    Ok(u32_at(message, 68)?.into())
 }
 
 /// The value of an attribute (struct rtattr).
@@ -130,7 +167,7 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> io::Result<[u8; N]> {
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer on its listening sockets is malformed")
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer on its sockets is malformed")
 }
 
 #[cfg(test)]
@@ -173,8 +210,8 @@ mod tests {
         datagram.extend(NLMSG_ERROR.to_ne_bytes());
         datagram.extend([0; 10]);
         datagram.extend((-2_i32).to_ne_bytes());
-        let error = read_datagram(&datagram, &mut Vec::new()).unwrap_err();
+        let error = read_datagram(&datagram, &mut Vec::new(), listener).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(read_datagram(&[1, 0, 0], &mut Vec::new()).is_err());
+        assert!(read_datagram(&[1, 0, 0], &mut Vec::new(), listener).is_err());
     }
 }

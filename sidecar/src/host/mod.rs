@@ -2,6 +2,7 @@
 //!
 //! Everything here reads `/proc`; nothing decides. What could not be read is said ([`Unknown`]) and never guessed.
 
+pub mod connections;
 pub mod death;
 mod diag;
 pub mod listeners;

@@ -117,6 +117,8 @@ mod tests {
             listens: Vec::new(),
             unknown: None,
             ready: None,
+            stopping: None,
+            ended: None,
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
     fitness::{Expected, Fitness},
     health,
     logs::Logs,
-    marks::{Drained, Fenced, Marks, Views},
+    marks::{Fenced, Marks, Set, Views},
     stop::{Broken, How, Stop},
     verdict::Answers,
     world::{InHand, Seen, World, Worlds},
@@ -161,7 +161,7 @@ impl Turn {
     }
 
     /// Waits while nobody else serves.
-    async fn drain(&mut self, deadline: Instant) -> Result<Drained, Stop> {
+    async fn drain(&mut self, deadline: Instant) -> Result<Set, Stop> {
         loop {
             match self.marks.drain(self.options().force).await {
                 Err(error) if error.code() == Some(Code::Floor) => {
