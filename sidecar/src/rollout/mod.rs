@@ -11,12 +11,14 @@
 pub mod brake;
 pub mod event;
 pub mod fitness;
+pub mod grip;
 pub mod health;
 pub mod lock;
 pub mod logs;
 pub mod marks;
 pub mod outcome;
 pub mod plan;
+pub mod reach;
 pub mod replace;
 pub mod stop;
 pub mod teller;
@@ -36,10 +38,11 @@ use crate::{
 };
 use brake::{Brake, Halt};
 use event::{End, Event, What};
+use grip::{Grip, Said, Shared};
 use handoff_wire::{Owner, Span};
 use marks::Marks;
 use plan::{Planned, Surroundings};
-use replace::{Said, Shared, Turn};
+use replace::Turn;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -219,18 +222,19 @@ impl Rollout {
     }
 
     fn turn(&mut self, planned: Planned, is_first: bool, shared: Arc<Shared>) -> Turn {
-        let name = format!("{}:{}", self.order.app, planned.id);
-        let reason = format!("handoff reload replaces {name}");
+        let grip = self.grip(planned.id, shared);
+        let reason = format!("handoff reload replaces {}", grip.name);
         Turn {
-            id: planned.id,
             marks: Marks::new(self.site.control.clone(), self.owner.clone(), planned.peers, &reason),
-            name,
+            grip,
             serves: planned.serves,
             is_first,
-            in_hand: self.hands.take(planned.id),
             env: self.order.env.remove(&planned.id),
-            shared,
         }
+    }
+
+    fn grip(&self, id: PmId, shared: Arc<Shared>) -> Grip {
+        Grip { id, name: format!("{}:{id}", self.order.app), in_hand: self.hands.take(id), shared }
     }
 
     /// What is no longer as it was.

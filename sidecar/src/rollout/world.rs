@@ -309,7 +309,8 @@ fn of_the_app(shared: &[String], port: Option<u16>, taken: &BTreeSet<u16>) -> Ve
     let port_of = |listens: &&String| Some(listens.parse::<SocketAddr>().ok()?.port());
     let has = |listens: &&String| port.is_some() && port_of(listens) == port;
     let is_free = |listens: &&String| port_of(listens).is_none_or(|port| !taken.contains(&port));
-    let is_its = |listens: &&String| if shared.iter().any(|one| has(&one)) { has(listens) } else { is_free(listens) };
+    let is_its =
+        |listens: &&String| if shared.iter().any(|one| has(&one)) { has(listens) } else { is_free(listens) };
     shared.iter().filter(is_its).cloned().collect()
 }
 
