@@ -68,7 +68,7 @@ pub struct Prepare {
 }
 
 /// JSON that passes through unread: it is full of secrets.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Sealed(Box<RawValue>);
 

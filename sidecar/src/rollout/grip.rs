@@ -6,7 +6,7 @@ use super::{
     event::Step,
     logs::Logs,
     stop::{Broken, How, Stop},
-    world::{InHand, Seen, World, Worlds},
+    world::{Hands, InHand, Seen, World, Worlds},
 };
 use crate::pm2::{
     PmId,
@@ -61,6 +61,10 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 // === impl Grip ===
 
 impl Grip {
+    pub fn new(app: &str, id: PmId, hands: &Hands, shared: Arc<Shared>) -> Self {
+        Self { id, name: format!("{app}:{id}"), in_hand: hands.take(id), shared }
+    }
+
     // --- looking
 
     pub fn options(&self) -> &Options {
@@ -154,6 +158,17 @@ impl Grip {
             }
         }
         Ok(())
+    }
+
+    /// PM2 is to forget it. It must be stopped.
+    pub async fn delete(&self) -> Result<(), Stop> {
+        self.in_hand.expect_end();
+        let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
+        let deleted = time::timeout(KILL_GRACE, rpc.delete(self.id)).await;
+        let late = || Stop::Refused(format!("PM2 could not delete {} within {KILL_GRACE:?}", self.name));
+        deleted.map_err(|_| late())??;
+        // While it is in hand, so that nobody takes it for somebody else's deed.
+        self.fresh_look().await
     }
 
     async fn ask_to_stop(&self) -> Result<(), Stop> {

@@ -9,6 +9,7 @@
 //! PM2 finishes what it was asked to do. Whatever else happens pulls the [`brake`].
 
 pub mod brake;
+pub mod canary;
 pub mod event;
 pub mod fitness;
 pub mod grip;
@@ -16,13 +17,18 @@ pub mod health;
 pub mod lock;
 pub mod logs;
 pub mod marks;
+pub mod newcomer;
+pub mod notes;
 pub mod outcome;
 pub mod plan;
 pub mod reach;
 pub mod replace;
 pub mod stop;
+pub mod succession;
 pub mod teller;
+pub mod toll;
 pub mod verdict;
+pub mod window;
 pub mod world;
 
 pub use outcome::Outcome;
@@ -222,7 +228,7 @@ impl Rollout {
     }
 
     fn turn(&mut self, planned: Planned, is_first: bool, shared: Arc<Shared>) -> Turn {
-        let grip = self.grip(planned.id, shared);
+        let grip = Grip::new(&self.order.app, planned.id, &self.hands, shared);
         let reason = format!("handoff reload replaces {}", grip.name);
         Turn {
             marks: Marks::new(self.site.control.clone(), self.owner.clone(), planned.peers, &reason),
@@ -231,10 +237,6 @@ impl Rollout {
             is_first,
             env: self.order.env.remove(&planned.id),
         }
-    }
-
-    fn grip(&self, id: PmId, shared: Arc<Shared>) -> Grip {
-        Grip { id, name: format!("{}:{id}", self.order.app), in_hand: self.hands.take(id), shared }
     }
 
     /// What is no longer as it was.

@@ -225,7 +225,7 @@ mod tests {
             }
         };
         let behind = (1..=peers).map(|port| (peer(port), behind(port))).collect();
-        let world = World { began: Instant::now(), daemon: Daemon { pid: 1, uid: 0 }, workers, behind };
+        let world = World { began: Instant::now(), daemon: Daemon { pid: 1, uid: 0 }, workers, listed: Vec::new(), behind };
         let view = |port: u16| {
             json!({"address": format!("127.0.0.1:{port}"), "state": "up", "marks": [], "in_flight": 0, "requests": 0,
                    "fails": 0, "refused": 0, "retired_before": 0, "configured": true, "weight": 1, "backup": false})

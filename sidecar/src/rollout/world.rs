@@ -35,6 +35,8 @@ pub struct World {
     pub began: Instant,
     pub daemon: Daemon,
     pub workers: BTreeMap<PmId, Seen>,
+    /// All workers of the daemon, of every app.
+    pub listed: Vec<Listed>,
     /// Who is behind each peer of nginx.
     pub behind: BTreeMap<Peer, Behind>,
 }
@@ -275,6 +277,7 @@ impl Observer {
         World {
             began: look.began,
             daemon,
+            listed: look.listed.clone().unwrap_or_default(),
             workers: of_this_app.map(|listed| (listed.id, seen(listed))).collect(),
             behind: roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect(),
         }
