@@ -99,7 +99,10 @@ impl Canary {
             }
             call.answered().await?;
             if Instant::now() >= until {
-                return Err(Stop::Refused(format!("PM2 started no canary of {} within {LISTED:?}", self.app)));
+                return Err(Stop::Refused(format!(
+                    "PM2 started no canary of {} within {LISTED:?}",
+                    self.app
+                )));
             }
             _ = time::timeout_at(until.into(), worlds.changed()).await;
         };
@@ -131,12 +134,7 @@ pub async fn remove_left(grip: Grip, app: &str, window: &mut Window) -> Result<u
     Ok(cut)
 }
 
-async fn prove(
-    grip: &Grip,
-    call: &mut Call<PmId>,
-    before: Answers,
-    window: &mut Window,
-) -> Result<(), Stop> {
+async fn prove(grip: &Grip, call: &mut Call<PmId>, before: Answers, window: &mut Window) -> Result<(), Stop> {
     let Seen { listed, .. } = grip.seen()?;
     let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
     let mut newcomer = Newcomer { grip, expected: Expected::anew(), logs, may_halt: true };

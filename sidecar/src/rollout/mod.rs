@@ -2,7 +2,8 @@
 //!
 //! 1. The roll-out takes its [`lock`], and PM2's. It makes a [`plan`], and refuses what would not be safe.
 //! 2. It [observes](world) PM2 and this host, and keeps its [`marks`] in nginx alive.
-//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others.
+//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others. In
+//!    cluster mode a [canary] comes before them, and each worker has a [successor](succession).
 //! 4. In the end all is as it was: as many workers, with the same numbers, instances and ports. Or it says what is not.
 //!
 //! It lives in the process that the operator started. When that is killed its marks run out and nothing more is stopped;
@@ -10,6 +11,7 @@
 
 pub mod brake;
 pub mod canary;
+pub mod cluster;
 pub mod event;
 pub mod fitness;
 pub mod grip;
@@ -43,10 +45,13 @@ use crate::{
     report,
 };
 use brake::{Brake, Halt};
+use canary::Canary;
+use cluster::Cluster;
 use event::{End, Event, What};
 use grip::{Grip, Said, Shared};
 use handoff_wire::{Owner, Span};
 use marks::Marks;
+use notes::Notes;
 use plan::{Planned, Surroundings};
 use replace::Turn;
 use std::{
@@ -54,11 +59,14 @@ use std::{
     sync::Arc,
     time::{Instant, SystemTime},
 };
+use succession::Succession;
 use teller::Teller;
 use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
     task::JoinSet,
 };
+use verdict::Answers;
+use window::Window;
 use world::{Hands, Observer, World, WorldError, Worlds};
 
 /// How carefully.
@@ -104,6 +112,8 @@ pub struct Order {
     pub only: Option<PmId>,
     /// What PM2 is given for each worker's environment.
     pub env: BTreeMap<PmId, Sealed>,
+    /// What one more worker would be with that, in cluster mode.
+    pub surplus: Option<Sealed>,
 }
 
 /// One roll-out of one app.
@@ -137,8 +147,10 @@ impl Rollout {
         let worlds =
             Observer::start(&site.home, &site.overrides, &order.app, peers, both, &mut tasks).await?;
         let remembered = remembered(&site.home, &order.app);
-        let around = Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered };
         let world = worlds.borrow().clone().ok_or_else(|| Stop::Lost("PM2 lists no workers".to_owned()))?;
+        let left = Notes::of(&site.home).get(&order.app).and_then(|note| note.find(world.listed.iter()));
+        let around =
+            Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered, left };
         let chosen = |id| order.only.is_none_or(|only| only == id);
         let plan = Plan::make(&order.app, &world, chosen, around, &options)
             .map_err(|reasons| Stop::Refused(reasons.join("\n")))?;
@@ -155,12 +167,13 @@ impl Rollout {
         let began = Instant::now();
         let tell = Teller { app: self.order.app.clone(), events: events.clone() };
         tell.tell(What::Begin { workers: self.plan.turns.iter().map(|turn| turn.id).collect() });
+        self.plan.caution().into_iter().for_each(|text| tell.tell(What::Note { text }));
         self._tasks.spawn(marks::keep_alive(self.site.control.clone(), self.owner.clone()));
         let (steps, mut said) = unbounded_channel();
         let before = self.worlds.borrow().clone();
         let mut outcome = {
             let brake = self.brake.clone();
-            let turns = self.turns(steps);
+            let turns = self.all(steps);
             tokio::pin!(turns);
             let mut is_pulled = false;
             loop {
@@ -192,8 +205,7 @@ impl Rollout {
         outcome
     }
 
-    /// The first worker alone, then the others.
-    async fn turns(&mut self, steps: UnboundedSender<(PmId, Said)>) -> Outcome {
+    async fn all(&mut self, steps: UnboundedSender<(PmId, Said)>) -> Outcome {
         let shared = Arc::new(Shared {
             home: self.site.home.clone(),
             options: self.options.clone(),
@@ -201,6 +213,61 @@ impl Rollout {
             brake: self.brake.clone(),
             steps,
         });
+        match self.plan.cluster.clone() {
+            Some(cluster) => self.successions(cluster, shared).await,
+            None => self.turns(shared).await,
+        }
+    }
+
+    /// The canary, then one worker after the other.
+    async fn successions(&mut self, cluster: Cluster, shared: Arc<Shared>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let reason = format!("handoff reload replaces a worker of {}", self.order.app);
+        let marks = Marks::new(self.site.control.clone(), self.owner.clone(), cluster.peers.clone(), &reason);
+        let mut window = match Window::open(marks).await {
+            Ok(window) => window,
+            Err(stop) => return Outcome { stop: Some(stop), ..outcome },
+        };
+        if let Err(stop) = self.succeed(cluster, &mut window, &shared, &mut outcome).await {
+            outcome.stop = Some(stop);
+        }
+        if let Err(stop) = window.close().await {
+            let text =
+                format!("nginx keeps no connection to {} until its mark has lapsed: {stop}", self.order.app);
+            _ = shared.steps.send((PmId(0), Said::Note(text)));
+        }
+        outcome
+    }
+
+    async fn succeed(
+        &mut self,
+        cluster: Cluster,
+        window: &mut Window,
+        shared: &Arc<Shared>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Stop> {
+        let app = self.order.app.clone();
+        let grip = |id: PmId, hands: &Hands| Grip::new(&app, id, hands, shared.clone());
+        let began = Answers::of(&window.views().await?);
+        if let Some(left) = cluster.left {
+            outcome.cut += canary::remove_left(grip(left, &self.hands), &app, window).await?;
+        }
+        if let Some(model) = cluster.model {
+            let (hands, surplus) = (self.hands.clone(), self.order.surplus.take());
+            let canary = Canary { app: app.clone(), model, surplus, hands, shared: shared.clone() };
+            outcome.cut += canary.sing(window).await?;
+        }
+        let before = Answers::of(&window.views().await?).since(began);
+        for Planned { id, serves, .. } in self.plan.turns.clone() {
+            let env = self.order.env.remove(&id);
+            let succession = Succession { grip: grip(id, &self.hands), serves, env, before };
+            outcome.add(Ok(succession.run(window).await?));
+        }
+        Ok(())
+    }
+
+    /// The first worker alone, then the others.
+    async fn turns(&mut self, shared: Arc<Shared>) -> Outcome {
         let mut waiting: VecDeque<Planned> = self.plan.turns.iter().cloned().collect();
         let mut outcome = Outcome::default();
         let mut running = JoinSet::new();
@@ -257,7 +324,8 @@ impl Rollout {
                 is.instance.map(Into::into),
             ))
         };
-        before.workers.iter().find_map(is_same)
+        let left = self.plan.cluster.as_ref().and_then(|cluster| cluster.left);
+        before.workers.iter().filter(|(id, _)| Some(**id) != left).find_map(is_same)
     }
 }
 

@@ -4,12 +4,12 @@
 //! early as can be.
 
 use super::{
+    event::Step,
     fitness::{Expected, Fitness},
     grip::{Call, Grip},
     health,
     logs::Logs,
     reach::Way,
-    event::Step,
     stop::{How, Stop},
     toll::Toll,
     verdict::Answers,
@@ -60,7 +60,8 @@ impl Newcomer<'_> {
         self.fit(call, toll.as_deref_mut(), window, until).await?;
         for address in window.addresses() {
             let listens = self.reached(address, until, toll.as_deref_mut(), window).await?;
-            listens.ok_or_else(|| self.grip.broken(How::NotReady, unreached(address, self.start_timeout())))?;
+            listens
+                .ok_or_else(|| self.grip.broken(How::NotReady, unreached(address, self.start_timeout())))?;
         }
         self.well(toll, window).await
     }

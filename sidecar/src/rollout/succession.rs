@@ -97,7 +97,8 @@ impl Succession {
 async fn over(grip: &Grip, call: &mut Call, toll: &mut Toll, window: &mut Window) -> Result<(), Stop> {
     let settings = grip.seen()?.listed.settings;
     // PM2 stops it at the latest when it has waited for `ready` in vain.
-    let patience = settings.listen_timeout.unwrap_or_default() + settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
+    let patience =
+        settings.listen_timeout.unwrap_or_default() + settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
     let until = Instant::now() + patience;
     while !toll.is_over() {
         call.answered().await?;

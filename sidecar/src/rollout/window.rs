@@ -35,7 +35,8 @@ impl Window {
                 return Ok(());
             }
         }
-        let text = "nginx forgets the mark again and again: is it being restarted? `handoff events` shows more";
+        let text =
+            "nginx forgets the mark again and again: is it being restarted? `handoff events` shows more";
         Err(Stop::Refused(text.to_owned()))
     }
 
