@@ -58,13 +58,16 @@ impl Canary {
         let notes = Notes::of(&self.shared.home);
         let (grip, mut call) = self.start(&notes).await?;
         grip.step(Step::Starting);
+        let Seen { listed, .. } = grip.seen()?;
+        let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
         let proved = prove(&grip, &mut call, before, window).await;
         let cut = match removed(&grip, &mut call, window).await {
             Ok(cut) => cut,
             Err(stop) => return Err(left_behind(&grip, proved.err().unwrap_or(stop))),
         };
         strike(&grip, &notes, &self.app);
-        match proved {
+        // Now that it has ended, PM2 has written down its last words.
+        match proved.map_err(|stop| grip.with_log(stop, &logs)) {
             Ok(()) => {
                 let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
                 grip.step(Step::Done { seconds });
@@ -135,9 +138,7 @@ pub async fn remove_left(grip: Grip, app: &str, window: &mut Window) -> Result<u
 }
 
 async fn prove(grip: &Grip, call: &mut Call<PmId>, before: Answers, window: &mut Window) -> Result<(), Stop> {
-    let Seen { listed, .. } = grip.seen()?;
-    let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
-    let mut newcomer = Newcomer { grip, expected: Expected::anew(), logs, may_halt: true };
+    let mut newcomer = Newcomer { grip, expected: Expected::anew(), may_halt: true };
     newcomer.proves_itself(call, None, window).await?;
     let before = Answers::of(&window.views().await?).since(before);
     grip.step(Step::Up);

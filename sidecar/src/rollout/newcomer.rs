@@ -8,7 +8,6 @@ use super::{
     fitness::{Expected, Fitness},
     grip::{Call, Grip},
     health,
-    logs::Logs,
     reach::Way,
     stop::{How, Stop},
     toll::Toll,
@@ -26,7 +25,6 @@ use tokio::{net::TcpStream, time};
 pub struct Newcomer<'a> {
     pub grip: &'a Grip,
     pub expected: Expected,
-    pub logs: Logs,
     /// Whether it may be given up for a reason that is not its own.
     pub may_halt: bool,
 }
@@ -41,16 +39,6 @@ const REACH: Duration = Duration::from_millis(200);
 impl Newcomer<'_> {
     /// Waits until it is ready, takes connections and is well. `toll`: the process that it replaces ends meanwhile.
     pub async fn proves_itself<T: Send + 'static>(
-        &mut self,
-        call: &mut Call<T>,
-        toll: Option<&mut Toll>,
-        window: &mut Window,
-    ) -> Result<(), Stop> {
-        let proved = self.is_proved(call, toll, window).await;
-        proved.map_err(|stop| self.grip.with_log(stop, &self.logs))
-    }
-
-    async fn is_proved<T: Send + 'static>(
         &mut self,
         call: &mut Call<T>,
         mut toll: Option<&mut Toll>,
@@ -74,11 +62,6 @@ impl Newcomer<'_> {
         before: Answers,
         long: Duration,
     ) -> Result<(), Stop> {
-        let watched = self.is_watched(window, before, long).await;
-        watched.map_err(|stop| self.grip.with_log(stop, &self.logs))
-    }
-
-    async fn is_watched(&mut self, window: &mut Window, before: Answers, long: Duration) -> Result<(), Stop> {
         let began = Answers::of(&window.views().await?);
         let until = Instant::now() + long;
         loop {

@@ -41,20 +41,26 @@ impl Succession {
         let began = Instant::now();
         self.grip.go_on()?;
         window.holds().await?;
+        let settings = self.grip.seen()?.listed.settings;
+        let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());
         match self.replaced(window).await {
             Ok(cut) => {
                 let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
                 self.grip.step(Step::Done { seconds });
                 Ok(Replaced { id: self.grip.id, cut })
             }
-            Err(Stop::Broken(broken)) => {
+            Err(broken @ Stop::Broken(_)) => {
                 if let Err(stop) = self.grip.stop_when_settled().await {
                     self.grip.note(format!("{} could not be taken out of service: {stop}", self.grip.name));
                 }
                 self.grip.announce("stop").await;
-                let Broken { how, text, log, .. } = broken.clone();
-                self.grip.step(Step::Failed { exit: how.exit() as u8, text, log });
-                Err(Stop::Broken(broken))
+                // Now that it has ended, PM2 has written down its last words.
+                let stop = self.grip.with_log(broken, &logs);
+                if let Stop::Broken(Broken { how, text, log, .. }) = &stop {
+                    let (exit, text, log) = (how.exit() as u8, text.clone(), log.clone());
+                    self.grip.step(Step::Failed { exit, text, log });
+                }
+                Err(stop)
             }
             Err(stop) => Err(stop),
         }
@@ -66,14 +72,12 @@ impl Succession {
             self.grip.stop().await?;
         }
         let was = self.grip.seen()?;
-        let settings = was.listed.settings.clone();
-        let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());
         let mut toll = Toll::begin(window, was.process).await?;
         let expected = Expected::after(&was);
         self.grip.step(Step::Starting);
         let mut call = self.grip.reload(&was, self.env.take());
         let grip = &self.grip;
-        let mut newcomer = Newcomer { grip, expected, logs, may_halt: false };
+        let mut newcomer = Newcomer { grip, expected, may_halt: false };
         let proved = newcomer.proves_itself(&mut call, Some(&mut toll), window).await;
         grip.step(Step::Stopping { cut: 0 });
         let over = over(grip, &mut call, &mut toll, window).await;
