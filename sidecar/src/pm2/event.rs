@@ -23,6 +23,8 @@ pub enum Event {
     ExitedOld(PmId, Ending),
     /// The app says that it can serve.
     Ready(PmId),
+    /// An app in cluster mode ends by an exception, which PM2 mostly does not write into its log files any more.
+    Threw(PmId, Thrown),
     /// The worker was stopped or deleted, or PM2 gave it up: it does not come back by itself.
     Ended(PmId),
     /// Something happened: look.
@@ -38,9 +40,13 @@ pub enum Ending {
     Forced,
 }
 
+/// Where an exception was thrown, for people. It may quote secrets, and is shown where the app's log would be.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Thrown(String);
+
 /// The topics worth their payload. Apps' output (`log:out`, `log:err`) is most of the traffic, and is not among them.
 pub(super) fn is_wanted(topic: &[u8]) -> bool {
-    matches!(topic, b"log:PM2" | b"process:event" | b"process:msg")
+    matches!(topic, b"log:PM2" | b"process:event" | b"process:msg" | b"process:exception")
 }
 
 /// Reads the payload of a wanted topic. The number is PM2's own time of the event, in milliseconds since 1970.
@@ -49,6 +55,7 @@ pub(super) fn parse(topic: &[u8], payload: &[u8]) -> Option<(Event, u64)> {
         b"log:PM2" => serde_json::from_slice::<Log>(payload).ok()?.event(),
         b"process:event" => serde_json::from_slice::<Change>(payload).ok()?.event(),
         b"process:msg" => serde_json::from_slice::<Message>(payload).ok()?.event(),
+        b"process:exception" => serde_json::from_slice::<Exception>(payload).ok()?.event(),
         _ => None,
     }
 }
@@ -72,6 +79,18 @@ struct Message {
     #[serde(default)]
     raw: Raw,
     process: Subject,
+}
+
+#[derive(Deserialize)]
+struct Exception {
+    at: u64,
+    data: Trace,
+    process: Subject,
+}
+
+#[derive(Deserialize)]
+struct Trace {
+    stack: String,
 }
 
 #[derive(Deserialize)]
@@ -150,6 +169,29 @@ impl Message {
     fn event(self) -> Option<(Event, u64)> {
         let id = self.process.pm_id.0?;
         self.raw.ready.then_some((Event::Ready(id), self.at))
+    }
+}
+
+// === impl Exception ===
+
+impl Exception {
+    fn event(self) -> Option<(Event, u64)> {
+        let id = self.process.pm_id.0?;
+        Some((Event::Threw(id, Thrown(self.data.stack)), self.at))
+    }
+}
+
+// === impl Thrown ===
+
+impl Thrown {
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.lines().filter(|line| !line.trim().is_empty())
+    }
+}
+
+impl fmt::Debug for Thrown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
     }
 }
 
@@ -296,6 +338,21 @@ mod tests {
         assert_eq!(event(old), Some(Event::Changed));
         assert_eq!(event(r#"{"event":"exit"}"#), None);
         assert_eq!(event("not json"), None);
+    }
+
+    #[test]
+    fn an_exception_is_heard_and_not_shown() {
+        let payload =
+            br#"{"at":7,"data":{"message":"x","stack":"Error: x\n\n    at start"},"process":{"pm_id":4}}"#;
+        let Some((Event::Threw(PmId(4), thrown), 7)) = parse(b"process:exception", payload) else {
+            panic!("not heard")
+        };
+        assert_eq!(thrown.lines().collect::<Vec<_>>(), ["Error: x", "    at start"]);
+        assert_eq!(format!("{thrown:?}"), "23 bytes");
+        assert_eq!(
+            parse(b"process:exception", br#"{"at":7,"data":{"message":"x"},"process":{"pm_id":4}}"#),
+            None
+        );
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub struct Canary {
 
 /// PM2 lists a new worker as soon as it was asked.
 const LISTED: Duration = Duration::from_secs(5);
+const LOOK_PAUSE: Duration = Duration::from_millis(25);
 /// How much longer than its listen_timeout PM2 may need to say that a worker runs.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
 
@@ -61,13 +62,17 @@ impl Canary {
         let Seen { listed, .. } = grip.seen()?;
         let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
         let proved = prove(&grip, &mut call, before, window).await;
-        let cut = match removed(&grip, &mut call, window).await {
+        let cut = match ended(&grip, &mut call, window).await {
             Ok(cut) => cut,
             Err(stop) => return Err(left_behind(&grip, proved.err().unwrap_or(stop))),
         };
+        // Now that it has ended, its last words are known.
+        let proved = proved.map_err(|stop| grip.with_log(stop, &logs));
+        if let Err(stop) = grip.delete().await {
+            return Err(left_behind(&grip, proved.err().unwrap_or(stop)));
+        }
         strike(&grip, &notes, &self.app);
-        // Now that it has ended, PM2 has written down its last words.
-        match proved.map_err(|stop| grip.with_log(stop, &logs)) {
+        match proved {
             Ok(()) => {
                 let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
                 grip.step(Step::Done { seconds });
@@ -132,7 +137,8 @@ impl Canary {
 pub async fn remove_left(grip: Grip, app: &str, window: &mut Window) -> Result<u64, Stop> {
     grip.note(format!("{} was the canary of a roll-out that was killed: it is deleted", grip.name));
     grip.in_hand.is_moving(true);
-    let cut = deleted(&grip, window).await?;
+    let cut = stopped(&grip, window).await?;
+    grip.delete().await?;
     strike(&grip, &Notes::of(&grip.shared.home), app);
     Ok(cut)
 }
@@ -147,12 +153,12 @@ async fn prove(grip: &Grip, call: &mut Call<PmId>, before: Answers, window: &mut
 }
 
 /// PM2 7 forgets a worker that was not ready yet without stopping it for good: first its answer is waited for.
-async fn removed(grip: &Grip, call: &mut Call<PmId>, window: &mut Window) -> Result<u64, Stop> {
+async fn ended(grip: &Grip, call: &mut Call<PmId>, window: &mut Window) -> Result<u64, Stop> {
     let patience = grip.seen()?.listed.settings.listen_timeout.unwrap_or_default() + ANSWER_GRACE;
     let until = Instant::now() + patience;
     loop {
         match call.answered().await? {
-            Some(&id) if id == grip.id => return deleted(grip, window).await,
+            Some(&id) if id == grip.id => return stopped(grip, window).await,
             Some(&id) => {
                 let text = format!("{} was added, beside our canary with the number {id}", grip.name);
                 return Err(Stop::Foreign(text));
@@ -166,32 +172,28 @@ async fn removed(grip: &Grip, call: &mut Call<PmId>, window: &mut Window) -> Res
     }
 }
 
-async fn deleted(grip: &Grip, window: &mut Window) -> Result<u64, Stop> {
+async fn stopped(grip: &Grip, window: &mut Window) -> Result<u64, Stop> {
     // An nginx that is away is no reason to leave it there.
     if let Err(stop) = window.holds().await {
-        grip.note(format!("{} is deleted all the same: {stop}", grip.name));
+        grip.note(format!("{} is stopped all the same: {stop}", grip.name));
     }
     let mut toll = Toll::begin(window, grip.seen()?.process).await.ok();
-    let cut = {
-        let stop = grip.stop_when_settled();
-        tokio::pin!(stop);
-        loop {
-            tokio::select! {
-                stopped = &mut stop => break stopped?,
-                () = time::sleep(Duration::from_millis(25)) => {
-                    if let Some(toll) = &mut toll {
-                        toll.look(&grip.seen()?, window).await;
-                    }
+    let stop = grip.stop_when_settled();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            stopped = &mut stop => break stopped?,
+            () = time::sleep(LOOK_PAUSE) => {
+                if let Some(toll) = &mut toll {
+                    toll.look(&grip.seen()?, window).await;
                 }
             }
         }
-        match toll {
-            Some(toll) => toll.sum(grip, window).await,
-            None => 0,
-        }
-    };
-    grip.delete().await?;
-    Ok(cut)
+    }
+    Ok(match toll {
+        Some(toll) => toll.sum(grip, window).await,
+        None => 0,
+    })
 }
 
 fn strike(grip: &Grip, notes: &Notes, app: &str) {

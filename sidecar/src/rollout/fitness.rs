@@ -129,6 +129,7 @@ mod tests {
             ready: None,
             stopping: None,
             ended: None,
+            threw: None,
         }
     }
 

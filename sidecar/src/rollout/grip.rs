@@ -4,7 +4,7 @@ use super::{
     Options,
     brake::{Brake, Halt},
     event::Step,
-    logs::Logs,
+    logs::{Logs, MOST_LINES},
     stop::{Broken, How, Stop},
     world::{Hands, InHand, Seen, World, Worlds},
 };
@@ -28,6 +28,8 @@ pub struct Grip {
     pub name: String,
     pub in_hand: InHand,
     pub shared: Arc<Shared>,
+    /// Since when it is in hand.
+    since: Instant,
 }
 
 /// What all turns of one roll-out have in common.
@@ -62,7 +64,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 impl Grip {
     pub fn new(app: &str, id: PmId, hands: &Hands, shared: Arc<Shared>) -> Self {
-        Self { id, name: format!("{app}:{id}"), in_hand: hands.take(id), shared }
+        Self { id, name: format!("{app}:{id}"), in_hand: hands.take(id), shared, since: Instant::now() }
     }
 
     // --- looking
@@ -194,13 +196,23 @@ impl Grip {
         Stop::Broken(Broken { worker: self.name.clone(), how, text, log: Vec::new(), is_canary: false })
     }
 
+    /// What it wrote last; in cluster mode what it threw stands on PM2's bus, and mostly not in its log.
     pub fn with_log(&self, stop: Stop, logs: &Logs) -> Stop {
-        match (stop, self.world()) {
-            (Stop::Broken(broken), Ok(world)) => {
-                Stop::Broken(Broken { log: logs.last_lines(world.daemon.uid), ..broken })
-            }
-            (stop, _) => stop,
+        let (broken, world) = match (stop, self.world()) {
+            (Stop::Broken(broken), Ok(world)) => (broken, world),
+            (stop, _) => return stop,
+        };
+        let mut log = logs.last_lines(world.daemon.uid);
+        let threw = world.workers.get(&self.id).and_then(|seen| seen.threw.as_ref());
+        if let Some((at, thrown)) = threw
+            && *at >= self.since
+        {
+            let missing = thrown.lines().filter(|line| !log.iter().any(|known| known == line));
+            let missing: Vec<String> = missing.take(MOST_LINES).map(str::to_owned).collect();
+            log.extend(missing);
+            log.drain(..log.len().saturating_sub(MOST_LINES));
         }
+        Stop::Broken(Broken { log, ..broken })
     }
 
     /// Tells whoever listens on PM2's bus, as PM2's own command line does.

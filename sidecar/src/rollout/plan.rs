@@ -233,6 +233,7 @@ mod tests {
             ready: None,
             stopping: None,
             ended: None,
+            threw: None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     pm2::{
         PmId,
         bus::{self, Item, Notice, Notices},
-        event::{Ending, Event},
+        event::{Ending, Event, Thrown},
         home::Home,
         monitor::Listed,
         rpc::{Rpc, RpcError},
@@ -56,6 +56,8 @@ pub struct Seen {
     /// When PM2 began to stop a process of it last, and how the last one ended.
     pub stopping: Option<Instant>,
     pub ended: Option<(Instant, Ending)>,
+    /// What it threw last.
+    pub threw: Option<(Instant, Thrown)>,
 }
 
 /// The workers that this roll-out has in hand, so that it knows its own deeds when it hears of them.
@@ -102,6 +104,7 @@ pub struct Observer {
     ready: BTreeMap<PmId, Instant>,
     stopping: BTreeMap<PmId, Instant>,
     ended: BTreeMap<PmId, (Instant, Ending)>,
+    threw: BTreeMap<PmId, (Instant, Thrown)>,
     /// The bus was interrupted: what was said meanwhile is not known.
     missed: bool,
 }
@@ -154,6 +157,7 @@ impl Observer {
             ready: BTreeMap::new(),
             stopping: BTreeMap::new(),
             ended: BTreeMap::new(),
+            threw: BTreeMap::new(),
             missed: false,
         };
         observer.look().await?;
@@ -191,6 +195,9 @@ impl Observer {
             Item::Notice(Notice { event, .. }) => event,
         };
         match *event {
+            Event::Threw(id, ref thrown) => {
+                self.threw.insert(id, (Instant::now(), thrown.clone()));
+            }
             Event::Ready(id) => _ = self.ready.insert(id, Instant::now()),
             Event::Stopping(id) | Event::StoppingOld(id) => {
                 self.stopping.insert(id, Instant::now());
@@ -271,6 +278,7 @@ impl Observer {
                 ready: self.ready.get(&listed.id).copied(),
                 stopping: self.stopping.get(&listed.id).copied(),
                 ended: self.ended.get(&listed.id).copied(),
+                threw: self.threw.get(&listed.id).cloned(),
                 listed: listed.clone(),
             }
         };
