@@ -73,19 +73,15 @@ impl Canary {
         }
         strike(&grip, &notes, &self.app);
         match proved {
-            Ok(()) => {
-                let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
-                grip.step(Step::Done { seconds });
-                Ok(cut)
-            }
             Err(Stop::Broken(broken)) => {
                 let Broken { how, text, log, .. } = broken.clone();
                 grip.step(Step::Failed { exit: how.exit() as u8, text, log });
                 Err(Stop::Broken(Broken { is_canary: true, ..broken }))
             }
-            Err(stop) => {
-                grip.step(Step::Kept);
-                Err(stop)
+            proved => {
+                let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+                grip.step(Step::Deleted { seconds });
+                proved.map(|()| cut)
             }
         }
     }

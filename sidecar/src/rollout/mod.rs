@@ -48,7 +48,7 @@ use brake::{Brake, Halt};
 use canary::Canary;
 use cluster::Cluster;
 use event::{End, Event, What};
-use grip::{Grip, Said, Shared};
+use grip::{Grip, KILL_GRACE, Said, Shared};
 use handoff_wire::{Owner, Span};
 use marks::Marks;
 use notes::Notes;
@@ -57,13 +57,14 @@ use replace::Turn;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use succession::Succession;
 use teller::Teller;
 use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
     task::JoinSet,
+    time,
 };
 use verdict::Answers;
 use window::Window;
@@ -249,6 +250,7 @@ impl Rollout {
         let app = self.order.app.clone();
         let grip = |id: PmId, hands: &Hands| Grip::new(&app, id, hands, shared.clone());
         let began = Answers::of(&window.views().await?);
+        self.nobody_leaves(cluster.kill_timeout + KILL_GRACE).await?;
         if let Some(left) = cluster.left {
             outcome.cut += canary::remove_left(grip(left, &self.hands), &app, window).await?;
         }
@@ -264,6 +266,21 @@ impl Rollout {
             outcome.add(Ok(succession.run(window).await?));
         }
         Ok(())
+    }
+
+    /// Waits for the processes that an earlier reload has replaced: PM2 refuses to replace a worker a second time before,
+    /// or loses sight of one of its processes.
+    async fn nobody_leaves(&self, patience: Duration) -> Result<(), Stop> {
+        let mut worlds = self.worlds.clone();
+        let calm = worlds.wait_for(|world| world.as_ref().is_some_and(|world| world.leavers.is_empty()));
+        if time::timeout(patience, calm).await.is_ok() {
+            return Ok(());
+        }
+        let world = self.worlds.borrow().clone();
+        let leavers = world.iter().flat_map(|world| world.leavers.iter());
+        let pids: Vec<String> = leavers.map(|process| process.pid.to_string()).collect();
+        let text = format!("PM2 still ends what an earlier reload has replaced (pid {})", pids.join(", "));
+        Err(Stop::Refused(text))
     }
 
     /// The first worker alone, then the others.

@@ -265,6 +265,7 @@ mod tests {
             daemon: Daemon { pid: 1, uid: 0 },
             workers,
             listed: Vec::new(),
+            leavers: BTreeSet::new(),
             behind,
         };
         let view = |port: u16| {

@@ -37,6 +37,8 @@ pub struct World {
     pub workers: BTreeMap<PmId, Seen>,
     /// All workers of the daemon, of every app.
     pub listed: Vec<Listed>,
+    /// Processes in cluster mode that PM2 has replaced, and that have not ended yet.
+    pub leavers: BTreeSet<Process>,
     /// Who is behind each peer of nginx.
     pub behind: BTreeMap<Peer, Behind>,
 }
@@ -286,6 +288,7 @@ impl Observer {
             began: look.began,
             daemon,
             listed: look.listed.clone().unwrap_or_default(),
+            leavers: look.leavers.clone(),
             workers: of_this_app.map(|listed| (listed.id, seen(listed))).collect(),
             behind: roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect(),
         }
