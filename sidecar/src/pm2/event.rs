@@ -348,7 +348,7 @@ mod tests {
             panic!("not heard")
         };
         assert_eq!(thrown.lines().collect::<Vec<_>>(), ["Error: x", "    at start"]);
-        assert_eq!(format!("{thrown:?}"), "23 bytes");
+        assert_eq!(format!("{thrown:?}"), "22 bytes");
         assert_eq!(
             parse(b"process:exception", br#"{"at":7,"data":{"message":"x"},"process":{"pm_id":4}}"#),
             None

@@ -52,16 +52,16 @@ const ANSWER_GRACE: Duration = Duration::from_secs(10);
 // === impl Canary ===
 
 impl Canary {
-    /// Returns how many requests its end cost.
-    pub async fn sing(self, window: &mut Window) -> Result<u64, Stop> {
+    /// `before`: how the app answers without it. Returns how many requests its end cost.
+    pub async fn sing(self, before: Answers, window: &mut Window) -> Result<u64, Stop> {
         let began = Instant::now();
-        let before = Answers::of(&window.views().await?);
+        let answers = (before, Answers::of(&window.views().await?));
         let notes = Notes::of(&self.shared.home);
         let (grip, mut call) = self.start(&notes).await?;
         grip.step(Step::Starting);
         let Seen { listed, .. } = grip.seen()?;
         let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
-        let proved = prove(&grip, &mut call, before, window).await;
+        let proved = prove(&grip, &mut call, answers, window).await;
         let cut = match ended(&grip, &mut call, window).await {
             Ok(cut) => cut,
             Err(stop) => return Err(left_behind(&grip, proved.err().unwrap_or(stop))),
@@ -139,13 +139,17 @@ pub async fn remove_left(grip: Grip, app: &str, window: &mut Window) -> Result<u
     Ok(cut)
 }
 
-async fn prove(grip: &Grip, call: &mut Call<PmId>, before: Answers, window: &mut Window) -> Result<(), Stop> {
+async fn prove(
+    grip: &Grip,
+    call: &mut Call<PmId>,
+    answers: (Answers, Answers),
+    window: &mut Window,
+) -> Result<(), Stop> {
     let mut newcomer = Newcomer { grip, expected: Expected::anew(), may_halt: true };
     newcomer.proves_itself(call, None, window).await?;
-    let before = Answers::of(&window.views().await?).since(before);
     grip.step(Step::Up);
     let watch = grip.options().watch.map_or(WATCH, |watch| watch.duration());
-    newcomer.watched(window, before, watch).await
+    newcomer.watched(window, answers, watch).await
 }
 
 /// PM2 7 forgets a worker that was not ready yet without stopping it for good: first its answer is waited for.

@@ -66,7 +66,6 @@ use tokio::{
     task::JoinSet,
     time,
 };
-use verdict::Answers;
 use window::Window;
 use world::{Hands, Observer, World, WorldError, Worlds};
 
@@ -249,17 +248,16 @@ impl Rollout {
     ) -> Result<(), Stop> {
         let app = self.order.app.clone();
         let grip = |id: PmId, hands: &Hands| Grip::new(&app, id, hands, shared.clone());
-        let began = Answers::of(&window.views().await?);
         self.nobody_leaves(cluster.kill_timeout + KILL_GRACE).await?;
         if let Some(left) = cluster.left {
             outcome.cut += canary::remove_left(grip(left, &self.hands), &app, window).await?;
         }
+        let before = window.answers().await?;
         if let Some(model) = cluster.model {
             let (hands, surplus) = (self.hands.clone(), self.order.surplus.take());
             let canary = Canary { app: app.clone(), model, surplus, hands, shared: shared.clone() };
-            outcome.cut += canary.sing(window).await?;
+            outcome.cut += canary.sing(before, window).await?;
         }
-        let before = Answers::of(&window.views().await?).since(began);
         for Planned { id, serves, .. } in self.plan.turns.clone() {
             let env = self.order.env.remove(&id);
             let succession = Succession { grip: grip(id, &self.hands), serves, env, before };

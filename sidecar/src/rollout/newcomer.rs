@@ -54,19 +54,18 @@ impl Newcomer<'_> {
         self.well(toll, window).await
     }
 
-    /// Watches for so long whether it lives on, and whether the app answers users with more errors than before.
-    /// `before`: how it answered without it.
+    /// Watches for so long whether it lives on, and whether the app answers users with more errors than it did `before`,
+    /// from that moment `since` when PM2 was asked: node gives it connections before we know that it listens.
     pub async fn watched(
         &mut self,
         window: &mut Window,
-        before: Answers,
+        (before, since): (Answers, Answers),
         long: Duration,
     ) -> Result<(), Stop> {
-        let began = Answers::of(&window.views().await?);
         let until = Instant::now() + long;
         loop {
             self.still_lives()?;
-            let now = Answers::of(&window.views().await?).since(began);
+            let now = Answers::of(&window.views().await?).since(since);
             if now.is_worse_than(before) {
                 let text = format!(
                     "since it serves, {} of {} requests to the app were answered with an error ({} of {} before)",

@@ -72,6 +72,7 @@ impl Succession {
             self.grip.stop().await?;
         }
         let was = self.grip.seen()?;
+        let since = Answers::of(&window.views().await?);
         let mut toll = Toll::begin(window, was.process).await?;
         let expected = Expected::after(&was);
         self.grip.step(Step::Starting);
@@ -89,7 +90,7 @@ impl Succession {
         over?;
         newcomer.still_lives()?;
         if let Some(watch) = grip.options().watch {
-            newcomer.watched(window, self.before, watch.duration()).await?;
+            newcomer.watched(window, (self.before, since), watch.duration()).await?;
         }
         grip.in_hand.is_moving(false);
         grip.announce("reload").await;

@@ -4,10 +4,11 @@
 //! So whoever ends has no connection on which another request could come; what it still has it must finish by itself.
 //! What it did not is [counted](toll).
 
-use super::{marks::Marks, stop::Stop, toll::Counts};
+use super::{marks::Marks, stop::Stop, toll::Counts, verdict::Answers};
 use crate::peer::{Peer, Place};
 use handoff_wire::PeerView;
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use tokio::time;
 
 #[derive(Debug)]
 pub struct Window {
@@ -16,6 +17,8 @@ pub struct Window {
 
 /// So often a mark that lapsed is set anew before we give up.
 const TRIES: usize = 5;
+/// Long enough to see how an app with some traffic does.
+const SAMPLE: Duration = Duration::from_millis(500);
 
 impl Window {
     /// Of the peers of one app. nginx has it so when this comes back.
@@ -46,6 +49,13 @@ impl Window {
 
     pub async fn views(&mut self) -> Result<Vec<PeerView>, Stop> {
         Ok(self.marks.views().await?.ours)
+    }
+
+    /// How users are answered at this time.
+    pub async fn answers(&mut self) -> Result<Answers, Stop> {
+        let before = Answers::of(&self.views().await?);
+        time::sleep(SAMPLE).await;
+        Ok(Answers::of(&self.views().await?).since(before))
     }
 
     pub async fn counts(&mut self) -> Result<Counts, Stop> {

@@ -3,11 +3,11 @@
 
 use crate::{
     reload::{Ended, Reload},
-    stage::{LIGHT, PATIENCE, Plan, Setup, Stage},
+    stage::{self, LIGHT, PATIENCE, Plan, Setup, Stage},
     visits::Account,
 };
 use anyhow::{Context, Result, ensure};
-use e2e::{alone, wait};
+use e2e::{alone, site::Site, wait};
 use handoff_wire::DEFAULT_LEASE;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -122,15 +122,15 @@ async fn a_broken_release_meets_the_canary_and_no_user() -> Result<()> {
 async fn a_release_that_serves_before_it_breaks_meets_few_users_and_no_worker() -> Result<()> {
     let _alone = alone::take()?;
     let stage = Plan::workers(WORKERS).cluster().with_sidecar().set().await?;
+    let visits = stage.visited(200);
     for broken in &SEEN {
-        let visits = stage.visited(200);
         comes_out(&stage, broken).await.context(broken.0)?;
-        let account: Account = visits.end().await?;
-        account.print();
-        ensure!(account.failed().count() < 60, "{}: {} failed", broken.0, account.failed().count());
-        ensure!(account.hung() <= 3, "{} hang", account.hung());
-        account.every_order_once()?;
     }
+    let account: Account = visits.end().await?;
+    account.print();
+    let failed = account.failed().count();
+    ensure!((1..100).contains(&failed) && account.hung() <= 3, "{failed} failed, {} hung", account.hung());
+    account.every_order_once()?;
     stage.end().await
 }
 
@@ -248,10 +248,41 @@ async fn a_signal_at_any_step_leaves_no_canary_and_no_mark() -> Result<()> {
     stage.end().await
 }
 
+/// The release changes once more when the first worker is new: what the canary could not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_worker_that_is_broken_ends_the_roll_out() -> Result<()> {
+    let stage = Plan::workers(WORKERS).cluster().with_sidecar().set().await?;
+    let visits = stage.visited(LIGHT);
+    let before = stage.workers().await?;
+    let mut reload = stage.begin(&OPTIONS)?;
+    reload.reaches(0, "stopping").await?;
+    stage.release("crash")?;
+    let ended =
+        reload.ended().await?.is(10, &["the new shop:1", "it crashed", "1 of 4 workers of shop are new"])?;
+    eprintln!("{}", ended.text());
+    ensure!(ended.log().contains("this release is broken"), "it shows {}", ended.log());
+    stage.kept(&before, &[2, 3]).await?;
+    let broken = stage.workers().await?.remove(&1).context("worker 1")?;
+    ensure!(["stopped", "errored"].contains(&broken.status.as_str()) && broken.pid == 0, "{broken:?}");
+    ensure!(stage.marked().await?.is_empty(), "its mark is not lifted");
+
+    stage.release("good")?;
+    let ended = stage.reload(&OPTIONS).await?.is(0, &["all 4 workers of shop are new"])?;
+    ensure!(ended.planned() == [1, 0, 2, 3], "who does not serve goes first: {:?}", ended.planned());
+    stage.is_as_before(&before).await?;
+    stage.is_whole().await?;
+    visits.end_well().await?;
+    stage.end().await
+}
+
 /// Another environment, and beside the shop an app in fork mode.
-fn production(_: &e2e::site::Site, setup: &mut Setup) -> Result<()> {
+fn production(site: &Site, setup: &mut Setup) -> Result<()> {
     let shop = setup.ecosystem.pointer_mut("/apps/0").and_then(Value::as_object_mut).context("an app")?;
     shop.insert("env_production".to_owned(), json!({ "GREETING": "hello from production" }));
+    let mut jobs = stage::app(site, "jobs", Plan::workers(1), json!({ "GREETING": "" }))?;
+    jobs.as_object_mut().context("an object")?.remove("increment_var");
+    let apps = setup.ecosystem.pointer_mut("/apps").and_then(Value::as_array_mut).context("apps")?;
+    apps.push(jobs);
     Ok(())
 }
 
@@ -263,7 +294,7 @@ async fn greeting(stage: &Stage) -> Result<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_canary_has_the_environment_that_the_workers_are_going_to_get() -> Result<()> {
     let stage = Stage::set(Plan::workers(2).cluster(), production).await?;
-    let before = stage.workers().await?;
+    let before = stage.all_workers().await?;
     let file = stage.pm2.ecosystem().display().to_string();
     // Fit to serve with the new environment alone.
     stage.release("needs GREETING")?;
@@ -271,7 +302,10 @@ async fn the_canary_has_the_environment_that_the_workers_are_going_to_get() -> R
     ensure!(ended.log().contains("GREETING"), "{}", ended.log());
     stage.kept(&before, &[0, 1]).await?;
 
-    stage.reload(&[&file, "--env", "production"]).await?.is(0, &["all 2 workers of shop are new"])?;
+    stage
+        .reload(&[&file, "--env", "production", "--only", "shop"])
+        .await?
+        .is(0, &["all 2 workers of shop are new"])?;
     ensure!(greeting(&stage).await? == "hello from production", "--env");
     stage.is_as_before(&before).await?;
 
@@ -279,6 +313,9 @@ async fn the_canary_has_the_environment_that_the_workers_are_going_to_get() -> R
     command.env("GREETING", "hello from the shell");
     Reload::start(command)?.ended().await?.is(0, &["all 2 workers of shop are new"])?;
     ensure!(greeting(&stage).await? == "hello from the shell", "--update-env");
+
+    let ended = stage.reload(&["all"]).await?;
+    ensure!(ended.code == Some(0) && ended.steps(2).last() == Some(&"done"), "{ended:?}");
     stage.is_as_before(&before).await?;
     stage.is_whole().await?;
     stage.end().await
