@@ -6,6 +6,7 @@ use super::{
     world::{Seen, World},
 };
 use crate::{
+    host::connections,
     peer::{Peer, Place},
     pm2::{PmId, monitor::Status},
 };
@@ -61,7 +62,17 @@ impl Cluster {
             plan::uncovered(app, &self.peers, &listens, around)
         };
         let canary = self.model.and_then(|_| canary(app, workers));
-        unknown.into_iter().chain(uncovered).chain(canary).chain(self.unreachable(options)).collect()
+        let untold = connections::are_told()
+            .err()
+            .filter(|_| !self.peers.is_empty())
+            .map(|error| format!("the kernel does not tell here whose a connection is (sock_diag): {error}"));
+        unknown
+            .into_iter()
+            .chain(untold)
+            .chain(uncovered)
+            .chain(canary)
+            .chain(self.unreachable(options))
+            .collect()
     }
 
     /// Where no worker can be told from the others.

@@ -192,7 +192,7 @@ impl Rollout {
         if outcome.stop.is_none() {
             outcome.stop = before.and_then(|before| self.moved(&before)).map(Stop::Foreign);
         }
-        let text = outcome.text(&self.order.app, self.plan.turns.len());
+        let text = outcome.text(&self.plan);
         let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         let exit = outcome.exit() as u8;
         tell.tell(What::End(End {
@@ -253,6 +253,9 @@ impl Rollout {
             outcome.cut += canary::remove_left(grip(left, &self.hands), &app, window).await?;
         }
         let before = window.answers().await?;
+        if let Some(halt) = self.brake.pulled() {
+            return Err(halt.into());
+        }
         if let Some(model) = cluster.model {
             let (hands, surplus) = (self.hands.clone(), self.order.surplus.take());
             let canary = Canary { app: app.clone(), model, surplus, hands, shared: shared.clone() };

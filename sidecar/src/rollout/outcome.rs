@@ -1,6 +1,6 @@
 //! What came of a roll-out.
 
-use super::{Broken, Stop, replace::Replaced};
+use super::{Broken, Plan, Stop, replace::Replaced};
 use crate::{cli::exit::Exit, pm2::PmId};
 
 #[derive(Debug, Default)]
@@ -33,7 +33,8 @@ impl Outcome {
         }
     }
 
-    pub fn text(&self, app: &str, all: usize) -> String {
+    pub fn text(&self, plan: &Plan) -> String {
+        let (app, all) = (&plan.app, plan.turns.len());
         let new = self.replaced.len();
         match &self.stop {
             Some(stop @ Stop::Broken(Broken { is_canary: true, .. })) => {
@@ -43,11 +44,13 @@ impl Outcome {
                 format!("{stop}. No other worker of {app} was touched")
             }
             Some(stop) => format!("{stop}. {new} of {} of {app} are new", workers(all)),
-            None if self.cut > 0 => format!(
-                "all {} of {app} are new; {} requests were cut with their old workers",
-                workers(all),
-                self.cut
-            ),
+            None if self.cut > 0 => {
+                let which = match plan.cluster {
+                    None => "that took longer than the drain timeout were cut",
+                    Some(_) => "were cut with their old workers",
+                };
+                format!("all {} of {app} are new; {} requests {which}", workers(all), self.cut)
+            }
             None => format!("all {} of {app} are new, and nothing was cut", workers(all)),
         }
     }

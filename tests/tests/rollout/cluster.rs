@@ -103,6 +103,19 @@ async fn every_worker_is_replaced_and_nobody_notices_beside_a_sidecar_too() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "two minutes; `make soak` runs it"]
+async fn tens_of_reloads_in_a_row_lose_no_request() -> Result<()> {
+    let _alone = alone::take()?;
+    let stage = Plan::workers(WORKERS).cluster().set().await?;
+    let visits = stage.visited(200);
+    for _ in 0..20 {
+        reloaded(&stage, &OPTIONS).await?;
+    }
+    visits.end_well().await?;
+    stage.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broken_release_meets_the_canary_and_no_user() -> Result<()> {
     let _alone = alone::take()?;
     let stage = Plan::workers(WORKERS).cluster().set().await?;
