@@ -24,7 +24,7 @@ impl Lookout {
         let (stop, stopped) = watch::channel(());
         let looking = tokio::spawn(async move {
             let mut looks = Vec::new();
-            while !stopped.has_changed().is_err() {
+            while stopped.has_changed().is_ok() {
                 looks.push(listing.workers().await?);
                 sleep(LOOK_EVERY).await;
             }

@@ -38,6 +38,7 @@ impl Held {
     }
 
     /// It was executed once, and answered.
+    #[expect(clippy::wrong_self_convention, reason = "an answer is awaited once")]
     pub async fn is_served(self, stage: &Stage) -> Result<()> {
         for answer in self.others.into_iter().chain([self.answer]) {
             let status = answer.await??.status;
@@ -47,6 +48,7 @@ impl Held {
     }
 
     /// It was executed once, and the user saw it fail.
+    #[expect(clippy::wrong_self_convention, reason = "an answer is awaited once")]
     pub async fn is_cut(self, stage: &Stage) -> Result<()> {
         let reply = self.answer.await?.context("nginx answers all the same")?;
         ensure!(reply.status == 502, "a cut order was answered {}", reply.status);

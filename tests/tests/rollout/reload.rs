@@ -83,7 +83,7 @@ impl Reload {
         while self.next().await?.is_some() {}
         let status = timeout(PATIENCE, self.child.wait()).await.context("it does not end")??;
         let stderr = self.stderr.await?;
-        Ok(Ended { code: status.code(), events: self.seen, stderr }.without_secrets()?)
+        Ended { code: status.code(), events: self.seen, stderr }.without_secrets()
     }
 
     async fn next(&mut self) -> Result<Option<Value>> {
