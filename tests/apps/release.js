@@ -13,6 +13,7 @@
 //            slow N   listens N ms later
 //            pale N   /health answers 503 for N ms
 //            weary N  needs N ms more to end
+//            needs X  throws unless X is in its environment
 // STYLE    graceful (default): says `ready`, and on SIGINT or SIGTERM closes its server before it ends.
 //          naive: says nothing, handles no signal.
 // ORDERS   every order leaves a line here when its execution starts and one when it is done.
@@ -28,6 +29,7 @@ const { PORT: port, STYLE: style, ORDERS: file } = process.env;
 const booted = Date.now();
 const words = fs.readFileSync(process.env.RELEASE, 'utf8').trim().split(/,\s*/).map((word) => word.split(' '));
 const release = new Map(words.map(([name, number]) => [name, Number(number ?? 0)]));
+const needed = words.filter(([name]) => name === 'needs').map(([, variable]) => variable);
 
 const ORDER_WORK = 50;
 const FORCED_EXIT = 7000;
@@ -91,6 +93,7 @@ function start() {
   ready();
 }
 
+for (const name of needed) if (!(name in process.env)) throw new Error(`${name} is not set`);
 if (style !== 'naive') ['SIGINT', 'SIGTERM'].forEach((signal) => process.once(signal, close));
 if (release.has('crash')) setTimeout(fail, 200, 'that is not there');
 else setTimeout(start, release.get('slow') ?? 0);

@@ -1,6 +1,6 @@
 //! What Handoff is measured against: the failures are real, and they come from the deploy.
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use e2e::{
     alone,
     nginx::Binary,
@@ -24,28 +24,28 @@ async fn deploy_with_stock_nginx(scenario: Scenario) -> Result<Run> {
         .await
 }
 
-async fn fails_visits_in_a_deploy_and_none_without(scenario: Scenario) {
-    let _alone = alone::take().unwrap();
+async fn fails_visits_in_a_deploy_and_none_without(scenario: Scenario) -> Result<()> {
+    let _alone = alone::take()?;
     for _ in 0..3 {
-        let run = deploy_with_stock_nginx(scenario).await.unwrap();
-        let [deploy] = run.done[..] else { panic!("one deploy, not {:?}", run.done) };
+        let run = deploy_with_stock_nginx(scenario).await?;
+        let [deploy] = run.done[..] else { bail!("one deploy, not {:?}", run.done) };
         let calm = run.visits.iter().filter(|visit| !deploy.touches(visit));
-        assert!(calm.clone().count() > 500, "too few visits to say anything");
-        assert_eq!(calm.filter(|visit| visit.failed()).count(), 0, "failed without a deploy");
-        assert!(run.log.retried() > 0, "nginx was never seen to try again");
+        ensure!(calm.clone().count() > 500, "too few visits to say anything");
+        ensure!(calm.filter(|visit| visit.failed()).count() == 0, "failed without a deploy");
+        ensure!(run.log.retried() > 0, "nginx was never seen to try again");
         if run.failed().next().is_some() {
-            return;
+            return Ok(());
         }
     }
-    panic!("three deploys, and stock nginx failed nobody: the load does not see what it should");
+    bail!("three deploys, and stock nginx failed nobody: the load does not see what it should")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stock_nginx_fails_visits_across_a_pm2_reload_and_none_without() {
-    fails_visits_in_a_deploy_and_none_without(S4).await;
+async fn stock_nginx_fails_visits_across_a_pm2_reload_and_none_without() -> Result<()> {
+    fails_visits_in_a_deploy_and_none_without(S4).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stock_nginx_fails_visits_across_a_pm2_reload_in_cluster_mode_and_none_without() {
-    fails_visits_in_a_deploy_and_none_without(S1).await;
+async fn stock_nginx_fails_visits_across_a_pm2_reload_in_cluster_mode_and_none_without() -> Result<()> {
+    fails_visits_in_a_deploy_and_none_without(S1).await
 }

@@ -164,17 +164,27 @@ async fn dry_run(context: &Context, args: &Args, work: Work, brake: &Brake) -> R
 }
 
 fn describe(plan: &Plan) -> String {
+    let app = &plan.app;
     let line = |planned: &crate::rollout::plan::Planned| {
         let peers: Vec<String> = planned.peers.iter().map(ToString::to_string).collect();
         let what = match (planned.serves, peers.is_empty()) {
+            (true, false) if plan.cluster.is_some() => "would be replaced",
             (true, false) => "would be drained and replaced",
             (false, false) => "does not serve, and would be started anew",
             (_, true) => "has no peer in nginx, and would be restarted",
         };
         let peers = if peers.is_empty() { String::new() } else { format!(": {}", peers.join(", ")) };
-        format!("{}:{} {what}{peers}\n", plan.app, planned.id)
+        format!("{app}:{} {what}{peers}\n", planned.id)
     };
-    plan.turns.iter().map(line).collect()
+    let caution = plan.caution().map(|text| format!("{text}\n"));
+    let cluster = plan.cluster.as_ref();
+    let left = cluster.and_then(|cluster| cluster.left).map(|left| {
+        format!("{app}:{left} is the canary of a roll-out that was killed, and would be deleted\n")
+    });
+    let canary = cluster
+        .and_then(|cluster| cluster.model)
+        .map(|_| format!("{app} would have one worker more for a moment, a canary of the new release\n"));
+    caution.into_iter().chain(left).chain(canary).chain(plan.turns.iter().map(line)).collect()
 }
 
 /// Keeps PM2's own reloads away, for as long as it is polled.
@@ -281,7 +291,9 @@ impl Work {
             let ids: Vec<PmId> =
                 listed.iter().filter(|worker| worker.app == app).map(|worker| worker.id).collect();
             let env = ids.into_iter().filter_map(|id| Some((id, orders.reload.remove(&id)?))).collect();
-            self.push(Order { app: app.to_owned(), only: None, env });
+            let ids = listed.iter().filter(|worker| worker.app == app).map(|worker| worker.id);
+            let surplus = ids.filter_map(|id| orders.surplus.remove(&id)).next();
+            self.push(Order { app: app.to_owned(), only: None, env, surplus });
         }
         self.prepare.append(&mut orders.prepare);
         self.warnings.append(&mut orders.warnings);
@@ -290,7 +302,8 @@ impl Work {
 
     fn add(&mut self, target: &str, listed: &[Listed]) -> Result<(), Failure> {
         let apps: BTreeSet<&str> = listed.iter().map(|worker| worker.app.as_str()).collect();
-        let plain = |app: &str, only| Order { app: app.to_owned(), only, env: BTreeMap::new() };
+        let plain =
+            |app: &str, only| Order { app: app.to_owned(), only, env: BTreeMap::new(), surplus: None };
         if target == "all" {
             let modules: BTreeSet<&str> = listed
                 .iter()

@@ -18,18 +18,35 @@ pub enum Event {
     /// PM2 is about to start a process.
     Starting(PmId),
     /// A process ended.
-    Exited(PmId),
+    Exited(PmId, Ending),
+    /// The same, of a process that PM2 has replaced already.
+    ExitedOld(PmId, Ending),
     /// The app says that it can serve.
     Ready(PmId),
+    /// An app in cluster mode ends by an exception, which PM2 mostly does not write into its log files any more.
+    Threw(PmId, Thrown),
     /// The worker was stopped or deleted, or PM2 gave it up: it does not come back by itself.
     Ended(PmId),
     /// Something happened: look.
     Changed,
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself and well, or at the signal that asks for it: PM2 does not tell these apart.
+    Orderly,
+    /// With an error, or killed.
+    Forced,
+}
+
+/// Where an exception was thrown, for people. It may quote secrets, and is shown where the app's log would be.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Thrown(String);
+
 /// The topics worth their payload. Apps' output (`log:out`, `log:err`) is most of the traffic, and is not among them.
 pub(super) fn is_wanted(topic: &[u8]) -> bool {
-    matches!(topic, b"log:PM2" | b"process:event" | b"process:msg")
+    matches!(topic, b"log:PM2" | b"process:event" | b"process:msg" | b"process:exception")
 }
 
 /// Reads the payload of a wanted topic. The number is PM2's own time of the event, in milliseconds since 1970.
@@ -38,6 +55,7 @@ pub(super) fn parse(topic: &[u8], payload: &[u8]) -> Option<(Event, u64)> {
         b"log:PM2" => serde_json::from_slice::<Log>(payload).ok()?.event(),
         b"process:event" => serde_json::from_slice::<Change>(payload).ok()?.event(),
         b"process:msg" => serde_json::from_slice::<Message>(payload).ok()?.event(),
+        b"process:exception" => serde_json::from_slice::<Exception>(payload).ok()?.event(),
         _ => None,
     }
 }
@@ -61,6 +79,18 @@ struct Message {
     #[serde(default)]
     raw: Raw,
     process: Subject,
+}
+
+#[derive(Deserialize)]
+struct Exception {
+    at: u64,
+    data: Trace,
+    process: Subject,
+}
+
+#[derive(Deserialize)]
+struct Trace {
+    stack: String,
 }
 
 #[derive(Deserialize)]
@@ -99,12 +129,26 @@ fn line_event(line: &str) -> Option<Event> {
     if let Some((subject, _)) = rest.rsplit_once("] starting in -") {
         return id(subject.rsplit_once(':')?.1).map(Event::Starting);
     }
-    let (subject, _) = rest.rsplit_once("] exited with code [")?;
-    id(subject.rsplit_once(':')?.1).map(Event::Exited)
+    let (subject, ending) = rest.rsplit_once("] exited with code [")?;
+    let (subject, ending) = (subject.rsplit_once(':')?.1, Ending::parse(ending));
+    match subject.strip_prefix("_old_") {
+        Some(old) => id(old).map(|id| Event::ExitedOld(id, ending)),
+        None => id(subject).map(|id| Event::Exited(id, ending)),
+    }
 }
 
 fn id(text: &str) -> Option<PmId> {
     text.parse().ok().map(PmId)
+}
+
+// === impl Ending ===
+
+impl Ending {
+    /// `0] via signal [SIGINT]`
+    fn parse(text: &str) -> Self {
+        let is_orderly = text.starts_with("0]") && !text.ends_with("[SIGKILL]");
+        if is_orderly { Self::Orderly } else { Self::Forced }
+    }
 }
 
 // === impl Change ===
@@ -125,6 +169,29 @@ impl Message {
     fn event(self) -> Option<(Event, u64)> {
         let id = self.process.pm_id.0?;
         self.raw.ready.then_some((Event::Ready(id), self.at))
+    }
+}
+
+// === impl Exception ===
+
+impl Exception {
+    fn event(self) -> Option<(Event, u64)> {
+        let id = self.process.pm_id.0?;
+        Some((Event::Threw(id, Thrown(self.data.stack)), self.at))
+    }
+}
+
+// === impl Thrown ===
+
+impl Thrown {
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.lines().filter(|line| !line.trim().is_empty())
+    }
+}
+
+impl fmt::Debug for Thrown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
     }
 }
 
@@ -230,7 +297,15 @@ mod tests {
         assert_eq!(log("App [my:app:12] starting in -fork mode-\n"), Some(Event::Starting(PmId(12))));
         assert_eq!(
             log("App [myapp:0] exited with code [0] via signal [SIGINT]\n"),
-            Some(Event::Exited(PmId(0)))
+            Some(Event::Exited(PmId(0), Ending::Orderly))
+        );
+        assert_eq!(
+            log("App [myapp:_old_0] exited with code [0] via signal [SIGKILL]\n"),
+            Some(Event::ExitedOld(PmId(0), Ending::Forced))
+        );
+        assert_eq!(
+            log("App [myapp:0] exited with code [1] via signal [SIGINT]\n"),
+            Some(Event::Exited(PmId(0), Ending::Forced))
         );
     }
 
@@ -263,6 +338,21 @@ mod tests {
         assert_eq!(event(old), Some(Event::Changed));
         assert_eq!(event(r#"{"event":"exit"}"#), None);
         assert_eq!(event("not json"), None);
+    }
+
+    #[test]
+    fn an_exception_is_heard_and_not_shown() {
+        let payload =
+            br#"{"at":7,"data":{"message":"x","stack":"Error: x\n\n    at start"},"process":{"pm_id":4}}"#;
+        let Some((Event::Threw(PmId(4), thrown), 7)) = parse(b"process:exception", payload) else {
+            panic!("not heard")
+        };
+        assert_eq!(thrown.lines().collect::<Vec<_>>(), ["Error: x", "    at start"]);
+        assert_eq!(format!("{thrown:?}"), "22 bytes");
+        assert_eq!(
+            parse(b"process:exception", br#"{"at":7,"data":{"message":"x"},"process":{"pm_id":4}}"#),
+            None
+        );
     }
 
     #[test]

@@ -70,13 +70,33 @@ function moved(worker, env) {
   return isMoved ? [String(before), String(after)] : undefined;
 }
 
+/// One more worker, as PM2's daemon would make it of this order and the worker's settings. It is given a number of its
+/// own, and an instance.
+function surplus(worker, env) {
+  const Utility = require(path.join(root, 'lib/Utility.js'));
+  const copy = (value) => JSON.parse(JSON.stringify(value));
+  const [made, order] = [{ pm2_env: copy(worker) }, copy(env)];
+  Utility.extend(made.pm2_env.env, order);
+  Utility.extendExtraConfig(made, { env: order });
+  const { pm_id, created_at, unique_id, ...settings } = made.pm2_env;
+  delete settings.env[settings.instance_var ?? 'NODE_APP_INSTANCE'];
+  return { ...settings, instances: 1 };
+}
+
+/// In cluster mode one stands for all workers of its app.
+function needsSurplus(worker) {
+  const hasOne = found.reload.some(({ surplus }) => surplus?.name === worker.name);
+  return worker.exec_mode === 'cluster_mode' && !hasOne;
+}
+
 function reload(order, done) {
   const id = Number(order.id);
   const worker = workers.find((worker) => worker.pm_id === id)?.pm2_env;
   if (!worker) return done(new Error(`PM2 has no worker ${order.id}`));
   const env = JSON.parse(JSON.stringify(order.env ?? {}));
   keepOwn(worker, env);
-  found.reload.push({ id, env, moved: moved(worker, env) });
+  const canary = needsSurplus(worker) ? surplus(worker, env) : undefined;
+  found.reload.push({ id, env, moved: moved(worker, env), surplus: canary });
   done(null, {});
 }
 

@@ -52,6 +52,8 @@ pub struct Request<'a> {
 pub struct Orders {
     /// The environment that each worker's reload is sent with.
     pub reload: BTreeMap<PmId, Sealed>,
+    /// In cluster mode, by one worker of each app: what one more would be.
+    pub surplus: BTreeMap<PmId, Sealed>,
     /// Apps of the file that PM2 does not know: it would start them.
     pub prepare: Vec<Prepare>,
     /// What PM2 would warn of, a line each.
@@ -66,7 +68,7 @@ pub struct Prepare {
 }
 
 /// JSON that passes through unread: it is full of secrets.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Sealed(Box<RawValue>);
 
@@ -113,6 +115,8 @@ struct RawReload {
     env: Sealed,
     #[serde(default)]
     moved: Option<(String, String)>,
+    #[serde(default)]
+    surplus: Option<Sealed>,
 }
 
 // === impl Orders ===
@@ -157,12 +161,18 @@ impl From<Answer> for Orders {
             let (before, after) = order.moved.as_ref()?;
             Some((order.id, (port(before)?, port(after)?)))
         });
-        Self {
+        let mut orders = Self {
             moved: moved.collect(),
-            reload: answer.reload.into_iter().map(|order| (order.id, order.env)).collect(),
+            reload: BTreeMap::new(),
+            surplus: BTreeMap::new(),
             prepare: answer.prepare,
             warnings: answer.warnings,
+        };
+        for RawReload { id, env, surplus, .. } in answer.reload {
+            orders.surplus.extend(surplus.map(|surplus| (id, surplus)));
+            orders.reload.insert(id, env);
         }
+        orders
     }
 }
 
@@ -261,7 +271,7 @@ mod tests {
     fn orders_are_carried_and_never_shown() {
         let orders = parse(concat!(
             "the file says hello\n",
-            r#"{"reload":[{"id":3,"env":{"DB":"planted-secret","current_conf":{}},"moved":["3000","4000"]},"#,
+            r#"{"reload":[{"id":3,"env":{"DB":"planted-secret","current_conf":{}},"moved":["3000","4000"],"surplus":{"DB":"planted-secret"}},"#,
             r#"{"id":4,"env":{},"moved":["/run/a.sock","4000"]}],"#,
             r#""prepare":[{"name":"jobs","app":{"env":{"DB":"planted-secret"}}}],"warnings":["mind"],"errors":[]}"#,
         ))
@@ -269,6 +279,7 @@ mod tests {
         assert_eq!(orders.reload[&PmId(3)].get(), r#"{"DB":"planted-secret","current_conf":{}}"#);
         assert_eq!(orders.moved_port(PmId(3)), Some((3000, 4000)));
         assert_eq!(orders.moved_port(PmId(4)), None);
+        assert_eq!(orders.surplus.keys().collect::<Vec<_>>(), [&PmId(3)]);
         assert_eq!(
             (orders.prepare[0].name.as_str(), orders.warnings.as_slice()),
             ("jobs", &["mind".into()][..])

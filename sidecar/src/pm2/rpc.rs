@@ -72,6 +72,17 @@ pub enum RpcError {
     TooLarge { method: &'static str, len: u32 },
 }
 
+/// A worker as PM2 answers when it has started it; everything else of it is passed over.
+#[derive(Deserialize)]
+struct Started {
+    pm2_env: StartedEnv,
+}
+
+#[derive(Deserialize)]
+struct StartedEnv {
+    pm_id: PmId,
+}
+
 #[derive(Debug)]
 struct Replies;
 
@@ -144,6 +155,24 @@ impl Rpc {
             env: Option<&'a RawValue>,
         }
         self.act("reloadProcessId", [Reload { id, env }]).await
+    }
+
+    /// Starts one more worker, with the settings and the environment of this one, and answers with its number when it
+    /// runs, as `reload` does. The caller says how long to wait.
+    pub async fn duplicate(&mut self, id: PmId) -> Result<PmId, RpcError> {
+        let (started,): (Started,) = self.exchange("duplicateProcessId", [id]).await?;
+        Ok(started.pm2_env.pm_id)
+    }
+
+    /// The same with settings and an environment that are given.
+    pub async fn start_one(&mut self, app: &RawValue) -> Result<PmId, RpcError> {
+        let (started,): ((Started,),) = self.exchange("prepare", [app]).await?;
+        Ok(started.0.pm2_env.pm_id)
+    }
+
+    /// Stops a worker and forgets it. The caller says how long to wait.
+    pub async fn delete(&mut self, id: PmId) -> Result<(), RpcError> {
+        self.act("deleteProcessId", [id]).await
     }
 
     /// Stops a worker, and answers when its process is dead. The caller says how long to wait.

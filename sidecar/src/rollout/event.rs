@@ -20,6 +20,7 @@ pub enum What {
     Begin {
         workers: Vec<PmId>,
     },
+    /// Of one of these, or of a canary beside them.
     Step {
         worker: PmId,
         #[serde(flatten)]
@@ -50,6 +51,8 @@ pub enum Step {
     Up,
     /// It is new, serves, and was watched for a moment.
     Done { seconds: f64 },
+    /// Of a canary: it is no longer needed, well or not seen to the end.
+    Deleted { seconds: f64 },
     /// It was not stopped, and serves as before.
     Kept,
     /// The new process is not fit to serve.

@@ -48,6 +48,11 @@ impl Expected {
         }
     }
 
+    /// Of a worker that PM2 is asked for anew.
+    pub fn anew() -> Self {
+        Self { old: None, asked: Instant::now(), restarts: 0, answered: None, met: None }
+    }
+
     /// PM2 said that it is done, whatever came of it.
     pub fn answered(&mut self) {
         self.answered.get_or_insert_with(Instant::now);
@@ -56,6 +61,11 @@ impl Expected {
     /// Whether the process that was met runs. The kernel knows before PM2 is looked at again.
     pub fn lives(&self, proc: &Proc) -> bool {
         self.met.is_none_or(|process| process.is_alive(proc))
+    }
+
+    /// The process that was met.
+    pub fn met(&self) -> Option<Process> {
+        self.met
     }
 
     /// `lacks`: where it should listen and does not.
@@ -117,6 +127,9 @@ mod tests {
             listens: Vec::new(),
             unknown: None,
             ready: None,
+            stopping: None,
+            ended: None,
+            threw: None,
         }
     }
 

@@ -1,11 +1,12 @@
-//! Whether a worker says of itself that it is well, asked at its own address and past nginx.
+//! Whether a worker says of itself that it is well, asked at its own address, or on a connection of its own, and past
+//! nginx.
 
 use crate::peer::{Peer, Place};
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::{Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, future::Future, str::FromStr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -40,7 +41,16 @@ impl fmt::Display for Path {
 
 /// Error: what is wrong, to be read after the path.
 pub async fn check(peer: &Peer, path: &Path) -> Result<(), String> {
-    let status = time::timeout(PATIENCE, get(peer, path))
+    in_time(get(peer, path)).await
+}
+
+/// Whoever is at the other end of this connection.
+pub async fn check_on(socket: TcpStream, host: &str, path: &Path) -> Result<(), String> {
+    in_time(async { ask(socket, path, host).await.map_err(|error| failed(&error)) }).await
+}
+
+async fn in_time(answer: impl Future<Output = Result<StatusCode, String>>) -> Result<(), String> {
+    let status = time::timeout(PATIENCE, answer)
         .await
         .unwrap_or_else(|_| Err(format!("gives no answer within {} s", PATIENCE.as_secs())))?;
     if status.is_success() || status.is_redirection() {
@@ -50,8 +60,11 @@ pub async fn check(peer: &Peer, path: &Path) -> Result<(), String> {
     }
 }
 
+fn failed(error: &dyn fmt::Display) -> String {
+    format!("cannot be asked: {error}")
+}
+
 async fn get(peer: &Peer, path: &Path) -> Result<StatusCode, String> {
-    let failed = |error: &dyn fmt::Display| format!("cannot be asked: {error}");
     match peer.place() {
         Some(Place::Tcp(address)) => {
             let socket = TcpStream::connect(address).await.map_err(|error| failed(&error))?;

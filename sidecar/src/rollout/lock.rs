@@ -43,6 +43,8 @@ pub enum LockError {
 pub const REFRESH: Duration = Duration::from_secs(10);
 /// How long PM2 respects a stamp (its RELOAD_LOCK_TIMEOUT).
 const PM2_RESPECTS: Duration = Duration::from_secs(30);
+/// Whatever else stands there is not ours.
+const MAX_NOTE: u64 = 64 * 1024;
 
 impl Lock {
     pub fn take(home: &Home) -> Result<Self, LockError> {
@@ -109,7 +111,7 @@ impl Drop for Lock {
 }
 
 /// Opens or makes a file of PM2's user. In a directory that is somebody else's, a link is not followed.
-fn open(path: &Path, owner: u32) -> io::Result<File> {
+pub(super) fn open(path: &Path, owner: u32) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?);
     if file.metadata()?.uid() != owner {
@@ -118,14 +120,14 @@ fn open(path: &Path, owner: u32) -> io::Result<File> {
     Ok(file)
 }
 
-fn read(file: &mut File) -> io::Result<String> {
+pub(super) fn read(file: &mut File) -> io::Result<String> {
     let mut text = String::new();
     file.rewind()?;
-    file.take(256).read_to_string(&mut text)?;
+    file.take(MAX_NOTE).read_to_string(&mut text)?;
     Ok(text)
 }
 
-fn write(file: &mut File, text: &str) -> io::Result<()> {
+pub(super) fn write(file: &mut File, text: &str) -> io::Result<()> {
     file.rewind()?;
     file.set_len(0)?;
     file.write_all(text.as_bytes())

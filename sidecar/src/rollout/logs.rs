@@ -11,7 +11,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Logs(Vec<(PathBuf, u64)>);
 
-const MOST_LINES: usize = 12;
+/// So many are shown.
+pub const MOST_LINES: usize = 12;
 const MOST_BYTES: u64 = 16 * 1024;
 
 impl Logs {

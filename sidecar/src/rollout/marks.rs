@@ -1,9 +1,9 @@
 //! What a roll-out says to nginx of one worker's peers, and what nginx confirms.
 //!
 //! ```text
-//!   drain ──► Drained ──(nothing in flight)──► fence ──► Fenced ──► the worker may be stopped
-//!     ▲                                          │
-//!     └──────────── it lapsed meanwhile ─────────┘
+//!   drain ──► Set ──(nothing in flight)──► fence ──► Fenced ──► the worker may be stopped
+//!     ▲                                      │
+//!     └────────── it lapsed meanwhile ───────┘
 //! ```
 //!
 //! Only [`Fenced`] lets a worker be stopped, and it comes from nowhere but nginx's word that the mark is the one that
@@ -28,9 +28,10 @@ pub struct Marks {
     reason: String,
 }
 
-/// nginx begins nothing new on these peers.
-#[derive(Debug)]
-pub struct Drained {
+/// nginx has acknowledged: of peers that are drained, that it begins nothing new there; of those that change, that every
+/// connection carries one request.
+#[derive(Clone, Debug)]
+pub struct Set {
     instance: String,
     marks: Vec<RenewMark>,
     pub in_flight: u64,
@@ -71,14 +72,23 @@ impl Marks {
         self.peers.extend(peers.iter().cloned());
     }
 
-    pub async fn drain(&mut self, force: bool) -> Result<Drained, ControlError> {
-        let Some(ack) = self.say(State::Draining, Expect::Back, force).await? else {
-            return Ok(Drained { instance: String::new(), marks: Vec::new(), in_flight: 0 });
+    pub async fn drain(&mut self, force: bool) -> Result<Set, ControlError> {
+        self.set(State::Draining, force).await
+    }
+
+    /// They serve on, and no connection that is older than this is used again.
+    pub async fn change(&mut self) -> Result<Set, ControlError> {
+        self.set(State::Changing, false).await
+    }
+
+    async fn set(&mut self, state: State, force: bool) -> Result<Set, ControlError> {
+        let Some(ack) = self.say(state, Expect::Back, force).await? else {
+            return Ok(Set { instance: String::new(), marks: Vec::new(), in_flight: 0 });
         };
         let in_flight = in_flight(&ack);
         let mark =
             |acked: AckedMark| RenewMark { upstream: acked.upstream, peer: acked.peer, epoch: acked.epoch };
-        Ok(Drained { instance: ack.instance, marks: ack.marks.into_iter().map(mark).collect(), in_flight })
+        Ok(Set { instance: ack.instance, marks: ack.marks.into_iter().map(mark).collect(), in_flight })
     }
 
     /// Takes away what roll-outs before this one left on these peers: whoever has the lock is the only one.
@@ -113,9 +123,10 @@ impl Marks {
         Ok(sum)
     }
 
-    /// None: the mark is not what it was, so that nginx may have used the peers meanwhile. Drain again.
-    pub async fn fence(&mut self, drained: Drained) -> Result<Option<Fenced>, ControlError> {
-        let Drained { instance, marks, .. } = drained;
+    /// None: the mark is not what it was, so that nginx may have used the peers meanwhile as if there were none. Set it
+    /// again.
+    pub async fn fence(&mut self, set: Set) -> Result<Option<Fenced>, ControlError> {
+        let Set { instance, marks, .. } = set;
         if marks.is_empty() {
             return Ok(Some(Fenced { in_flight: 0 }));
         }

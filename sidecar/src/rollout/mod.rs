@@ -2,25 +2,35 @@
 //!
 //! 1. The roll-out takes its [`lock`], and PM2's. It makes a [`plan`], and refuses what would not be safe.
 //! 2. It [observes](world) PM2 and this host, and keeps its [`marks`] in nginx alive.
-//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others.
+//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others. In
+//!    cluster mode a [canary] comes before them, and each worker has a [successor](succession).
 //! 4. In the end all is as it was: as many workers, with the same numbers, instances and ports. Or it says what is not.
 //!
 //! It lives in the process that the operator started. When that is killed its marks run out and nothing more is stopped;
 //! PM2 finishes what it was asked to do. Whatever else happens pulls the [`brake`].
 
 pub mod brake;
+pub mod canary;
+pub mod cluster;
 pub mod event;
 pub mod fitness;
+pub mod grip;
 pub mod health;
 pub mod lock;
 pub mod logs;
 pub mod marks;
+pub mod newcomer;
+pub mod notes;
 pub mod outcome;
 pub mod plan;
+pub mod reach;
 pub mod replace;
 pub mod stop;
+pub mod succession;
 pub mod teller;
+pub mod toll;
 pub mod verdict;
+pub mod window;
 pub mod world;
 
 pub use outcome::Outcome;
@@ -35,21 +45,28 @@ use crate::{
     report,
 };
 use brake::{Brake, Halt};
+use canary::Canary;
+use cluster::Cluster;
 use event::{End, Event, What};
+use grip::{Grip, KILL_GRACE, Said, Shared};
 use handoff_wire::{Owner, Span};
 use marks::Marks;
+use notes::Notes;
 use plan::{Planned, Surroundings};
-use replace::{Said, Shared, Turn};
+use replace::Turn;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
+use succession::Succession;
 use teller::Teller;
 use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
     task::JoinSet,
+    time,
 };
+use window::Window;
 use world::{Hands, Observer, World, WorldError, Worlds};
 
 /// How carefully.
@@ -95,6 +112,8 @@ pub struct Order {
     pub only: Option<PmId>,
     /// What PM2 is given for each worker's environment.
     pub env: BTreeMap<PmId, Sealed>,
+    /// What one more worker would be with that, in cluster mode.
+    pub surplus: Option<Sealed>,
 }
 
 /// One roll-out of one app.
@@ -128,8 +147,10 @@ impl Rollout {
         let worlds =
             Observer::start(&site.home, &site.overrides, &order.app, peers, both, &mut tasks).await?;
         let remembered = remembered(&site.home, &order.app);
-        let around = Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered };
         let world = worlds.borrow().clone().ok_or_else(|| Stop::Lost("PM2 lists no workers".to_owned()))?;
+        let left = Notes::of(&site.home).get(&order.app).and_then(|note| note.find(world.listed.iter()));
+        let around =
+            Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered, left };
         let chosen = |id| order.only.is_none_or(|only| only == id);
         let plan = Plan::make(&order.app, &world, chosen, around, &options)
             .map_err(|reasons| Stop::Refused(reasons.join("\n")))?;
@@ -146,12 +167,13 @@ impl Rollout {
         let began = Instant::now();
         let tell = Teller { app: self.order.app.clone(), events: events.clone() };
         tell.tell(What::Begin { workers: self.plan.turns.iter().map(|turn| turn.id).collect() });
+        self.plan.caution().into_iter().for_each(|text| tell.tell(What::Note { text }));
         self._tasks.spawn(marks::keep_alive(self.site.control.clone(), self.owner.clone()));
         let (steps, mut said) = unbounded_channel();
         let before = self.worlds.borrow().clone();
         let mut outcome = {
             let brake = self.brake.clone();
-            let turns = self.turns(steps);
+            let turns = self.all(steps);
             tokio::pin!(turns);
             let mut is_pulled = false;
             loop {
@@ -170,7 +192,7 @@ impl Rollout {
         if outcome.stop.is_none() {
             outcome.stop = before.and_then(|before| self.moved(&before)).map(Stop::Foreign);
         }
-        let text = outcome.text(&self.order.app, self.plan.turns.len());
+        let text = outcome.text(&self.plan);
         let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         let exit = outcome.exit() as u8;
         tell.tell(What::End(End {
@@ -183,8 +205,7 @@ impl Rollout {
         outcome
     }
 
-    /// The first worker alone, then the others.
-    async fn turns(&mut self, steps: UnboundedSender<(PmId, Said)>) -> Outcome {
+    async fn all(&mut self, steps: UnboundedSender<(PmId, Said)>) -> Outcome {
         let shared = Arc::new(Shared {
             home: self.site.home.clone(),
             options: self.options.clone(),
@@ -192,6 +213,79 @@ impl Rollout {
             brake: self.brake.clone(),
             steps,
         });
+        match self.plan.cluster.clone() {
+            Some(cluster) => self.successions(cluster, shared).await,
+            None => self.turns(shared).await,
+        }
+    }
+
+    /// The canary, then one worker after the other.
+    async fn successions(&mut self, cluster: Cluster, shared: Arc<Shared>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let reason = format!("handoff reload replaces a worker of {}", self.order.app);
+        let marks = Marks::new(self.site.control.clone(), self.owner.clone(), cluster.peers.clone(), &reason);
+        let mut window = match Window::open(marks).await {
+            Ok(window) => window,
+            Err(stop) => return Outcome { stop: Some(stop), ..outcome },
+        };
+        if let Err(stop) = self.succeed(cluster, &mut window, &shared, &mut outcome).await {
+            outcome.stop = Some(stop);
+        }
+        if let Err(stop) = window.close().await {
+            let text =
+                format!("nginx keeps no connection to {} until its mark has lapsed: {stop}", self.order.app);
+            _ = shared.steps.send((PmId(0), Said::Note(text)));
+        }
+        outcome
+    }
+
+    async fn succeed(
+        &mut self,
+        cluster: Cluster,
+        window: &mut Window,
+        shared: &Arc<Shared>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Stop> {
+        let app = self.order.app.clone();
+        let grip = |id: PmId, hands: &Hands| Grip::new(&app, id, hands, shared.clone());
+        self.nobody_leaves(cluster.kill_timeout + KILL_GRACE).await?;
+        if let Some(left) = cluster.left {
+            outcome.cut += canary::remove_left(grip(left, &self.hands), &app, window).await?;
+        }
+        let before = window.answers().await?;
+        if let Some(halt) = self.brake.pulled() {
+            return Err(halt.into());
+        }
+        if let Some(model) = cluster.model {
+            let (hands, surplus) = (self.hands.clone(), self.order.surplus.take());
+            let canary = Canary { app: app.clone(), model, surplus, hands, shared: shared.clone() };
+            outcome.cut += canary.sing(before, window).await?;
+        }
+        for Planned { id, serves, .. } in self.plan.turns.clone() {
+            let env = self.order.env.remove(&id);
+            let succession = Succession { grip: grip(id, &self.hands), serves, env, before };
+            outcome.add(Ok(succession.run(window).await?));
+        }
+        Ok(())
+    }
+
+    /// Waits for the processes that an earlier reload has replaced: PM2 refuses to replace a worker a second time before,
+    /// or loses sight of one of its processes.
+    async fn nobody_leaves(&self, patience: Duration) -> Result<(), Stop> {
+        let mut worlds = self.worlds.clone();
+        let calm = worlds.wait_for(|world| world.as_ref().is_some_and(|world| world.leavers.is_empty()));
+        if time::timeout(patience, calm).await.is_ok() {
+            return Ok(());
+        }
+        let world = self.worlds.borrow().clone();
+        let leavers = world.iter().flat_map(|world| world.leavers.iter());
+        let pids: Vec<String> = leavers.map(|process| process.pid.to_string()).collect();
+        let text = format!("PM2 still ends what an earlier reload has replaced (pid {})", pids.join(", "));
+        Err(Stop::Refused(text))
+    }
+
+    /// The first worker alone, then the others.
+    async fn turns(&mut self, shared: Arc<Shared>) -> Outcome {
         let mut waiting: VecDeque<Planned> = self.plan.turns.iter().cloned().collect();
         let mut outcome = Outcome::default();
         let mut running = JoinSet::new();
@@ -219,17 +313,14 @@ impl Rollout {
     }
 
     fn turn(&mut self, planned: Planned, is_first: bool, shared: Arc<Shared>) -> Turn {
-        let name = format!("{}:{}", self.order.app, planned.id);
-        let reason = format!("handoff reload replaces {name}");
+        let grip = Grip::new(&self.order.app, planned.id, &self.hands, shared);
+        let reason = format!("handoff reload replaces {}", grip.name);
         Turn {
-            id: planned.id,
             marks: Marks::new(self.site.control.clone(), self.owner.clone(), planned.peers, &reason),
-            name,
+            grip,
             serves: planned.serves,
             is_first,
-            in_hand: self.hands.take(planned.id),
             env: self.order.env.remove(&planned.id),
-            shared,
         }
     }
 
@@ -251,7 +342,8 @@ impl Rollout {
                 is.instance.map(Into::into),
             ))
         };
-        before.workers.iter().find_map(is_same)
+        let left = self.plan.cluster.as_ref().and_then(|cluster| cluster.left);
+        before.workers.iter().filter(|(id, _)| Some(**id) != left).find_map(is_same)
     }
 }
 

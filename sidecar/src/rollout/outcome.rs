@@ -1,6 +1,6 @@
 //! What came of a roll-out.
 
-use super::{Stop, replace::Replaced};
+use super::{Broken, Plan, Stop, replace::Replaced};
 use crate::{cli::exit::Exit, pm2::PmId};
 
 #[derive(Debug, Default)]
@@ -33,18 +33,24 @@ impl Outcome {
         }
     }
 
-    pub fn text(&self, app: &str, all: usize) -> String {
+    pub fn text(&self, plan: &Plan) -> String {
+        let (app, all) = (&plan.app, plan.turns.len());
         let new = self.replaced.len();
         match &self.stop {
+            Some(stop @ Stop::Broken(Broken { is_canary: true, .. })) => {
+                format!("{stop}. The old release serves on every worker of {app}")
+            }
             Some(stop @ Stop::Broken(_)) if new == 0 => {
                 format!("{stop}. No other worker of {app} was touched")
             }
             Some(stop) => format!("{stop}. {new} of {} of {app} are new", workers(all)),
-            None if self.cut > 0 => format!(
-                "all {} of {app} are new; {} requests that took longer than the drain timeout were cut",
-                workers(all),
-                self.cut
-            ),
+            None if self.cut > 0 => {
+                let which = match plan.cluster {
+                    None => "that took longer than the drain timeout were cut",
+                    Some(_) => "were cut with their old workers",
+                };
+                format!("all {} of {app} are new; {} requests {which}", workers(all), self.cut)
+            }
             None => format!("all {} of {app} are new, and nothing was cut", workers(all)),
         }
     }

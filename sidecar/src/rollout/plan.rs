@@ -2,6 +2,7 @@
 
 use super::{
     Options,
+    cluster::Cluster,
     world::{Seen, World},
 };
 use crate::{
@@ -16,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Plan {
     pub app: String,
     pub turns: Vec<Planned>,
+    /// The app runs in cluster mode.
+    pub cluster: Option<Cluster>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Surroundings<'a> {
     pub upstreams: &'a Upstreams,
     /// Where workers that do not listen now did so before, as a running sidecar remembers.
     pub remembered: &'a BTreeMap<PmId, BTreeSet<Peer>>,
+    /// A canary that a killed roll-out left behind.
+    pub left: Option<PmId>,
 }
 
 impl Plan {
@@ -44,23 +49,53 @@ impl Plan {
         around: Surroundings<'_>,
         options: &Options,
     ) -> Result<Self, Vec<String>> {
+        let own = || world.workers.iter().filter(|(id, _)| Some(**id) != around.left);
         let mut reasons = Vec::new();
+        let cluster = match own().filter(|(_, seen)| seen.listed.settings.cluster).count() {
+            0 => None,
+            number => {
+                let workers: BTreeMap<PmId, &Seen> = own().map(|(&id, seen)| (id, seen)).collect();
+                if number < workers.len() {
+                    reasons.push(format!("{app} has workers in cluster mode and others in fork mode"));
+                }
+                let cluster = Cluster::of(&workers, world, around);
+                reasons.extend(cluster.reasons(app, &workers, around, options));
+                Some(cluster)
+            }
+        };
         let mut turns = Vec::new();
-        for (&id, seen) in world.workers.iter().filter(|(id, _)| chosen(**id)) {
-            let serves =
-                seen.listed.status == Status::Online && (!seen.open.is_empty() || seen.listens.is_empty());
-            let planned = Planned { id, peers: peers(id, seen, world, around), serves };
-            reasons.extend(planned.reasons(app, seen, world, around, options));
+        for (&id, seen) in own().filter(|(id, _)| chosen(**id)) {
+            let is_online = seen.listed.status == Status::Online;
+            let planned = match &cluster {
+                Some(cluster) => Planned { id, peers: cluster.peers.clone(), serves: is_online },
+                None => {
+                    let serves = is_online && (!seen.open.is_empty() || seen.listens.is_empty());
+                    let planned = Planned { id, peers: peers(id, seen, world, around), serves };
+                    reasons.extend(planned.reasons(app, seen, world, around, options));
+                    planned
+                }
+            };
             turns.push(planned);
         }
         // Where nobody is served, nothing can be lost: the new release shows itself there first.
         turns.sort_by_key(|planned| (planned.serves, planned.id));
-        if reasons.is_empty() { Ok(Self { app: app.to_owned(), turns }) } else { Err(reasons) }
+        if reasons.is_empty() { Ok(Self { app: app.to_owned(), turns, cluster }) } else { Err(reasons) }
+    }
+
+    /// What cannot be promised.
+    pub fn caution(&self) -> Option<String> {
+        let kill_timeout = self.cluster.as_ref()?.kill_timeout;
+        Some(format!(
+            "{} runs in cluster mode, where nginx cannot wait for what a certain worker still has: PM2 ends it {} after \
+             the signal, so that what takes longer is cut, and all that it has if it ends at the signal itself",
+            self.app,
+            handoff_wire::Span::from(kill_timeout)
+        ))
     }
 }
 
 /// Where it listens; of one that does not, where it did, and where its port says that it will.
-fn peers(id: PmId, seen: &Seen, world: &World, around: Surroundings<'_>) -> BTreeSet<Peer> {
+pub(super) fn peers(id: PmId, seen: &Seen, world: &World, around: Surroundings<'_>) -> BTreeSet<Peer> {
     if !seen.open.is_empty() {
         return seen.open.clone();
     }
@@ -76,6 +111,32 @@ fn peers(id: PmId, seen: &Seen, world: &World, around: Surroundings<'_>) -> BTre
     remembered.chain(meant).filter(|peer| is_free(peer)).cloned().collect()
 }
 
+/// Ways to a worker that Handoff does not see.
+pub(super) fn uncovered(
+    name: &str,
+    peers: &BTreeSet<Peer>,
+    listens: &[String],
+    around: Surroundings<'_>,
+) -> Vec<String> {
+    if peers.is_empty() && !listens.is_empty() {
+        let listens = listens.join(", ");
+        return vec![format!(
+            "{name} listens on {listens}, and no upstream with `handoff` has that address: requests that come another \
+             way would be cut. Add it to an upstream, or say --uncovered-ok"
+        )];
+    }
+    let past = around.overview.uncovered.iter();
+    let past = past.filter(|past| peers.iter().any(|peer| peer.address == past.peer));
+    let reason = |past: &handoff_wire::UncoveredView| {
+        format!(
+            "requests reach {name} past Handoff: {} is also used by {}. Give that one `handoff` too, or say \
+             --uncovered-ok",
+            past.peer, past.by
+        )
+    };
+    past.map(reason).collect()
+}
+
 // === impl Planned ===
 
 impl Planned {
@@ -88,12 +149,6 @@ impl Planned {
         options: &Options,
     ) -> Vec<String> {
         let name = format!("{app}:{}", self.id);
-        if seen.listed.settings.cluster {
-            return vec![format!(
-                "{name} runs in cluster mode, where the workers share one address: use `pm2 reload`, which \
-                 `handoff run` makes safe there, or fork mode with a port for each worker"
-            )];
-        }
         if let Some(unknown) = &seen.unknown {
             return vec![format!("what {name} listens on is not known: {unknown}")];
         }
@@ -105,32 +160,11 @@ impl Planned {
             let address = &peer.address;
             return vec![format!("{name} shares {address} with other workers: give each a port of its own")];
         }
-        let uncovered = || self.uncovered(&name, seen, around);
+        let uncovered = || uncovered(&name, &self.peers, &seen.listens, around);
         let alone = || self.alone(&name, around);
         let uncovered = if options.uncovered_ok { Vec::new() } else { uncovered() };
         let alone = if options.force { None } else { alone() };
         uncovered.into_iter().chain(alone).collect()
-    }
-
-    /// Ways to the worker that Handoff does not see.
-    fn uncovered(&self, name: &str, seen: &Seen, around: Surroundings<'_>) -> Vec<String> {
-        if self.peers.is_empty() && !seen.listens.is_empty() {
-            let listens = seen.listens.join(", ");
-            return vec![format!(
-                "{name} listens on {listens}, and no upstream with `handoff` has that address: requests that come \
-                 another way would be cut. Add it to an upstream, or say --uncovered-ok"
-            )];
-        }
-        let past = around.overview.uncovered.iter();
-        let past = past.filter(|past| self.peers.iter().any(|peer| peer.address == past.peer));
-        let reason = |past: &handoff_wire::UncoveredView| {
-            format!(
-                "requests reach {name} past Handoff: {} is also used by {}. Give that one `handoff` too, or say \
-                 --uncovered-ok",
-                past.peer, past.by
-            )
-        };
-        past.map(reason).collect()
     }
 
     /// Some upstream has nobody but this worker.
@@ -197,6 +231,9 @@ mod tests {
             listens: vec![format!("127.0.0.1:{port}")],
             unknown: None,
             ready: None,
+            stopping: None,
+            ended: None,
+            threw: None,
         }
     }
 
@@ -223,7 +260,14 @@ mod tests {
             }
         };
         let behind = (1..=peers).map(|port| (peer(port), behind(port))).collect();
-        let world = World { began: Instant::now(), daemon: Daemon { pid: 1, uid: 0 }, workers, behind };
+        let world = World {
+            began: Instant::now(),
+            daemon: Daemon { pid: 1, uid: 0 },
+            workers,
+            listed: Vec::new(),
+            leavers: BTreeSet::new(),
+            behind,
+        };
         let view = |port: u16| {
             json!({"address": format!("127.0.0.1:{port}"), "state": "up", "marks": [], "in_flight": 0, "requests": 0,
                    "fails": 0, "refused": 0, "retired_before": 0, "configured": true, "weight": 1, "backup": false})
@@ -240,6 +284,7 @@ mod tests {
             overview: &serde_json::from_value(overview).unwrap(),
             upstreams: &serde_json::from_value(upstreams).unwrap(),
             remembered: &BTreeMap::new(),
+            left: None,
         };
         Plan::make("shop", &world, |_| true, around, options).map_err(|reasons| reasons.join("; "))
     }
@@ -263,8 +308,8 @@ mod tests {
         };
         let refused =
             |workers: &[Seen], peers, past: &[&str]| plan(workers, peers, past, &options()).unwrap_err();
-        let cluster = with(Settings { cluster: true, ..Settings::default() });
-        assert!(refused(&[cluster, online(2)], 2, &[]).contains("cluster mode"));
+        let cluster = with(Settings { cluster: true, instance: Some(0), ..Settings::default() });
+        assert!(refused(&[cluster, online(2)], 2, &[]).contains("others in fork mode"));
         assert!(refused(&[online(1), online(1)], 2, &[]).contains("a port of its own"));
         assert!(refused(&[online(1)], 1, &[]).contains("say --force"));
         let elsewhere = Seen { open: BTreeSet::new(), ..online(9) };
@@ -272,6 +317,42 @@ mod tests {
         assert!(refused(&[online(1), online(2)], 2, &["127.0.0.1:2"]).contains("shop:1 past Handoff"));
         let hidden = Seen { unknown: Some("it hides".into()), ..online(1) };
         assert!(refused(&[hidden, online(2)], 2, &[]).contains("it hides"));
+    }
+
+    /// Workers of cluster mode behind port 1.
+    fn cluster(settings: &[Settings]) -> Vec<Seen> {
+        let online = |settings: &Settings| {
+            let seen = online(1);
+            let settings = Settings { cluster: true, ..settings.clone() };
+            Seen { listed: Listed { settings, ..seen.listed.clone() }, ..seen }
+        };
+        settings.iter().map(online).collect()
+    }
+
+    fn instance(number: u32) -> Settings {
+        Settings { instance: Some(number), ..Settings::default() }
+    }
+
+    #[test]
+    fn workers_that_share_an_address_are_replaced_after_a_canary() {
+        let mut workers = cluster(&[instance(0), instance(1), instance(2)]);
+        workers[1].listed.status = Status::Stopped;
+        let plan = plan(&workers, 1, &[], &options()).unwrap();
+        assert_eq!(order(&plan), [(1, false), (0, true), (2, true)]);
+        assert!(plan.turns.iter().all(|turn| turn.peers == [peer(1)].into()));
+        assert_eq!(plan.cluster.as_ref().unwrap().model, Some(PmId(0)));
+        assert!(plan.caution().unwrap().contains("1600ms"), "{:?}", plan.caution());
+    }
+
+    #[test]
+    fn what_a_canary_would_change_is_refused() {
+        let refused = |workers: &[Seen], options: &Options| plan(workers, 1, &[], options).unwrap_err();
+        let counting = Settings { increment_var: Some("PORT".into()), ..instance(0) };
+        assert!(refused(&cluster(&[counting]), &options()).contains("increment_var"));
+        assert!(refused(&cluster(&[instance(1), instance(2)]), &options()).contains("instance 0"));
+        let mut hidden = cluster(&[instance(0)]);
+        hidden[0].open = BTreeSet::new();
+        assert!(refused(&hidden, &options()).contains("--uncovered-ok"));
     }
 
     #[test]

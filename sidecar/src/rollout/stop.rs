@@ -37,6 +37,8 @@ pub struct Broken {
     pub text: String,
     /// What it wrote last.
     pub log: Vec<String>,
+    /// It was one more than the app has, started to see how the new release does.
+    pub is_canary: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +50,12 @@ pub enum How {
     Errors,
 }
 
-fn broken(Broken { worker, text, .. }: &Broken) -> String {
+fn broken(Broken { worker, text, is_canary, .. }: &Broken) -> String {
+    if *is_canary {
+        return format!(
+            "the new release is not fit to serve: of its canary {worker}, {text}. It was deleted; mend it and reload again"
+        );
+    }
     format!("the new {worker} is not fit to serve: {text}. It was stopped; mend it and reload again")
 }
 

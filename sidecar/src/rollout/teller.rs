@@ -3,7 +3,7 @@
 use super::{
     brake::Halt,
     event::{Event, What},
-    replace::Said,
+    grip::Said,
 };
 use crate::pm2::PmId;
 use std::time::SystemTime;

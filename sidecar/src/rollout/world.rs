@@ -13,7 +13,7 @@ use crate::{
     pm2::{
         PmId,
         bus::{self, Item, Notice, Notices},
-        event::Event,
+        event::{Ending, Event, Thrown},
         home::Home,
         monitor::Listed,
         rpc::{Rpc, RpcError},
@@ -23,6 +23,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -34,6 +35,10 @@ pub struct World {
     pub began: Instant,
     pub daemon: Daemon,
     pub workers: BTreeMap<PmId, Seen>,
+    /// All workers of the daemon, of every app.
+    pub listed: Vec<Listed>,
+    /// Processes in cluster mode that PM2 has replaced, and that have not ended yet.
+    pub leavers: BTreeSet<Process>,
     /// Who is behind each peer of nginx.
     pub behind: BTreeMap<Peer, Behind>,
 }
@@ -50,11 +55,23 @@ pub struct Seen {
     pub unknown: Option<String>,
     /// When it said `ready` last.
     pub ready: Option<Instant>,
+    /// When PM2 began to stop a process of it last, and how the last one ended.
+    pub stopping: Option<Instant>,
+    pub ended: Option<(Instant, Ending)>,
+    /// What it threw last.
+    pub threw: Option<(Instant, Thrown)>,
 }
 
 /// The workers that this roll-out has in hand, so that it knows its own deeds when it hears of them.
 #[derive(Clone, Debug, Default)]
-pub struct Hands(Arc<Mutex<BTreeMap<PmId, Hand>>>);
+pub struct Hands(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    hands: BTreeMap<PmId, Hand>,
+    /// PM2 was asked for one more worker, and it was not seen yet.
+    one_more: bool,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Hand {
@@ -62,6 +79,8 @@ struct Hand {
     stops: u32,
     /// Its process changes any moment.
     is_moving: bool,
+    /// PM2 was asked to forget it.
+    goes: bool,
 }
 
 /// A worker that is in hand, until this is dropped.
@@ -85,6 +104,9 @@ pub struct Observer {
     brake: Brake,
     worlds: watch::Sender<Option<Arc<World>>>,
     ready: BTreeMap<PmId, Instant>,
+    stopping: BTreeMap<PmId, Instant>,
+    ended: BTreeMap<PmId, (Instant, Ending)>,
+    threw: BTreeMap<PmId, (Instant, Thrown)>,
     /// The bus was interrupted: what was said meanwhile is not known.
     missed: bool,
 }
@@ -135,6 +157,9 @@ impl Observer {
             brake,
             worlds,
             ready: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            threw: BTreeMap::new(),
             missed: false,
         };
         observer.look().await?;
@@ -172,10 +197,21 @@ impl Observer {
             Item::Notice(Notice { event, .. }) => event,
         };
         match *event {
+            Event::Threw(id, ref thrown) => {
+                self.threw.insert(id, (Instant::now(), thrown.clone()));
+            }
             Event::Ready(id) => _ = self.ready.insert(id, Instant::now()),
-            Event::Stopping(id) if self.is_ours(id) && !self.hands.claim_stop(id) => {
-                self.brake
-                    .pull(Halt::Foreign(format!("PM2 stops {}:{id}, and not for this roll-out", self.app)));
+            Event::Stopping(id) | Event::StoppingOld(id) => {
+                self.stopping.insert(id, Instant::now());
+                if self.is_ours(id) && !self.hands.claim_stop(id) {
+                    self.brake.pull(Halt::Foreign(format!(
+                        "PM2 stops {}:{id}, and not for this roll-out",
+                        self.app
+                    )));
+                }
+            }
+            Event::Exited(id, ending) | Event::ExitedOld(id, ending) => {
+                self.ended.insert(id, (Instant::now(), ending));
             }
             _ => {}
         }
@@ -220,23 +256,39 @@ impl Observer {
         roster.set_peers(self.peers.clone());
         roster.look(look, Instant::now());
         let known: BTreeMap<PmId, _> = roster.workers().collect();
+        // In cluster mode the daemon listens for the workers, beside its own sockets in its home.
+        let own = format!("unix:{}/", self.home.path().display());
+        let mut shared = look.listeners.describe(|inode| look.daemons.contains(&inode));
+        shared.retain(|listens| !listens.starts_with(&own));
+        let clusters = || look.listed.iter().flatten().filter(|listed| listed.settings.cluster);
         let of_this_app = look.listed.iter().flatten().filter(|listed| listed.app == self.app);
         let seen = |listed: &Listed| {
             let worker = known.get(&listed.id);
             let held = look.examined.get(&listed.id).and_then(|examined| examined.held.as_ref().ok());
             let holds = |inode: u64| held.is_some_and(|held| held.sockets.contains_key(&inode));
+            let listens = if listed.settings.cluster {
+                let ports = clusters().filter_map(|listed| listed.settings.port);
+                of_the_app(&shared, listed.settings.port, &ports.collect())
+            } else {
+                look.listeners.describe(holds)
+            };
             Seen {
                 process: worker.and_then(|worker| worker.process()),
                 open: worker.map(|worker| worker.open().clone()).unwrap_or_default(),
-                listens: look.listeners.describe(holds),
+                listens,
                 unknown: worker.and_then(|worker| worker.unknown()).map(ToString::to_string),
                 ready: self.ready.get(&listed.id).copied(),
+                stopping: self.stopping.get(&listed.id).copied(),
+                ended: self.ended.get(&listed.id).copied(),
+                threw: self.threw.get(&listed.id).cloned(),
                 listed: listed.clone(),
             }
         };
         World {
             began: look.began,
             daemon,
+            listed: look.listed.clone().unwrap_or_default(),
+            leavers: look.leavers.clone(),
             workers: of_this_app.map(|listed| (listed.id, seen(listed))).collect(),
             behind: roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect(),
         }
@@ -249,10 +301,12 @@ impl Observer {
         if last.daemon.pid != now.daemon.pid {
             return Some("PM2's daemon was replaced".to_owned());
         }
-        if let Some(gone) = last.workers.keys().find(|id| !now.workers.contains_key(id)) {
+        let is_gone = |id: &&PmId| !now.workers.contains_key(id) && !self.hands.let_go(**id);
+        if let Some(gone) = last.workers.keys().find(is_gone) {
             return Some(format!("{app}:{gone} was deleted"));
         }
-        if let Some(new) = now.workers.keys().find(|id| !last.workers.contains_key(id)) {
+        let is_new = |id: &&PmId| !last.workers.contains_key(id) && !self.hands.claim_one_more();
+        if let Some(new) = now.workers.keys().find(is_new) {
             return Some(format!("{app}:{new} was added"));
         }
         let is_other = |(id, seen): &(&PmId, &Seen)| {
@@ -263,25 +317,42 @@ impl Observer {
     }
 }
 
+/// Which of the daemon's listeners may be those of an app with this PORT: the ones that have it, else all that are no other
+/// app's.
+fn of_the_app(shared: &[String], port: Option<u16>, taken: &BTreeSet<u16>) -> Vec<String> {
+    let port_of = |listens: &&String| Some(listens.parse::<SocketAddr>().ok()?.port());
+    let has = |listens: &&String| port.is_some() && port_of(listens) == port;
+    let is_free = |listens: &&String| port_of(listens).is_none_or(|port| !taken.contains(&port));
+    let is_its =
+        |listens: &&String| if shared.iter().any(|one| has(&one)) { has(listens) } else { is_free(listens) };
+    shared.iter().filter(is_its).cloned().collect()
+}
+
 // === impl Hands ===
 
 impl Hands {
     pub fn take(&self, id: PmId) -> InHand {
-        self.inner().insert(id, Hand::default());
+        self.inner().hands.insert(id, Hand::default());
         InHand { hands: self.clone(), id }
     }
 
+    /// PM2 is about to be asked for one more worker.
+    pub fn expect_one_more(&self) {
+        self.inner().one_more = true;
+    }
+
     fn have(&self, id: PmId) -> bool {
-        self.inner().contains_key(&id)
+        self.inner().hands.contains_key(&id)
     }
 
     fn are_moving(&self) -> bool {
-        self.inner().values().any(|hand| hand.is_moving)
+        let inner = self.inner();
+        inner.one_more || inner.hands.values().any(|hand| hand.is_moving)
     }
 
     /// Whether we asked for this stop; each one is heard of once.
     fn claim_stop(&self, id: PmId) -> bool {
-        match self.inner().get_mut(&id) {
+        match self.inner().hands.get_mut(&id) {
             Some(Hand { stops: stops @ 1.., .. }) => {
                 *stops -= 1;
                 true
@@ -290,7 +361,17 @@ impl Hands {
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, BTreeMap<PmId, Hand>> {
+    /// Whether we asked for a new worker; it comes once.
+    fn claim_one_more(&self) -> bool {
+        std::mem::take(&mut self.inner().one_more)
+    }
+
+    /// Whether we asked for its end.
+    fn let_go(&self, id: PmId) -> bool {
+        self.inner().hands.get(&id).is_some_and(|hand| hand.goes)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -300,22 +381,27 @@ impl Hands {
 impl InHand {
     /// PM2 is about to be asked to stop it.
     pub fn expect_stop(&self) {
-        if let Some(hand) = self.hands.inner().get_mut(&self.id) {
-            hand.stops += 1;
-        }
+        self.with(|hand| hand.stops += 1);
+    }
+
+    /// PM2 is about to be asked to forget it.
+    pub fn expect_end(&self) {
+        self.with(|hand| hand.goes = true);
     }
 
     /// From now on it is looked at often, or no longer.
     pub fn is_moving(&self, is_moving: bool) {
-        if let Some(hand) = self.hands.inner().get_mut(&self.id) {
-            hand.is_moving = is_moving;
-        }
+        self.with(|hand| hand.is_moving = is_moving);
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Hand)) {
+        self.hands.inner().hands.get_mut(&self.id).map(change);
     }
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.hands.inner().remove(&self.id);
+        self.hands.inner().hands.remove(&self.id);
     }
 }
 
@@ -336,5 +422,17 @@ mod tests {
         assert!(hands.are_moving());
         drop(one);
         assert!(!hands.are_moving() && !hands.have(PmId(1)));
+    }
+
+    #[test]
+    fn our_own_new_worker_comes_once_and_goes_when_we_ask() {
+        let hands = Hands::default();
+        assert!(!hands.claim_one_more());
+        hands.expect_one_more();
+        assert!(hands.are_moving() && hands.claim_one_more() && !hands.claim_one_more());
+        let one = hands.take(PmId(4));
+        assert!(!hands.let_go(PmId(4)));
+        one.expect_end();
+        assert!(hands.let_go(PmId(4)) && !hands.let_go(PmId(3)));
     }
 }

@@ -2,6 +2,7 @@
 
 mod all_as_before;
 mod broken;
+mod cluster;
 mod deadline;
 mod dry_run;
 mod exit_codes;

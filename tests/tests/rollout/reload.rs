@@ -64,6 +64,21 @@ impl Reload {
         }
     }
 
+    /// The same of a worker that it did not plan to replace.
+    pub async fn reaches_canary(&mut self, step: &str) -> Result<()> {
+        let mut planned = Vec::new();
+        loop {
+            let Some(event) = self.next().await? else { bail!("it ended before {step}: {:?}", self.seen) };
+            if let Some(workers) = event.get("workers").and_then(Value::as_array) {
+                planned.clone_from(workers);
+            }
+            let is_other = event.get("worker").is_some_and(|worker| !planned.contains(worker));
+            if is_other && is(&event, "step", step) {
+                return Ok(());
+            }
+        }
+    }
+
     pub async fn ended(mut self) -> Result<Ended> {
         while self.next().await?.is_some() {}
         let status = timeout(PATIENCE, self.child.wait()).await.context("it does not end")??;

@@ -10,6 +10,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use e2e::{
+    app::Mode,
     command,
     place::{self},
     pm2::{NEWEST, Pm2},
@@ -43,7 +44,7 @@ pub struct Stage {
     pub pm2: Pm2,
     pub site: Site,
     first_port: u16,
-    count: u16,
+    plan: Plan,
     names: AtomicU32,
 }
 
@@ -53,6 +54,7 @@ pub struct Plan {
     pub workers: u16,
     pub style: Style,
     pub sidecar: bool,
+    pub mode: Mode,
 }
 
 /// How the app takes a signal to end.
@@ -74,7 +76,19 @@ pub struct Setup {
 
 impl Plan {
     pub const fn workers(workers: u16) -> Self {
-        Self { workers, style: Style::Graceful, sidecar: false }
+        Self { workers, style: Style::Graceful, sidecar: false, mode: Mode::Fork }
+    }
+
+    /// All workers behind one address.
+    pub const fn cluster(self) -> Self {
+        Self { mode: Mode::Cluster, ..self }
+    }
+
+    fn ports(self) -> u16 {
+        match self.mode {
+            Mode::Fork => self.workers,
+            Mode::Cluster => 1,
+        }
     }
 
     pub const fn with_sidecar(self) -> Self {
@@ -96,10 +110,10 @@ impl Stage {
     /// `adapt` may add to it.
     pub async fn set(plan: Plan, adapt: impl FnOnce(&Site, &mut Setup) -> Result<()>) -> Result<Self> {
         let mut site = Site::new("1.22.1").await?;
-        let first_port = ports::row(plan.workers)?;
+        let first_port = ports::row(plan.ports())?;
         fs::write(site.file("release"), "good")?;
         let servers: String = (first_port..)
-            .take(plan.workers.into())
+            .take(plan.ports().into())
             .map(|port| format!("server 127.0.0.1:{port}; "))
             .collect();
         let app = app(&site, APP, plan, json!({ "PORT": first_port }))?;
@@ -119,7 +133,7 @@ impl Stage {
         site.start().await?;
         let listing = Listing::new(&site.file("pm2"))?;
         let names = AtomicU32::new(0);
-        let mut stage = Self { listing, sidecar: None, pm2, site, first_port, count: plan.workers, names };
+        let mut stage = Self { listing, sidecar: None, pm2, site, first_port, plan, names };
         stage.is_whole().await?;
         if plan.sidecar {
             stage.sidecar = Some(Sidecar::start(stage.site.place(), &stage.addresses()).await?);
@@ -137,7 +151,7 @@ impl Stage {
     }
 
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        (self.first_port..).take(self.count.into()).map(ports::address).collect()
+        (self.first_port..).take(self.plan.ports().into()).map(ports::address).collect()
     }
 
     pub fn address(&self, worker: u16) -> String {
@@ -183,7 +197,7 @@ impl Stage {
         let mut last = None;
         let whole = wait::until("all workers to serve", PATIENCE, async || {
             let (workers, peers) = (self.workers().await.ok()?, self.site.app().await.ok()?);
-            let is_whole = workers.len() == usize::from(self.count)
+            let is_whole = workers.len() == usize::from(self.plan.workers)
                 && workers.values().all(|worker| worker.is_online())
                 && peers.iter().all(|peer| peer.state == PeerState::Up && peer.marks.is_empty());
             last = Some((workers, peers));
@@ -266,7 +280,7 @@ pub fn app(site: &Site, name: &str, plan: Plan, env: Value) -> Result<Value> {
     let mut app = json!({
         "name": name,
         "script": place::root().join("tests/apps/release.js"),
-        "exec_mode": "fork",
+        "exec_mode": if plan.mode == Mode::Fork { "fork" } else { "cluster" },
         "instances": plan.workers,
         "increment_var": "PORT",
         "wait_ready": plan.style == Style::Graceful,
@@ -281,6 +295,9 @@ pub fn app(site: &Site, name: &str, plan: Plan, env: Value) -> Result<Value> {
             "SECRET": SECRET,
         },
     });
+    if plan.mode == Mode::Cluster {
+        app.as_object_mut().context("an object")?.remove("increment_var");
+    }
     let own = app.get_mut("env").and_then(Value::as_object_mut).context("an object")?;
     own.extend(env.as_object().context("an object")?.clone());
     Ok(app)

@@ -124,10 +124,9 @@ impl Model {
                         if !matches!(request.state, Up | State::Changing) {
                             leaving.insert(key.clone());
                         }
-                        if request.state != Up {
-                            if marks.len() == MARKS && !marks.contains_key(set.owner.as_str()) {
-                                wrongs.push(Code::MarksFull);
-                            }
+                        let is_full = marks.len() == MARKS && !marks.contains_key(set.owner.as_str());
+                        if request.state != Up && is_full {
+                            wrongs.push(Code::MarksFull);
                         }
                         if named.contains(&key) {
                             wrongs.push(Code::BadRequest);

@@ -32,6 +32,8 @@ pub(super) struct Room {
 #[derive(Debug)]
 struct Row {
     id: PmId,
+    /// It is none of the workers that are to be replaced.
+    is_canary: bool,
     /// None: its turn has not come.
     step: Option<Step>,
     began: Duration,
@@ -49,7 +51,7 @@ impl Picture {
     pub(super) fn take(&mut self, event: &Event, now: Duration) -> Vec<Line> {
         match &event.what {
             What::Begin { workers } => {
-                let row = |&id| Row { id, step: None, began: now, ended: None };
+                let row = |&id| Row { id, is_canary: false, step: None, began: now, ended: None };
                 *self = Self {
                     app: event.app.clone(),
                     began: now,
@@ -58,6 +60,10 @@ impl Picture {
                 };
             }
             What::Step { worker, step } => {
+                if !self.app.is_empty() && self.rows.iter().all(|row| row.id != *worker) {
+                    let canary = Row { id: *worker, is_canary: true, step: None, began: now, ended: None };
+                    self.rows.insert(0, canary);
+                }
                 if let Some(row) = self.rows.iter_mut().find(|row| row.id == *worker) {
                     row.take(step, now);
                 }
@@ -164,11 +170,14 @@ impl Row {
 
     /// Neither waiting nor new.
     fn is_telling(&self) -> bool {
-        !matches!(self.step, None | Some(Step::Done { .. }))
+        !matches!(self.step, None | Some(Step::Done { .. } | Step::Deleted { .. }))
     }
 
     fn is_in_hand(&self) -> bool {
-        !matches!(self.step, None | Some(Step::Done { .. } | Step::Kept | Step::Failed { .. }))
+        !matches!(
+            self.step,
+            None | Some(Step::Done { .. } | Step::Deleted { .. } | Step::Kept | Step::Failed { .. })
+        )
     }
 
     fn line(&self, id_width: usize, now: Duration) -> Line {
@@ -191,6 +200,7 @@ impl Row {
             Step::Failed { text, .. } => format!("  {text}"),
             _ => String::new(),
         };
+        let more = if self.is_canary { format!("  canary{more}") } else { more };
         let (style, word) = match step {
             Step::Draining { .. } => (Style::Busy, "draining"),
             Step::Stopping { .. } => (Style::Busy, "stopping"),
@@ -199,6 +209,7 @@ impl Row {
             Step::Trial => (Style::Busy, "trial"),
             Step::Up => (Style::Good, "up"),
             Step::Done { .. } => (Style::Good, "new"),
+            Step::Deleted { .. } => (Style::Plain, "deleted"),
             Step::Kept => (Style::Plain, "kept"),
             Step::Failed { .. } => (Style::Bad, "failed"),
         };
@@ -273,6 +284,20 @@ mod tests {
                 "  1  draining    0.4 s  3 in flight",
                 "  2  waiting",
                 "  3  waiting",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_canary_has_a_line_above_the_others() {
+        let deleted = Step::Deleted { seconds: 2.1 };
+        let picture = picture(&[(4, Step::Starting, 0), (4, deleted, 2100), (0, Step::Starting, 2100)]);
+        assert_eq!(
+            drawn(&picture, 79, 24, 2600)[..3],
+            [
+                "shop                                2.6 s",
+                "  4  deleted     2.1 s  canary",
+                "  0  starting    0.5 s"
             ]
         );
     }

@@ -11,6 +11,8 @@ use std::{collections::BTreeMap, time::Duration};
 pub(super) struct Plain {
     app: String,
     began: Duration,
+    /// These are to be replaced.
+    planned: Vec<PmId>,
     /// Workers of which something was counted.
     counted: BTreeMap<PmId, Counted>,
 }
@@ -33,7 +35,7 @@ impl Plain {
         let app = &event.app;
         match &event.what {
             What::Begin { workers } => {
-                *self = Self { app: app.clone(), began: now, ..Self::default() };
+                *self = Self { app: app.clone(), began: now, planned: workers.clone(), ..Self::default() };
                 let ids: Vec<String> = workers.iter().map(ToString::to_string).collect();
                 format!("{}\n", harmless(&format!("{app}: replacing {}", ids.join(", "))))
             }
@@ -84,7 +86,8 @@ impl Plain {
 
     fn line(&self, worker: PmId, step: &Step, now: Duration) -> String {
         let since = now.saturating_sub(self.began).as_secs_f64();
-        let text = harmless(&format!("{}:{worker} {}", self.app, says(step)));
+        let canary = if self.planned.contains(&worker) { "" } else { " (canary)" };
+        let text = harmless(&format!("{}:{worker}{canary} {}", self.app, says(step)));
         format!("{text} ({since:.1} s)\n")
     }
 }
@@ -99,6 +102,7 @@ fn says(step: &Step) -> String {
         Step::Trial => "on trial".to_owned(),
         Step::Up => "up".to_owned(),
         Step::Done { seconds } => format!("is new after {seconds:.1} s"),
+        Step::Deleted { seconds } => format!("is deleted after {seconds:.1} s"),
         Step::Kept => "was not stopped, and serves as before".to_owned(),
         Step::Failed { text, .. } => format!("failed: {text}"),
     }
@@ -152,6 +156,12 @@ mod tests {
         let end =
             End { exit: 10, seconds: 2.25, replaced: vec![], cut: 0, text: "no.\nIt\x1bcrashed".into() };
         assert_eq!(told.at(2750, What::End(end)), "no.\nIt\u{fffd}crashed (2.2 s)\n");
+    }
+
+    #[test]
+    fn a_canary_is_told_from_the_workers() {
+        let step = What::Step { worker: PmId(4), step: Step::Deleted { seconds: 2.1 } };
+        assert_eq!(begun().at(2600, step), "shop:4 (canary) is deleted after 2.1 s (2.1 s)\n");
     }
 
     #[test]

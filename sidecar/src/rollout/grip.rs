@@ -1,0 +1,248 @@
+//! A worker that a roll-out has in hand: how it is, what is asked of PM2 for it, and what is said of it.
+
+use super::{
+    Options,
+    brake::{Brake, Halt},
+    event::Step,
+    logs::{Logs, MOST_LINES},
+    stop::{Broken, How, Stop},
+    world::{Hands, InHand, Seen, World, Worlds},
+};
+use crate::pm2::{
+    PmId,
+    home::Home,
+    monitor::Status,
+    orders::Sealed,
+    rpc::{Rpc, RpcError},
+};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc::UnboundedSender, task::JoinHandle, time};
+
+#[derive(Debug)]
+pub struct Grip {
+    pub id: PmId,
+    pub name: String,
+    pub in_hand: InHand,
+    pub shared: Arc<Shared>,
+    /// Since when it is in hand.
+    since: Instant,
+}
+
+/// What all turns of one roll-out have in common.
+#[derive(Debug)]
+pub struct Shared {
+    pub home: Home,
+    pub options: Options,
+    pub worlds: Worlds,
+    pub brake: Brake,
+    pub steps: UnboundedSender<(PmId, Said)>,
+}
+
+/// What a turn has to say.
+#[derive(Debug)]
+pub enum Said {
+    Step(Step),
+    Note(String),
+}
+
+/// PM2, at work.
+#[derive(Debug)]
+pub struct Call<T = ()> {
+    task: Option<JoinHandle<Result<T, RpcError>>>,
+    answer: Option<T>,
+}
+
+/// How much longer than its kill_timeout PM2 may need to end a process.
+pub const KILL_GRACE: Duration = Duration::from_secs(15);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+// === impl Grip ===
+
+impl Grip {
+    pub fn new(app: &str, id: PmId, hands: &Hands, shared: Arc<Shared>) -> Self {
+        Self { id, name: format!("{app}:{id}"), in_hand: hands.take(id), shared, since: Instant::now() }
+    }
+
+    // --- looking
+
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    pub fn world(&self) -> Result<Arc<World>, Stop> {
+        self.shared.worlds.borrow().clone().ok_or(Stop::Pm2(RpcError::Closed))
+    }
+
+    pub fn seen(&self) -> Result<Seen, Stop> {
+        let world = self.world()?;
+        let seen = world.workers.get(&self.id).cloned();
+        seen.ok_or_else(|| Stop::Foreign(format!("{} was deleted", self.name)))
+    }
+
+    pub async fn next_look(&self) -> Result<(), Stop> {
+        let mut worlds = self.shared.worlds.clone();
+        worlds.mark_unchanged();
+        tokio::select! {
+            changed = worlds.changed() => changed.map_err(|_| self.gone()),
+            () = time::sleep(LOOK_PAUSE) => Ok(()),
+        }
+    }
+
+    pub async fn fresh_look(&self) -> Result<(), Stop> {
+        let asked = Instant::now();
+        let mut worlds = self.shared.worlds.clone();
+        let fresh = worlds.wait_for(|world| world.as_ref().is_some_and(|world| world.began > asked));
+        fresh.await.map(drop).map_err(|_| self.gone())
+    }
+
+    /// Nobody looks any more.
+    fn gone(&self) -> Stop {
+        match self.shared.brake.pulled() {
+            Some(Halt::Pm2(text)) => Stop::Lost(text),
+            _ => Stop::Pm2(RpcError::Closed),
+        }
+    }
+
+    pub fn go_on(&self) -> Result<(), Stop> {
+        self.shared.brake.pulled().map_or(Ok(()), |halt| Err(halt.into()))
+    }
+
+    // --- asking PM2
+
+    /// Its process is to be replaced.
+    pub fn reload(&self, was: &Seen, env: Option<Sealed>) -> Call {
+        if matches!(was.listed.status, Status::Online | Status::Launching) {
+            self.in_hand.expect_stop();
+        }
+        let (home, id) = (self.shared.home.clone(), self.id);
+        Call::begin(async move {
+            let mut rpc = Rpc::connect(&home).await.map_err(RpcError::from)?;
+            rpc.reload(id, env.as_deref()).await
+        })
+    }
+
+    /// PM2 7 says that it stopped a worker that was not ready yet, and starts it again. One that is frozen until PM2 no
+    /// longer waits for `ready` stays stopped.
+    pub async fn stop(&self) -> Result<(), Stop> {
+        let waits = self.seen()?.listed.settings.listen_timeout.unwrap_or_default() + KILL_GRACE;
+        let until = Instant::now() + waits;
+        self.ask_to_stop().await?;
+        while !self.is_stopped()? {
+            if Instant::now() >= until {
+                return Err(Stop::Refused(format!("PM2 could not stop {} within {waits:?}", self.name)));
+            }
+            if self.seen()?.listed.status == Status::Online {
+                self.ask_to_stop().await?;
+                continue;
+            }
+            let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
+            // Refused between two of its lives.
+            _ = rpc.signal(self.id, "SIGSTOP").await;
+            self.fresh_look().await?;
+        }
+        Ok(())
+    }
+
+    /// For cluster mode, where a worker that is not ready may listen, and would be frozen with a user's request: waits until
+    /// PM2 does not wait for `ready` any more, or has given it up.
+    pub async fn stop_when_settled(&self) -> Result<(), Stop> {
+        let waits = self.seen()?.listed.settings.listen_timeout.unwrap_or_default() + KILL_GRACE;
+        let until = Instant::now() + waits;
+        while !self.is_stopped()? {
+            match self.seen()?.listed.status {
+                _ if Instant::now() >= until => return self.stop().await,
+                Status::Online | Status::Other => self.ask_to_stop().await?,
+                _ => self.next_look().await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// PM2 is to forget it. It must be stopped.
+    pub async fn delete(&self) -> Result<(), Stop> {
+        self.in_hand.expect_end();
+        let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
+        let deleted = time::timeout(KILL_GRACE, rpc.delete(self.id)).await;
+        let late = || Stop::Refused(format!("PM2 could not delete {} within {KILL_GRACE:?}", self.name));
+        deleted.map_err(|_| late())??;
+        // While it is in hand, so that nobody takes it for somebody else's deed.
+        self.fresh_look().await
+    }
+
+    async fn ask_to_stop(&self) -> Result<(), Stop> {
+        let patience = self.seen()?.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
+        self.in_hand.expect_stop();
+        let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
+        let stopped = time::timeout(patience, rpc.stop(self.id)).await;
+        let late = || Stop::Refused(format!("PM2 could not stop {} within {patience:?}", self.name));
+        stopped.map_err(|_| late())??;
+        // So that the next thing that is known of it is how it is now.
+        self.fresh_look().await
+    }
+
+    fn is_stopped(&self) -> Result<bool, Stop> {
+        let seen = self.seen()?;
+        let is_over = matches!(seen.listed.status, Status::Stopped | Status::Errored);
+        Ok(is_over && seen.process.is_none())
+    }
+
+    // --- saying
+
+    pub fn broken(&self, how: How, text: String) -> Stop {
+        Stop::Broken(Broken { worker: self.name.clone(), how, text, log: Vec::new(), is_canary: false })
+    }
+
+    /// What it wrote last; in cluster mode what it threw stands on PM2's bus, and mostly not in its log.
+    pub fn with_log(&self, stop: Stop, logs: &Logs) -> Stop {
+        let (broken, world) = match (stop, self.world()) {
+            (Stop::Broken(broken), Ok(world)) => (broken, world),
+            (stop, _) => return stop,
+        };
+        let mut log = logs.last_lines(world.daemon.uid);
+        let threw = world.workers.get(&self.id).and_then(|seen| seen.threw.as_ref());
+        if let Some((at, thrown)) = threw
+            && *at >= self.since
+        {
+            let missing = thrown.lines().filter(|line| !log.iter().any(|known| known == line));
+            let missing: Vec<String> = missing.take(MOST_LINES).map(str::to_owned).collect();
+            log.extend(missing);
+            log.drain(..log.len().saturating_sub(MOST_LINES));
+        }
+        Stop::Broken(Broken { log, ..broken })
+    }
+
+    /// Tells whoever listens on PM2's bus, as PM2's own command line does.
+    pub async fn announce(&self, action: &'static str) {
+        if let Ok(mut rpc) = Rpc::connect(&self.shared.home).await {
+            _ = rpc.announce(self.id, action).await;
+        }
+    }
+
+    pub fn step(&self, step: Step) {
+        _ = self.shared.steps.send((self.id, Said::Step(step)));
+    }
+
+    pub fn note(&self, text: String) {
+        _ = self.shared.steps.send((self.id, Said::Note(text)));
+    }
+}
+
+// === impl Call ===
+
+impl<T: Send + 'static> Call<T> {
+    pub fn begin(call: impl Future<Output = Result<T, RpcError>> + Send + 'static) -> Self {
+        Self { task: Some(tokio::spawn(call)), answer: None }
+    }
+
+    /// What PM2 says, if it is done. Error: it refused, or is gone.
+    pub async fn answered(&mut self) -> Result<Option<&T>, RpcError> {
+        if let Some(task) = self.task.take_if(|task| task.is_finished()) {
+            self.answer = Some(task.await.unwrap_or(Err(RpcError::Closed))?);
+        }
+        Ok(self.answer.as_ref())
+    }
+}
