@@ -53,12 +53,14 @@ function isWanted() {
 
 // Read when they are needed: see above.
 function settings() {
-  const { kill_timeout, PM2_KILL_TIMEOUT: ofDaemon, exec_mode, pm_id } = process.env;
+  const { kill_timeout, PM2_KILL_TIMEOUT: ofDaemon, exec_mode, pm_id, wait_ready } = process.env;
   const killTimeout = Number(kill_timeout) || Number(ofDaemon) || PM2_KILL_TIMEOUT;
   const cluster = require('node:cluster');
   return {
     // An app that makes a cluster of its own, in fork mode, is told to stop as a whole.
     shared: cluster.isWorker && exec_mode !== 'fork_mode',
+    // Without `ready`, PM2 stops the next worker before the last one listens again.
+    othersServe: wait_ready === 'true',
     pmId: pm_id,
     wait: Math.min(LONGEST_WAIT, killTimeout / 4),
     idle: Math.min(LONGEST_IDLE, killTimeout / 2),
@@ -303,7 +305,8 @@ const kill = process.kill;
 
 let armed = false;
 let crashed = false;
-// null, or { at, settings, told, pending, seen, handed, hurried, leave }
+// null, or { at, settings, pending, seen: the signals; leavesAt, left: the address; handed: to the app's handlers;
+// leave: how it ends; going, hurried }
 let stop = null;
 
 function arm() {
@@ -356,7 +359,7 @@ function isHeldBack(signal, args) {
 
 function begins(type, args) {
   const isNew = !stop;
-  stop ??= { at: now(), settings: settings(), told: false, pending: new Map(), seen: new Set(), handed: false };
+  stop ??= { at: now(), settings: settings(), leavesAt: Infinity, pending: new Map(), seen: new Set() };
   if (!stop.seen.has(type)) stop.pending.set(type, args);
   stop.seen.add(type);
   if (!isNew) return true;
@@ -369,12 +372,13 @@ function begins(type, args) {
 }
 
 function sayGoodbye(signal) {
-  const { shared, wait, idle } = stop.settings;
-  if (shared) closeListeners();
+  const { shared, othersServe, wait, idle } = stop.settings;
+  if (shared) stop.leavesAt = stop.at + (othersServe ? 0 : wait);
   closeConnections(stop.at + idle);
+  leaveAddress();
   tell({ type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait }, wait, (told) => {
-    stop.told = told;
     if (!told) return handOver();
+    if (shared) stop.leavesAt = now();
     idleIsSafe = now() + SETTLE;
     setTimeout(handOver, SETTLE);
   });
@@ -394,11 +398,18 @@ function handOver() {
   for (const [type, args] of handled) emit.call(process, type, ...args);
 }
 
+function leaveAddress() {
+  if (stop.left || now() < stop.leavesAt) return;
+  stop.left = true;
+  closeListeners();
+}
+
 function tick() {
+  leaveAddress();
   sweep();
   if (!stop.leave) return;
   if (now() - stop.at >= stop.settings.deadline) return goNow();
-  if (inFlight.size > 0 || hasWorkers()) return;
+  if (!stop.left || inFlight.size > 0 || hasWorkers()) return;
   countOpen((open) => {
     if (open === 0 || now() >= idleIsSafe + FRESH) goNow();
   });
@@ -413,13 +424,15 @@ function hasWorkers() {
 function leave(how) {
   if (stop.leave) return;
   stop.leave = how;
-  closeListeners();
+  if (!stop.settings.shared) stop.leavesAt = now();
   stop.ticking?.ref();
 }
 
 function goNow() {
   if (stop.going) return;
   stop.going = true;
+  stop.leavesAt = 0;
+  leaveAddress();
   clearInterval(stop.ticking);
   say({ type: 'done' });
   const { worker } = require('node:cluster');

@@ -145,7 +145,7 @@ test('drain counts to zero, server-sent events and WebSockets too', async (t) =>
   upgraded.end();
   await side.hears('in_flight', ({ n }) => n === 1);
   app.release();
-  assert.equal((await stream).body, 'firstlast');
+  assert.equal((await stream).body, `${app.child.pid}\nlast`);
   await side.hears('in_flight', ({ n }) => n === 0);
   assert.equal(app.exit, null);
 });

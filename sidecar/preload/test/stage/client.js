@@ -4,6 +4,8 @@
 
 const http = require('node:http');
 
+const HUNG = 4000;
+
 class Client {
   constructor(port) {
     this.port = port;
@@ -21,7 +23,7 @@ class Client {
         response.on('error', failed);
         response.on('end', () => done({ status: response.statusCode, connection: response.headers.connection, body }));
       });
-      request.setTimeout(10_000, () => request.destroy(new Error('hung')));
+      request.setTimeout(HUNG, () => request.destroy(new Error('hung')));
       request.on('error', failed).end();
     });
   }

@@ -1,6 +1,6 @@
 'use strict';
 
-// What the tested apps serve:   / at once · /hold when the test says so · /stream a first word, and the last when the
+// What the tested apps serve:   / at once · /hold when the test says so · /stream its process, and a last word when the
 // test says so · POST /orders?id after a while, with a line in ORDERS when its execution starts and one when it is done.
 
 const fs = require('node:fs');
@@ -29,7 +29,7 @@ function serve(request, response) {
     case '/hold':
       return hold(response, 'held');
     case '/stream':
-      response.write('first');
+      response.write(`${process.pid}\n`);
       return hold(response, 'last');
     case '/orders':
       order('start', id);
