@@ -5,8 +5,9 @@
 // On SIGINT, SIGTERM or PM2's `shutdown` message, in a process that listens:
 //
 //   1. the sidecar is told, and nginx no longer sends requests here when it answers; a sidecar that is not there costs
-//      nothing, a slow one half a second at most. Workers that share an address leave it to the others at once.
-//      From here on every answer says `Connection: close`, HTTP/2 says GOAWAY.
+//      nothing, a slow one half a second at most. Workers that share an address leave it to the others: at once with
+//      `wait_ready`, else as late, for PM2 may have stopped the others, too. From here on every answer says
+//      `Connection: close`, HTTP/2 says GOAWAY.
 //   2. the app's own handlers run, as they would have. A `process.exit()` of theirs is held until what is in flight is
 //      answered: it returns, and the process exits later, with that code. A second signal ends the wait.
 //   3. without a handler: what is in flight is finished, and the process ends by the very signal it was sent: whoever
@@ -378,7 +379,6 @@ function sayGoodbye(signal) {
   leaveAddress();
   tell({ type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait }, wait, (told) => {
     if (!told) return handOver();
-    if (shared) stop.leavesAt = now();
     idleIsSafe = now() + SETTLE;
     setTimeout(handOver, SETTLE);
   });
@@ -409,7 +409,8 @@ function tick() {
   sweep();
   if (!stop.leave) return;
   if (now() - stop.at >= stop.settings.deadline) return goNow();
-  if (!stop.left || inFlight.size > 0 || hasWorkers()) return;
+  const listens = servers.size > 0 && !stop.left;
+  if (listens || inFlight.size > 0 || hasWorkers()) return;
   countOpen((open) => {
     if (open === 0 || now() >= idleIsSafe + FRESH) goNow();
   });
