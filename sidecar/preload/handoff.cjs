@@ -209,7 +209,15 @@ function attempt(what, ...args) {
 
 // === The sidecar ===
 
-const link = { socket: null, open: false, heard: '', answer: noop, retry: RECONNECT.first, timer: null };
+const link = {
+  socket: null,
+  open: false,
+  heard: '',
+  connected: noop,
+  answer: noop,
+  retry: RECONNECT.first,
+  timer: null,
+};
 
 function places() {
   const { HANDOFF_PRELOAD_SOCKET, XDG_RUNTIME_DIR } = process.env;
@@ -224,22 +232,25 @@ function connect(candidates = places()) {
   const [path, ...others] = candidates;
   const socket = net.connect({ path }).unref().setEncoding('utf8');
   Object.assign(link, { socket, heard: '' });
-  socket.on('connect', () => {
-    Object.assign(link, { open: true, retry: RECONNECT.first });
-    const mode = settings().shared ? 'cluster' : 'fork';
-    say({ type: 'hello', v: VERSION, pid: process.pid, pm_id: settings().pmId, mode, listens: listens() });
-    link.connected?.();
-  });
+  socket.on('connect', () => attempt(greet));
   socket.on('data', hear);
   socket.on('error', noop);
   socket.on('close', () => {
     const wasOpen = link.open;
     Object.assign(link, { socket: null, open: false });
-    if (!wasOpen && others.length > 0) return connect(others);
+    if (!wasOpen && others.length > 0) return attempt(connect, others);
     link.answer(false);
-    link.timer = setTimeout(connect, link.retry).unref();
+    link.timer = setTimeout(attempt, link.retry, connect).unref();
     link.retry = Math.min(2 * link.retry, RECONNECT.last);
   });
+}
+
+function greet() {
+  Object.assign(link, { open: true, retry: RECONNECT.first });
+  const { shared, pmId } = settings();
+  const mode = shared ? 'cluster' : 'fork';
+  say({ type: 'hello', v: VERSION, pid: process.pid, pm_id: pmId, mode, listens: listens() });
+  link.connected();
 }
 
 function say(message) {

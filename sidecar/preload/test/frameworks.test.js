@@ -8,6 +8,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 const { start } = require('./stage/app.js');
 const { Client } = require('./stage/client.js');
 
+const ROUTES = JSON.stringify(require.resolve('./stage/routes.cjs'));
 const ANSWER = 'const answer = () => new Promise((done) => hold({ end: done }, "held"));';
 
 const APPS = {
@@ -66,9 +67,10 @@ for (const [name, { source, handler = '', env, ends = 0 }] of Object.entries(APP
 }
 
 test('tsx: TypeScript, as an ES module', async (t) => {
-  const prologue = `import http from 'node:http'; import routes from ${JSON.stringify(require.resolve('./stage/routes.cjs'))};
+  const prologue = `import http from 'node:http'; import routes from ${ROUTES};
     const { hold, say, serve }: Record<string, (...of: unknown[]) => unknown> = routes as never;
-    const listening = function (this: http.Server): void { say({ port: (this.address() as { port: number }).port }); };`;
+    const listening = function (this: http.Server): void { say({ port: (this.address() as Port).port }); };
+    type Port = { port: number };`;
   const source = 'http.createServer(serve as never).listen(0, "127.0.0.1", listening);';
   const loader = ['--import', require.resolve('tsx')];
   await survives(t, source, { type: 'mts', prologue: `${prologue}\n`, execArgv: loader }, 'SIGINT');

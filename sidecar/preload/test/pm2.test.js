@@ -39,7 +39,9 @@ async function serving(port) {
 // A response that goes on until the visitor leaves.
 function streamOf(port) {
   const request = http.get({ host: '127.0.0.1', port, path: '/stream', agent: false });
-  const begun = new Promise((done) => request.on('response', (response) => response.once('data', (pid) => done({ pid }))));
+  const begun = new Promise((done) => {
+    request.on('response', (response) => response.once('data', (pid) => done({ pid })));
+  });
   request.on('error', () => {});
   return { next: () => begun, end: () => request.destroy() };
 }

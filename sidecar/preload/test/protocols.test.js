@@ -9,11 +9,13 @@ const net = require('node:net');
 const { once } = require('node:events');
 const { test } = require('node:test');
 const { setTimeout: sleep } = require('node:timers/promises');
-const { App, start } = require('./stage/app.js');
+const { App, NAIVE, start } = require('./stage/app.js');
 const { certificate } = require('./stage/certificate.js');
+const { sidecar } = require('./stage/sidecar.js');
 const { until } = require('./stage/until.js');
 
-const TLS = "const fs = require('node:fs'); const tls = { key: fs.readFileSync(process.env.KEY), cert: fs.readFileSync(process.env.CERT) };";
+const TLS = `const read = (name) => require('node:fs').readFileSync(process.env[name]);
+             const tls = { key: read('KEY'), cert: read('CERT') };`;
 
 // Answers what is in flight, refuses what is new, ends.
 async function finishes(app, answer) {
@@ -36,7 +38,8 @@ function ask(session, path) {
 
 test('https', async (t) => {
   const env = certificate(t);
-  const app = await start(t, `${TLS} require('node:https').createServer(tls, serve).listen(0, '127.0.0.1', listening);`, { env });
+  const source = `${TLS} require('node:https').createServer(tls, serve).listen(0, '127.0.0.1', listening);`;
+  const app = await start(t, source, { env });
   const agent = new https.Agent({ keepAlive: true, rejectUnauthorized: false });
   const get = (path) =>
     new Promise((done, failed) => {
@@ -49,12 +52,16 @@ test('https', async (t) => {
   assert.equal((await answer).response.headers.connection, 'close');
 });
 
-for (const kind of ['cleartext', 'secure']) {
-  const create = kind === 'secure' ? `${TLS} http2.createSecureServer({ ...tls, allowHTTP1: true }, serve)` : 'http2.createServer(serve)';
+const HTTP2 = {
+  cleartext: "require('node:http2').createServer(serve).listen(0, '127.0.0.1', listening);",
+  secure: `${TLS} require('node:http2').createSecureServer({ ...tls, allowHTTP1: true }, serve)
+             .listen(0, '127.0.0.1', listening);`,
+};
 
+for (const [kind, source] of Object.entries(HTTP2)) {
   test(`http2, ${kind}: a stream is finished, and no other one begun`, async (t) => {
     const env = kind === 'secure' ? certificate(t) : {};
-    const app = await start(t, `const http2 = require('node:http2'); ${create.replace('http2.c', 'const server = http2.c')}; server.listen(0, '127.0.0.1', listening);`, { env });
+    const app = await start(t, source, { env });
     const scheme = kind === 'secure' ? 'https' : 'http';
     const session = http2.connect(`${scheme}://127.0.0.1:${app.port}`, { rejectUnauthorized: false });
     const goaway = once(session, 'goaway');
@@ -80,25 +87,39 @@ test('http2 in the words of streams, and a session without one', async (t) => {
   await until('both sessions are closed', () => session.destroyed && idle.destroyed);
 });
 
+test('http2: a session that begins while nginx is still to be told is answered, and ends', async (t) => {
+  const side = await sidecar(t, {});
+  const app = await start(t, HTTP2.cleartext, { env: { HANDOFF_PRELOAD_SOCKET: side.path, kill_timeout: '8000' } });
+  await side.hears('hello');
+  app.kill('SIGINT');
+  await side.hears('stopping');
+  const session = http2.connect(`http://127.0.0.1:${app.port}`).on('error', () => {});
+  await once(session, 'goaway');
+  side.say({ type: 'ack' });
+  assert.equal(await app.ends(), 'SIGINT');
+});
+
 test('WebSockets, with ws', async (t) => {
   const source = `
     const server = http.createServer(serve).listen(0, '127.0.0.1', listening);
-    new (require('ws').WebSocketServer)({ server }).on('connection', (socket) => socket.on('message', (data) => socket.send(data)));`;
+    new (require('ws').WebSocketServer)({ server })
+      .on('connection', (socket) => socket.on('message', (data) => socket.send(data)));`;
   const app = await start(t, source, { env: { kill_timeout: '8000' } });
   const { WebSocket } = require('ws');
   const socket = new WebSocket(`ws://127.0.0.1:${app.port}/`);
   await once(socket, 'open');
   app.kill('SIGINT');
-  await sleep(100);
+  // Longer than an idle connection would be left open.
+  await sleep(1500);
   socket.send('still there');
   assert.equal(String((await once(socket, 'message'))[0]), 'still there');
   socket.close();
   assert.equal(await app.ends(), 'SIGINT');
-  assert.ok(app.lasted < 2000, `${app.lasted} ms`);
+  assert.ok(app.lasted < 4000, `${app.lasted} ms`);
 });
 
 test('a server without WebSockets still answers who asks for one', async (t) => {
-  const app = await start(t, 'http.createServer(serve).listen(0, "127.0.0.1", listening);');
+  const app = await start(t, NAIVE);
   const socket = net.connect(app.port, '127.0.0.1');
   socket.write('GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n');
   assert.match(String((await once(socket, 'data'))[0]), /^HTTP\/1.1 200/);
@@ -119,7 +140,7 @@ test('several servers: all finish', async (t) => {
 });
 
 test('a client that leaves is not waited for, nor are those who queue behind its request', async (t) => {
-  const app = await start(t, 'http.createServer(serve).listen(0, "127.0.0.1", listening);', { env: { kill_timeout: '8000' } });
+  const app = await start(t, NAIVE, { env: { kill_timeout: '8000' } });
   const socket = net.connect(app.port, '127.0.0.1');
   const request = 'GET /hold HTTP/1.1\r\nHost: a\r\n\r\n';
   socket.write(request + request + request);
@@ -132,7 +153,7 @@ test('a client that leaves is not waited for, nor are those who queue behind its
 });
 
 test('an ES module', async (t) => {
-  const app = await start(t, 'http.createServer(serve).listen(0, "127.0.0.1", listening);', { type: 'mjs' });
+  const app = await start(t, NAIVE, { type: 'mjs' });
   const { Client } = require('./stage/client.js');
   const answer = new Client(app.port).ask('/hold');
   await app.says('held');
@@ -152,7 +173,8 @@ test('an address that is taken is an error as ever', async (t) => {
   const taken = net.createServer().listen(0, '127.0.0.1');
   t.after(() => taken.close());
   await once(taken, 'listening');
-  const source = `http.createServer(serve).on('error', (error) => say(error.code)).listen(${taken.address().port}, '127.0.0.1');`;
+  const { port } = taken.address();
+  const source = `http.createServer(serve).on('error', (error) => say(error.code)).listen(${port}, '127.0.0.1');`;
   const app = new App(t, source);
   await app.says('EADDRINUSE');
   assert.equal(await app.ends(), 0);

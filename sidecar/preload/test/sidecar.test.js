@@ -75,6 +75,19 @@ test('a sidecar that is not there costs nothing', async (t) => {
   assert.ok(performance.now() - app.killed < 100);
 });
 
+const BAD_PLACES = [['a directory', '/'], ['far too long', `/tmp/${'x'.repeat(5000)}`], ['a file', __filename]];
+
+for (const [what, path] of BAD_PLACES) {
+  test(`a socket that is ${what} harms nobody`, async (t) => {
+    const app = await start(t, HANDLED, { env: { HANDOFF_PRELOAD_SOCKET: path } });
+    await new Client(app.port).ask('/');
+    app.kill('SIGINT');
+    await app.says('signal');
+    assert.ok(performance.now() - app.killed < 100);
+    assert.equal(app.output, '');
+  });
+}
+
 test('a sidecar that goes away while it is waited for is not waited for', async (t) => {
   const side = await sidecar(t, { stopping: (_message, _answer, socket) => socket.destroy() });
   const app = await start(t, HANDLED, told(side, { kill_timeout: '8000' }));
@@ -226,10 +239,13 @@ test('threads and children that do not listen are left alone', async (t) => {
   const source = `
     const { Worker } = require('node:worker_threads');
     const { fork } = require('node:child_process');
-    new Worker('require("node:worker_threads").parentPort.postMessage(process.emit === require("node:events").prototype.emit)',
-      { eval: true }).on('message', (untouched) => say('thread ' + untouched));
-    if (!process.env.CHILD) fork(__filename, { env: { ...process.env, CHILD: 'yes' } }).on('exit', (code) => say('child ' + code));
-    if (!process.env.CHILD) ${NAIVE}
+    const thread = \`const untouched = process.emit === require('node:events').prototype.emit;
+      require('node:worker_threads').parentPort.postMessage(untouched);\`;
+    new Worker(thread, { eval: true }).on('message', (untouched) => say('thread ' + untouched));
+    if (!process.env.CHILD) {
+      fork(__filename, { env: { ...process.env, CHILD: 'yes' } }).on('exit', (code) => say('child ' + code));
+      ${NAIVE}
+    }
   `;
   const app = await start(t, source);
   await app.says('thread true');

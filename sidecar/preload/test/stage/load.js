@@ -39,7 +39,8 @@ class Load {
   // So many more answers.
   some(count = 100) {
     const seen = this.answers.length;
-    return until('there is traffic', () => this.answers.length >= seen + count, () => JSON.stringify(this.answers.at(-1)));
+    const last = () => JSON.stringify(this.answers.at(-1));
+    return until('there is traffic', () => this.answers.length >= seen + count, last);
   }
 
   async end() {

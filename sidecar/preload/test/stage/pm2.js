@@ -23,7 +23,8 @@ class Pm2 {
 
   // `source` is the app; `preload: false` is the control.
   async start(source, { preload = true, env, ...settings } = {}) {
-    fs.writeFileSync(path.join(this.home, 'app.js'), `const { say, serve } = require(${JSON.stringify(require.resolve('./routes.cjs'))});\n${source}`);
+    const prologue = `const { say, serve } = require(${JSON.stringify(require.resolve('./routes.cjs'))});\n`;
+    fs.writeFileSync(path.join(this.home, 'app.js'), prologue + source);
     const app = {
       name: 'shop',
       script: 'app.js',
@@ -39,7 +40,7 @@ class Pm2 {
   run(...args) {
     const { HOME } = process.env;
     const PATH = `${path.dirname(process.execPath)}:${process.env.PATH}`;
-    const env = { HOME, PATH, PM2_HOME: this.home, PM2_DISCRETE_MODE: 'true', NODE_PATH: path.join(__dirname, '../node_modules') };
+    const env = { HOME, PATH, PM2_HOME: this.home, PM2_DISCRETE_MODE: 'true' };
     return new Promise((done, failed) => {
       execFile(process.execPath, [this.cli, ...args], { env, maxBuffer: 1 << 26 }, (error, output, errors) =>
         error ? failed(new Error(`pm2 ${args.join(' ')}: ${output}${errors}${this.log}`)) : done(output),

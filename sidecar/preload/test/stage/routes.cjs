@@ -1,7 +1,8 @@
 'use strict';
 
-// What the tested apps serve:   / at once · /hold when the test says so · /stream its process, and a last word when the
-// test says so · POST /orders?id after a while, with a line in ORDERS when its execution starts and one when it is done.
+// What the tested apps serve:   / at once · /hold when the test says so · /stream its process, and a last word when
+// the test says so · POST /orders?id after a while, with a line in ORDERS when its execution starts and one
+// when it is done.
 
 const fs = require('node:fs');
 
