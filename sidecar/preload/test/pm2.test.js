@@ -208,6 +208,24 @@ test('cluster: a worker that is drained gets nothing new, and keeps a stream as 
   assert.deepEqual(load.failed, []);
 });
 
+test('cluster, wait_ready: a worker that is stopped leaves the address at once', whole, async (t) => {
+  const settings = { wait_ready: true, listen_timeout: 3000, kill_timeout: 8000 };
+  const { pm2, port, load } = await cluster(t, NEWEST, NAIVE, settings);
+  const stream = streamOf(port);
+  const pid = Number((await stream.next()).pid);
+  await load.some();
+  process.kill(pid, 'SIGINT');
+  await load.some();
+  const begun = load.answers.length;
+  await load.some();
+  assert.deepEqual(load.answers.slice(begun).filter(({ body }) => body === String(pid)), []);
+  assert.ok((await pm2.pids()).includes(pid));
+  stream.end();
+  await until('PM2 has replaced it', async () => !(await pm2.pids()).includes(pid));
+  await load.end();
+  assert.deepEqual(load.failed, []);
+});
+
 // Two workers on ports of their own; the visitors obey the sidecar, as nginx does.
 async function forked(t, version, source, settings) {
   const pm2 = new Pm2(t, version);
