@@ -293,20 +293,26 @@ function report() {
   }, inFlight.size === 0 ? 0 : REPORT).unref();
 }
 
+let draining = null;
+
 // One way where the address is shared: who was drained is to be stopped.
 function drain(deadline) {
   if (stop || !(deadline > 0)) return;
   const { shared, idle } = settings();
   if (shared) closeListeners();
   closeConnections(now() + idle);
-  const sweeper = setInterval(sweep, TICK).unref();
-  setTimeout(() => {
-    if (stop || shared) return;
-    clearInterval(sweeper);
-    closing = false;
-    idleIsSafe = Infinity;
-  }, Math.min(deadline, 2 ** 31 - 1)).unref();
+  clearInterval(draining?.sweeper);
+  clearTimeout(draining?.end);
+  draining = { sweeper: setInterval(sweep, TICK).unref() };
+  if (!shared) draining.end = setTimeout(endDrain, Math.min(deadline, 2 ** 31 - 1)).unref();
   say({ type: 'in_flight', n: inFlight.size });
+}
+
+function endDrain() {
+  if (stop) return;
+  clearInterval(draining.sweeper);
+  closing = false;
+  idleIsSafe = Infinity;
 }
 
 // === Stopping ===
@@ -358,6 +364,8 @@ function intercept(type, args) {
 }
 
 function isHeldBack(signal, args) {
+  // An app that emits it itself, and to nobody. The system sends a number along.
+  if (args[1] === undefined && process.listenerCount(signal) === 0) return false;
   if (!stop?.handed) return begins(signal, args);
   const isEcho = now() - stop.at < ECHO;
   const isFirst = !stop.seen.has(signal);

@@ -174,6 +174,17 @@ test('a worker with an address of its own that is not stopped after its drain se
   await until('the drain is over', async () => (await client.ask('/')).connection === 'keep-alive');
 });
 
+test('the last of two drains counts', async (t) => {
+  const side = await sidecar(t);
+  const app = await start(t, NAIVE, told(side));
+  await side.hears('hello');
+  side.say({ type: 'drain', deadline_ms: 100 });
+  side.say({ type: 'drain', deadline_ms: 60_000 });
+  await until('both are heard', () => side.of('in_flight').length >= 2);
+  await sleep(200);
+  assert.equal((await new Client(app.port).ask('/')).connection, 'close');
+});
+
 test('several servers are all named', async (t) => {
   const side = await sidecar(t);
   const source = `${NAIVE} http.createServer(serve).listen(0, '127.0.0.1');

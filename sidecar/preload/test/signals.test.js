@@ -215,6 +215,13 @@ test('signal-exit, which counts listeners and replaces process.emit', async (t) 
   assert.equal(await app.ends(), 'SIGTERM');
 });
 
+test('an app that emits a signal to nobody lives on', async (t) => {
+  const source = `${NAIVE} setTimeout(() => { process.emit('SIGTERM'); process.emit('SIGINT', 'SIGINT'); say('on'); }, 50);`;
+  const app = await start(t, source);
+  await app.says('on');
+  assert.equal((await new Client(app.port).ask('/')).connection, 'keep-alive');
+});
+
 test('an app that replaces the methods of process', async (t) => {
   const source = `
     for (const name of ['on', 'once', 'addListener', 'removeAllListeners', 'emit', 'exit']) {
