@@ -72,31 +72,27 @@ function settings() {
 // === What is in flight: responses, HTTP/2 streams, sockets that were upgraded ===
 
 const inFlight = new Set();
-const ofSocket = new WeakMap();
+const known = new WeakSet();
 
+// On the path of every request: no closure, no wrapper.
 function begin(work, socket) {
-  if (inFlight.has(work)) return;
-  const ends = endsOf(socket);
-  const end = () => {
-    inFlight.delete(work);
-    ends.delete(end);
-    report();
-  };
   inFlight.add(work);
-  ends.add(end);
-  work.once('close', end);
-  report();
+  work.on('close', end);
+  if (socket && !known.has(socket)) {
+    known.add(socket);
+    socket.on('close', endQueue);
+  }
+  if (closing) report();
+}
+
+function end() {
+  inFlight.delete(this);
+  if (closing) report();
 }
 
 // A pipelined response whose turn never came does not hear of it when its connection ends.
-function endsOf(socket) {
-  if (!socket) return new Set();
-  const known = ofSocket.get(socket);
-  if (known) return known;
-  const ends = new Set();
-  ofSocket.set(socket, ends);
-  socket.once('close', () => ends.forEach((end) => end()));
-  return ends;
+function endQueue() {
+  for (const work of inFlight) if (work.req?.socket === this) end.call(work);
 }
 
 // === Where we listen ===
@@ -176,7 +172,7 @@ function watch(server, type, first, second) {
       // An HTTP/2 request was counted as a stream.
       if (!(second instanceof http.ServerResponse)) return;
       if (closing) lastOn(second);
-      return begin(second, first.socket);
+      return inFlight.has(second) || begin(second, first.socket);
     case 'connect':
     case 'upgrade':
       return begin(second);
@@ -192,13 +188,17 @@ function watch(server, type, first, second) {
 function watchServers({ prototype }) {
   const { emit } = prototype;
   const value = function (type, first, second) {
-    attempt(watch, this, type, first, second);
+    try {
+      watch(this, type, first, second);
+    } catch {
+      // An error of ours must not become the app's.
+    }
     return emit.apply(this, arguments);
   };
   Object.defineProperty(prototype, 'emit', { value, configurable: true, writable: true });
 }
 
-// An error of ours must not become the app's.
+// Nor here.
 function attempt(what, ...args) {
   try {
     return what(...args);
@@ -286,7 +286,7 @@ let reporting = null;
 
 // At most ten counts a second, and only to who asked.
 function report() {
-  if (!closing || reporting) return;
+  if (reporting) return;
   reporting = setTimeout(() => {
     reporting = null;
     say({ type: 'in_flight', n: inFlight.size });
