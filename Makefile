@@ -45,7 +45,7 @@ else
 endif
 
 .PHONY: test
-test: build lint policy loom tests ## everything that must hold before a change lands
+test: build lint policy loom preload tests ## everything that must hold before a change lands
 
 .PHONY: lint
 lint: module ## formatting, clippy (the module too), shell scripts, lock files
@@ -74,6 +74,13 @@ unit: ## core, wire and sidecar alone: a Rust toolchain is enough
 .PHONY: contract
 contract: setup ## what we take for granted of PM2: its versions 5, 6 and 7, each on Node 18, 20 and 22
 	cargo test $(LOCKED) -p handoff --test contract -- --include-ignored
+
+# node --test takes files: what it makes of a folder differs between these Nodes.
+.PHONY: preload
+preload: setup ## the Node preload: Node 18, 20 and 22, PM2 5, 6 and 7, Express, Fastify, Koa, Nest
+	for node in tests/node/node_modules/node-*/bin/node; do \
+		$$node --version && $$node --test sidecar/preload/test/*.test.js || exit; \
+	done
 
 # One run for all of them: cargo then builds each dependency once, and the last lines count every test.
 .PHONY: tests
@@ -120,4 +127,5 @@ bench: build ## what Handoff costs a request: instructions, and throughput in in
 
 .PHONY: clean
 clean: ## remove all that was built or installed in this folder
-	rm -rf target dist tests/apps/node_modules tests/node/node_modules tests/pm2/node_modules
+	rm -rf target dist tests/apps/node_modules tests/node/node_modules tests/pm2/node_modules \
+		sidecar/preload/test/node_modules
