@@ -2,7 +2,7 @@
 //!
 //! L0 is what the sidecar gives without any change to the app: `pm2 reload` and `pm2 restart` as ever. It rests on PM2's
 //! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile. L1, `handoff reload`, needs
-//! the last two only, and is for fork mode.
+//! the last two only; that is a promise in fork mode alone.
 
 use crate::{mapping::Behind, peer::Peer, roster::Notices, worker::Worker};
 use std::{collections::BTreeSet, env, fmt, path::PathBuf};
