@@ -74,7 +74,8 @@ fn leave(connection: &ngx_connection_t) {
 fn connections() -> &'static [ngx_connection_t] {
     let cycle = global!(ngx_cycle);
     // SAFETY: the cycle of this process, which lives as long as the process.
-    let (first, len) = unsafe { ((*cycle).connections, (*cycle).connection_n) };
+    let Some(cycle) = (unsafe { cycle.as_ref() }) else { return &[] };
+    let (first, len) = (cycle.connections, cycle.connection_n);
     if first.is_null() {
         return &[];
     }

@@ -196,7 +196,7 @@ async fn a_body_is_understood_or_refused_with_its_line_and_column() -> Result<()
             mark("\"state\":\"upp\"").into(),
             Code::BadRequest,
             not(
-                "unknown variant `upp`, expected one of `up`, `trial`, `checking`, `unhealthy`, `draining`, `down` \
+                "unknown variant `upp`, expected one of `up`, `changing`, `trial`, `checking`, `unhealthy`, `draining`, `down` \
                  at line 1 column 64",
             ),
         ),
@@ -204,7 +204,7 @@ async fn a_body_is_understood_or_refused_with_its_line_and_column() -> Result<()
             mark("\"state\":\"unavail\"").into(),
             Code::BadRequest,
             not(
-                "unknown variant `unavail`, expected one of `up`, `trial`, `checking`, `unhealthy`, `draining`, `down` at line 1 column 68",
+                "unknown variant `unavail`, expected one of `up`, `changing`, `trial`, `checking`, `unhealthy`, `draining`, `down` at line 1 column 68",
             ),
         ),
         (mark("\"state\":[\"up\"]").into(), Code::BadRequest, not("expected value at line 1 column 60")),

@@ -97,7 +97,7 @@ Handoff: 2 of 4 visits failed
       failed                                          ✗       ✗
 
 █ serving   ▒ closing   ░ starting   · nobody there   ✗ visits failed
-nginx: d draining   D down   c checking   t trial   u unhealthy
+nginx: d draining   D down   c checking   t trial   u unhealthy   w worker changing
 ";
     assert_eq!(timeline::text(&[&run().unwrap()]), expected);
 }
