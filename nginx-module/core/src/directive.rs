@@ -139,6 +139,7 @@ mod tests {
         assert!(zone(MIN_ZONE).unwrap().slots >= 32);
         assert_eq!(zone(MIN_ZONE - 1), Err(Invalid::ZoneTooSmall(MIN_ZONE - 1)));
     }
+
     #[test]
     fn a_connection_is_reused_always_or_while_it_was_used_just_now() {
         let seconds = |text: &str| Some(text.strip_suffix('s')?.parse::<u64>().ok()? * 1000);

@@ -107,11 +107,10 @@ async fn every_broken_release_meets_one_worker_and_no_user() -> Result<()> {
     Ok(())
 }
 
-/// So that what the others show is not the calm of the machine.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pm2_reload_of_the_same_release_stops_every_worker() -> Result<()> {
+/// What the others are held against: `pm2 reload` of a release that crashes stops every worker, and users notice.
+pub(crate) async fn a_pm2_reload_stops_every_worker(plan: Plan) -> Result<()> {
     let _alone = alone::take()?;
-    let stage = Plan::workers(WORKERS).with_sidecar().set().await?;
+    let stage = plan.with_sidecar().set().await?;
     let before = stage.workers().await?;
     let visits = stage.visited(RATE);
     stage.release("crash")?;
@@ -126,4 +125,10 @@ async fn a_pm2_reload_of_the_same_release_stops_every_worker() -> Result<()> {
     account.print();
     ensure!(account.failed().count() > 100, "only {} failed", account.failed().count());
     stage.end().await
+}
+
+/// So that what the others show is not the calm of the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pm2_reload_of_the_same_release_stops_every_worker() -> Result<()> {
+    a_pm2_reload_stops_every_worker(Plan::workers(WORKERS)).await
 }

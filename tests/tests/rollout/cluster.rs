@@ -2,6 +2,7 @@
 //! them that meets a broken release in their place.
 
 use crate::{
+    broken,
     reload::{Ended, Reload},
     stage::{self, LIGHT, PATIENCE, Plan, Setup, Stage},
     visits::Account,
@@ -150,22 +151,7 @@ async fn a_release_that_serves_before_it_breaks_meets_few_users_and_no_worker() 
 /// So that what the others show is not the calm of the machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pm2_reload_of_the_same_release_stops_every_worker() -> Result<()> {
-    let _alone = alone::take()?;
-    let stage = Plan::workers(WORKERS).cluster().with_sidecar().set().await?;
-    let before = stage.workers().await?;
-    let visits = stage.visited(200);
-    stage.release("crash")?;
-    // PM2 says that all went well.
-    stage.pm2.run(&["reload", "shop"]).await?;
-    wait::until("the last of the old workers to be gone", PATIENCE, async || {
-        stage.kept(&before, &[]).await.ok()
-    })
-    .await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let account = visits.end().await?;
-    account.print();
-    ensure!(account.failed().count() > 100, "only {} failed", account.failed().count());
-    stage.end().await
+    broken::a_pm2_reload_stops_every_worker(Plan::workers(WORKERS).cluster()).await
 }
 
 /// An app that ends at the signal loses what it has: that is said before and counted after.

@@ -4,8 +4,9 @@
 //! each step.
 //!
 //! To see that it notices: let the mildest mark decide, let `up` remove every mark, give every mark the same epoch, drop the
-//! floor or let it bind facts, let a lease last a millisecond longer, accept old epochs, skip the recovery, or reclaim slots
-//! by the committed configuration alone; keep connections while a worker changes, or use those that were opened before. Each of these, and a dozen more, failed within the first hundred seeds.
+//! floor or let it bind facts, let a lease last a millisecond longer, accept old epochs, skip the recovery, reclaim slots
+//! by the committed configuration alone, keep connections while a worker changes, or use those that were opened before. Each
+//! of these, and a dozen more, failed within the first hundred seeds.
 
 #![allow(unreachable_pub, reason = "a binary of tests exports nothing")]
 #![allow(
