@@ -15,14 +15,15 @@ use crate::zone::Zone;
 use crate::{Handoff, control};
 use handoff_core::access::Access;
 use handoff_core::directive::{self, Api, Invalid};
+use handoff_core::hold::Queue;
 use handoff_core::reuse::Reuse;
 use handoff_core::table::RowId;
 use handoff_wire::UncoveredView;
 use nginx_sys::{
-    NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET,
-    NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET, NGX_HTTP_UPS_CONF,
-    NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_srv_conf_t, ngx_http_upstream_srv_conf_t,
-    ngx_parse_size, ngx_parse_time, ngx_str_t, ngx_uint_t,
+    NGX_CONF_1MORE, NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF,
+    NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET,
+    NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_srv_conf_t,
+    ngx_http_upstream_srv_conf_t, ngx_parse_offset, ngx_parse_size, ngx_parse_time, ngx_str_t, ngx_uint_t,
 };
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, HttpModuleServerConf, NgxHttpCoreModule};
@@ -43,6 +44,8 @@ pub(crate) struct MainConf {
     pub(crate) configuration: Cell<u64>,
     /// Peers for which the zone had no room.
     pub(crate) without_slot: Cell<u32>,
+    /// Upstreams for whose waiting requests the zone had no room.
+    pub(crate) without_room: Cell<usize>,
     /// Who passes requests to our peers where their marks are not seen.
     pub(crate) uncovered: Vec<UncoveredView>,
     zone: OnceCell<Zone>,
@@ -55,6 +58,8 @@ pub(crate) struct MainConf {
 pub(crate) struct ServerConf {
     enabled: bool,
     reuse: Option<Reuse>,
+    /// `Some(None)` is `off`.
+    queue: Option<Option<Queue>>,
     upstream: Cell<Option<NonNull<Upstream>>>,
 }
 
@@ -79,7 +84,7 @@ struct ApiPlace {
 /// The configuration was refused, and nginx has logged why.
 pub(crate) struct Refused;
 
-pub(crate) static mut COMMANDS: [ngx_command_t; 5] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 6] = [
     ngx_command_t {
         name: ngx::ngx_string!("handoff"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_NOARGS) as ngx_uint_t,
@@ -92,6 +97,14 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 5] = [
         name: ngx::ngx_string!("handoff_reuse"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_TAKE1) as ngx_uint_t,
         set: Some(set_reuse),
+        conf: NGX_HTTP_SRV_CONF_OFFSET,
+        offset: 0,
+        post: ptr::null_mut(),
+    },
+    ngx_command_t {
+        name: ngx::ngx_string!("handoff_queue"),
+        type_: (NGX_HTTP_UPS_CONF | NGX_CONF_1MORE) as ngx_uint_t,
+        set: Some(set_queue),
         conf: NGX_HTTP_SRV_CONF_OFFSET,
         offset: 0,
         post: ptr::null_mut(),
@@ -145,6 +158,33 @@ unsafe extern "C" fn set_reuse(
         Err(invalid) => return refuse(cf, "handoff_reuse", &invalid),
     }
     NGX_CONF_OK
+}
+
+/// `handoff_queue number [bytes=size] [timeout=time] | off;`
+unsafe extern "C" fn set_queue(
+    cf: *mut ngx_conf_t,
+    _cmd: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes what create_srv_conf made for this block.
+    let conf = unsafe { &mut *conf.cast::<ServerConf>() };
+    if conf.queue.is_some() {
+        return DUPLICATE;
+    }
+    let words: Vec<_> = arguments(cf).iter().map(text).collect();
+    match directive::queue(words.iter().map(AsRef::as_ref), bytes, milliseconds) {
+        Ok(queue) => conf.queue = Some(queue),
+        Err(invalid) => return refuse(cf, "handoff_queue", &invalid),
+    }
+    NGX_CONF_OK
+}
+
+/// A size as nginx reads it.
+fn bytes(text: &str) -> Option<u64> {
+    let mut copy = ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() };
+    // SAFETY: reads the string it is given.
+    let size = unsafe { ngx_parse_offset(&raw mut copy) };
+    u64::try_from(size).ok()
 }
 
 /// A time as nginx reads it.

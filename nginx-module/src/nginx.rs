@@ -2,6 +2,7 @@
 
 use crate::Handoff;
 use crate::conf::MainConf;
+use crate::hooks::Hooks;
 use handoff_core::Moment;
 use nginx_sys::{
     ngx_array_t, ngx_connection_t, ngx_cycle_t, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_msec_t,
@@ -9,6 +10,7 @@ use nginx_sys::{
 };
 use ngx::http::HttpModuleMainConf;
 use std::borrow::Cow;
+use std::ffi::c_void;
 use std::ptr;
 
 /// Reads one of nginx's global variables, which Rust sees as mutable statics.
@@ -82,6 +84,12 @@ pub(crate) fn log_of(r: &ngx_http_request_t) -> *mut ngx_log_t {
     unsafe { (*r.connection).log }
 }
 
+/// Whether nginx knows that the client is gone.
+pub(crate) fn is_broken(r: &ngx_http_request_t) -> bool {
+    // SAFETY: as above.
+    unsafe { (*r.connection).error() != 0 }
+}
+
 /// What a balancer and nginx tell each other about one attempt. nginx owns it; we only pass by.
 #[derive(Clone, Copy)]
 pub(crate) struct PeerConnection(pub(crate) *mut ngx_peer_connection_t);
@@ -112,6 +120,31 @@ impl PeerConnection {
     pub(crate) fn connection<'a>(self) -> Option<&'a ngx_connection_t> {
         // SAFETY: null, or the connection of this attempt; the reference is gone before anybody else is called.
         unsafe { self.get().connection.as_ref() }
+    }
+
+    /// For the time that tries may take.
+    pub(crate) fn set_started(self, started: ngx_msec_t) {
+        self.get().start_time = started;
+    }
+
+    pub(crate) fn set_data(self, data: *mut c_void) {
+        self.get().data = data;
+    }
+
+    pub(crate) fn hooks(self) -> Hooks {
+        Hooks::of(self.get())
+    }
+
+    pub(crate) fn set_hooks(self, hooks: Hooks) {
+        hooks.put(self.get());
+    }
+
+    /// What nginx takes for the connection of this attempt, and for the address of its peer.
+    pub(crate) fn give(self, connection: *mut ngx_connection_t, address: *mut sockaddr) {
+        let pc = self.get();
+        pc.connection = connection;
+        pc.sockaddr = address;
+        pc.set_cached(0);
     }
 
     /// The number of the connection, if there is one.
@@ -169,5 +202,6 @@ pub(crate) mod rc {
     pub(crate) const OK: ngx_int_t = nginx_sys::NGX_OK as ngx_int_t;
     pub(crate) const ERROR: ngx_int_t = nginx_sys::NGX_ERROR as ngx_int_t;
     pub(crate) const BUSY: ngx_int_t = nginx_sys::NGX_BUSY as ngx_int_t;
+    pub(crate) const AGAIN: ngx_int_t = nginx_sys::NGX_AGAIN as ngx_int_t;
     pub(crate) const DONE: ngx_int_t = nginx_sys::NGX_DONE as ngx_int_t;
 }

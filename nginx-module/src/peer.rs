@@ -4,6 +4,7 @@
 //! refused choice is handed back as if it had not been made, and the balancer chooses again; its own record of what this
 //! request has tried keeps it from choosing the same peer twice. Every attempt ends in [`PeerData::free`], once.
 
+use crate::hold::Held;
 use crate::hooks::{Hooks, layer};
 use crate::nginx::{PeerConnection, global, rc};
 use crate::orphan;
@@ -12,6 +13,7 @@ use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::Admission;
 use handoff_core::reuse::{Reuse, Rider};
+use handoff_core::room::Ending;
 use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_core::trial::Candidate;
@@ -20,17 +22,23 @@ use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
     NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_uint_t,
 };
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 /// What we keep for one request, in its pool.
 pub(crate) struct PeerData {
-    upstream: &'static Upstream,
-    place: Place,
-    request: NonNull<ngx_http_request_t>,
+    pub(crate) upstream: &'static Upstream,
+    pub(crate) place: Place,
+    pub(crate) request: NonNull<ngx_http_request_t>,
     inner: Hooks,
     claimed: Option<SlotId>,
     last: Option<SlotId>,
-    tries: u32,
+    pub(crate) tries: u32,
+    /// How many attempts failed with some of the request sent.
+    pub(crate) broke: u32,
+    /// How many choices of the balancer were refused.
+    refused: u32,
+    /// Where it waits, or has waited.
+    pub(crate) held: Option<NonNull<Held>>,
     /// What was sent is to be sent again, though nginx takes it for not sent.
     rewinds: bool,
 }
@@ -50,8 +58,19 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
     let pc = unsafe { &mut (*r.upstream).peer };
     let inner = Hooks::of(pc);
     before(&inner, memory).put(pc);
-    let data =
-        PeerData { upstream, place, request, inner, claimed: None, last: None, tries: 0, rewinds: false };
+    let data = PeerData {
+        upstream,
+        place,
+        request,
+        inner,
+        claimed: None,
+        last: None,
+        tries: 0,
+        broke: 0,
+        refused: 0,
+        held: None,
+        rewinds: false,
+    };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
     rc::OK
@@ -87,6 +106,27 @@ impl PeerData {
         if std::mem::take(&mut self.rewinds) {
             self.set_request_sent(true);
         }
+        let was_sent_on = self.was_sent_on();
+        if was_sent_on && self.begin_anew(pc) != rc::OK {
+            self.goes(Ending::Released);
+            return rc::ERROR;
+        }
+        if !was_sent_on && self.joins(pc) {
+            return rc::AGAIN;
+        }
+        let refused = self.refused;
+        match self.attempt(pc) {
+            rc::BUSY => self.wait(pc, self.refused != refused, was_sent_on),
+            status => {
+                if was_sent_on {
+                    self.goes(Ending::Resumed);
+                }
+                status
+            }
+        }
+    }
+
+    fn attempt(&mut self, pc: PeerConnection) -> ngx_int_t {
         // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
         for _ in 0..=self.upstream.addresses.len() {
             let status = self.choose(pc);
@@ -102,6 +142,28 @@ impl PeerData {
             self.hand_back(pc, status);
         }
         rc::BUSY
+    }
+
+    /// The balancer forgets whom it has tried for this request, and what it knew of the peers when that began to wait.
+    fn begin_anew(&mut self, pc: PeerConnection) -> ngx_int_t {
+        let ours = NonNull::from(&mut *self);
+        pc.set_data(ptr::null_mut());
+        let status = self.upstream.begin(self.request.as_ptr());
+        if status == rc::OK {
+            self.inner = pc.hooks();
+            pc.set_tries(self.tries_left(pc.tries()));
+        }
+        pc.set_hooks(before(&self.inner, ours));
+        status
+    }
+
+    /// Of so many, if the configuration bounds them.
+    fn tries_left(&self, tries: usize) -> usize {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() };
+        // SAFETY: null, or the configuration of the location.
+        let most = u.and_then(|u| unsafe { u.conf.as_ref() }).map_or(0, |conf| conf.next_upstream_tries);
+        if most == 0 { tries } else { tries.min(most.saturating_sub(self.tries as usize)) }
     }
 
     fn choose(&self, pc: PeerConnection) -> ngx_int_t {
@@ -123,6 +185,7 @@ impl PeerData {
             }
             Admission::Refused(_) => {
                 slot.count_refused();
+                self.refused = self.refused.wrapping_add(1);
                 false
             }
         }
@@ -200,6 +263,13 @@ impl PeerData {
     }
 
     fn free(&mut self, pc: PeerConnection, state: ngx_uint_t) {
+        if self.free_held(pc) {
+            return;
+        }
+        let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+        if has_failed && pc.connection().is_some_and(|connection| connection.sent > 0) {
+            self.broke = self.broke.saturating_add(1);
+        }
         let slot = self.claimed.and_then(|id| self.slot(id));
         let is_orphan = pc.number().is_some_and(orphan::take);
         let state = if is_orphan { trial::spared(state) } else { state };
@@ -218,6 +288,9 @@ impl PeerData {
         self.inner.free(pc, state);
         if is_orphan {
             self.go_on(pc);
+        }
+        if has_failed && pc.tries() == 0 && self.would_wait() {
+            pc.set_tries(1);
         }
         // The cache has taken the connection.
         if let Some(ridden) = ridden
@@ -282,7 +355,7 @@ impl PeerData {
         }
     }
 
-    fn upstream(&self) -> *mut ngx_http_upstream_t {
+    pub(crate) fn upstream(&self) -> *mut ngx_http_upstream_t {
         // SAFETY: the request lives while its upstream calls us.
         unsafe { (*self.request.as_ptr()).upstream }
     }

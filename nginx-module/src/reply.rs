@@ -25,13 +25,21 @@ pub(crate) fn refusal(r: &mut ngx_http_request_t, refusal: Refusal) -> ngx_int_t
 
 /// The methods that a path takes, for a 405.
 pub(crate) fn allow(r: &mut ngx_http_request_t, methods: &'static str) {
+    header(r, ngx::ngx_string!("Allow"), fixed(methods));
+}
+
+/// When a client may come again, for a 503.
+pub(crate) fn retry_after(r: &mut ngx_http_request_t, seconds: &'static str) {
+    header(r, ngx::ngx_string!("Retry-After"), fixed(seconds));
+}
+
+fn header(r: &mut ngx_http_request_t, key: ngx_str_t, value: ngx_str_t) {
     // SAFETY: the headers of a request that has not been answered.
     let header = unsafe { ngx_list_push(&raw mut r.headers_out.headers) }.cast::<ngx_table_elt_t>();
     if header.is_null() {
         return;
     }
-    let element =
-        ngx_table_elt_t { hash: 1, key: ngx::ngx_string!("Allow"), value: fixed(methods), ..element() };
+    let element = ngx_table_elt_t { hash: 1, key, value, ..element() };
     // SAFETY: fresh memory for one element.
     unsafe { header.write(element) };
 }

@@ -2,12 +2,14 @@
 
 use crate::address::Addresses;
 use crate::conf::MainConf;
+use crate::hold::Hold;
 use crate::nginx::rc;
 use crate::peer;
 use crate::zone::Zone;
-use handoff_core::Standing;
+use handoff_core::hold::{Outlook, Queue};
 use handoff_core::reuse::Reuse;
 use handoff_core::table::{RowId, SlotId};
+use handoff_core::{Moment, Standing};
 use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
@@ -19,6 +21,7 @@ pub(crate) struct Upstream {
     pub(crate) name: String,
     pub(crate) addresses: Addresses,
     pub(crate) reuse: Reuse,
+    pub(crate) hold: Hold,
     /// Known from the moment that nothing of this configuration can fail any more.
     peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
@@ -62,6 +65,7 @@ impl Upstream {
         us: &mut ngx_http_upstream_srv_conf_t,
         addresses: Vec<(String, *const libc::sockaddr)>,
         reuse: Reuse,
+        queue: Option<Queue>,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -71,6 +75,7 @@ impl Upstream {
             name,
             addresses: Addresses::new(addresses),
             reuse,
+            hold: Hold::new(queue),
             peers: RefCell::default(),
             us,
             original,
@@ -134,6 +139,19 @@ impl Upstream {
         self.peers.borrow().iter().filter(serves).count()
     }
 
+    /// What those may expect who wait.
+    pub(crate) fn outlook(&self, zone: &Zone, now: Moment) -> Outlook {
+        let peers = self.peers.borrow();
+        Outlook::of(peers.iter().filter_map(|peer| Some((peer.standing(), zone.table.slot(peer.slot)?))), now)
+    }
+
+    /// Lets the balancer begin with a request.
+    pub(crate) fn begin(&self, r: *mut ngx_http_request_t) -> ngx_int_t {
+        let Some(original) = self.original else { return rc::ERROR };
+        // SAFETY: called as nginx would have called it.
+        unsafe { original(r, self.us.as_ptr()) }
+    }
+
     pub(crate) fn standings(&self) -> Vec<Standing> {
         self.peers.borrow().iter().map(Peer::standing).collect()
     }
@@ -154,9 +172,7 @@ impl Upstream {
 unsafe extern "C" fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {
     // SAFETY: nginx passes the block of the upstream.
     let Some(upstream) = crate::conf::upstream_of(unsafe { &*us }) else { return rc::ERROR };
-    let Some(original) = upstream.original else { return rc::ERROR };
-    // SAFETY: called as nginx would have called it.
-    let status = unsafe { original(r, us) };
+    let status = upstream.begin(r);
     if status != rc::OK {
         return status;
     }
@@ -173,7 +189,9 @@ impl Peer {
         let unavail = max_fails > 0 && read(word!(self, fails)) >= max_fails && !rested;
         let weight = u32::try_from(read(word!(self, weight))).unwrap_or_default();
         let available = read(word!(self, down)) == 0 && !unavail;
-        Standing { slot: self.slot, backup: self.backup, weight, available, unavail }
+        let max_conns = read(word!(self, max_conns));
+        let full = max_conns > 0 && read(word!(self, conns)) >= max_conns;
+        Standing { slot: self.slot, backup: self.backup, weight, available, unavail, full }
     }
 
     fn forgive(&self) {

@@ -1,4 +1,4 @@
-//! `$handoff_state` and `$handoff_tries`, for access logs. Not found where the request met no upstream of ours.
+//! `$handoff_state`, `$handoff_tries` and `$handoff_held`, for access logs. Not found where the request met no upstream of ours.
 
 use crate::nginx::rc;
 use crate::peer::PeerData;
@@ -14,8 +14,11 @@ type Getter =
     unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_variable_value_t, usize) -> ngx_int_t;
 
 pub(crate) fn add(cf: *mut ngx_conf_t) -> Status {
-    let variables: [(ngx_str_t, Getter); 2] =
-        [(ngx::ngx_string!("handoff_state"), state), (ngx::ngx_string!("handoff_tries"), tries)];
+    let variables: [(ngx_str_t, Getter); 3] = [
+        (ngx::ngx_string!("handoff_state"), state),
+        (ngx::ngx_string!("handoff_tries"), tries),
+        (ngx::ngx_string!("handoff_held"), held),
+    ];
     for (mut name, getter) in variables {
         // SAFETY: the name is static; nginx copies it.
         let variable: *mut ngx_http_variable_t =
@@ -46,8 +49,23 @@ unsafe extern "C" fn tries(
 ) -> ngx_int_t {
     // SAFETY: nginx passes a valid request.
     let r = unsafe { &*r };
-    let Some(tries) = PeerData::of(r).map(PeerData::tries) else { return give(v, None) };
-    let text = tries.to_string();
+    write(r, v, PeerData::of(r).map(|data| data.tries().to_string()))
+}
+
+/// How long the request waited for a peer, in seconds.
+unsafe extern "C" fn held(
+    r: *mut ngx_http_request_t,
+    v: *mut ngx_http_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: nginx passes a valid request.
+    let r = unsafe { &*r };
+    let waited = PeerData::of(r).map(PeerData::waited);
+    write(r, v, waited.map(|waited| format!("{}.{:03}", waited / 1000, waited % 1000)))
+}
+
+fn write(r: &ngx_http_request_t, v: *mut ngx_http_variable_value_t, text: Option<String>) -> ngx_int_t {
+    let Some(text) = text else { return give(v, None) };
     // SAFETY: the pool of the request; null when there is no memory.
     let memory = unsafe { ngx_palloc(r.pool, text.len()) }.cast::<u8>();
     if memory.is_null() {

@@ -1,6 +1,7 @@
 //! The life of one nginx worker, seen from the zone: it takes a row, watches over leases, and leaves.
 
 use crate::conf::MainConf;
+use crate::hold;
 use crate::log;
 use crate::nginx::{global, main_conf, moment, rc};
 use crate::orphan;
@@ -50,6 +51,7 @@ pub(crate) unsafe extern "C" fn begin(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         upstream.join(Place { zone: *zone, configuration: conf.configuration.get(), row });
     }
     reuse::begin(cycle);
+    hold::begin(cycle_log);
     CURRENT.store(ptr::from_ref(conf).cast_mut(), Ordering::Relaxed);
     start_timer(cycle_log);
     rc::OK
@@ -61,8 +63,16 @@ pub(crate) unsafe extern "C" fn end(cycle: *mut ngx_cycle_t) {
         && let Some(zone) = conf.zone()
         && let Some(row) = conf.row.take()
     {
+        // SAFETY: nginx passes the cycle of this process, which has a log.
+        hold::tell(conf, unsafe { (*cycle).log }, true);
         zone.table.leave(row);
     }
+}
+
+/// The configuration that this process serves.
+pub(crate) fn current() -> Option<&'static MainConf> {
+    // SAFETY: null, or the configuration of the cycle that this process serves.
+    unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }
 }
 
 fn join(conf: &MainConf, zone: &Zone, log: *mut ngx_log_t) -> RowId {
@@ -100,8 +110,7 @@ fn start_timer(log: *mut ngx_log_t) {
 }
 
 unsafe extern "C" fn tick(event: *mut ngx_event_t) {
-    // SAFETY: null, or the configuration of the cycle that this process serves.
-    if let Some(conf) = unsafe { CURRENT.load(Ordering::Relaxed).as_ref() } {
+    if let Some(conf) = current() {
         // SAFETY: nginx passes our event, whose log is its cycle's.
         watch(conf, unsafe { (*event).log });
     }
@@ -114,6 +123,7 @@ fn watch(conf: &MainConf, log: *mut ngx_log_t) {
     for upstream in conf.upstreams() {
         upstream.refresh(zone);
     }
+    hold::tell(conf, log, false);
     orphan::leave_those_that_are_new(conf, zone);
     let now = moment();
     if zone.table.header.due(now.mono, TICK_MS as u64)

@@ -2,6 +2,7 @@
 
 use crate::conf::MainConf;
 use crate::nginx;
+use handoff_core::hold::Queue;
 use handoff_core::{Process, Standing};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -21,6 +22,10 @@ impl handoff_core::World for MainConf {
 
     fn upstreams(&self) -> Vec<String> {
         self.upstreams().map(|upstream| upstream.name.clone()).collect()
+    }
+
+    fn queue(&self, upstream: &str) -> Option<Queue> {
+        self.upstream(upstream)?.hold.queue
     }
 
     fn connections(&self) -> u64 {

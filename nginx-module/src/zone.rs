@@ -8,6 +8,7 @@ use crate::nginx::{global, main_conf, moment, rc};
 use crate::upstream::Upstream;
 use crate::world::alive;
 use handoff_core::event::{EVENTS, Entry};
+use handoff_core::room::Room;
 use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row};
 use handoff_core::{InFlight, Plan, Table};
@@ -89,6 +90,14 @@ pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_
             conf.without_slot.get()
         );
     }
+    if conf.without_room.get() > 0 {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "handoff_zone is full: nobody waits for {} upstreams; make it larger and restart nginx",
+            conf.without_room.get()
+        );
+    }
     if is_new {
         let (instance, slots) = (table.header.instance(), table.slots.len());
         ngx_log_error!(NGX_LOG_NOTICE, log, "handoff: new instance {instance}, room for {slots} peers");
@@ -149,6 +158,7 @@ fn carve(memory: NonNull<u8>, plan: Plan) -> Table<'static> {
     Table {
         header,
         slots: take::<Slot>(&mut at, plan.slots),
+        rooms: take::<Room>(&mut at, plan.rooms),
         rows: take::<Row>(&mut at, PROCESSES),
         events: take::<Entry>(&mut at, EVENTS),
         in_flight: take::<InFlight>(&mut at, plan.slots.saturating_mul(PROCESSES)),
@@ -220,6 +230,10 @@ impl MainConf {
             });
         }
         self.without_slot.set(without_slot);
+        let holding = || self.upstreams().filter(|upstream| upstream.hold.queue.is_some());
+        let room = |name| zone.table.open_room(name, configuration, alive);
+        self.without_room
+            .set(holding().filter(|upstream| !upstream.hold.set_room(room(&upstream.name))).count());
         self.set_zone(zone);
     }
 }

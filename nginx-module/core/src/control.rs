@@ -4,6 +4,7 @@
 //! is done; then marks change, gates follow, and only then is the ledger read for the acknowledgement.
 
 use crate::floor;
+use crate::hold::Queue;
 use crate::mark::{Claim, MAX_REASON, Mark};
 use crate::orphan::{ORPHANS, Orphan};
 use crate::slot::Slot;
@@ -31,6 +32,8 @@ pub trait World {
     fn upstreams(&self) -> Vec<String>;
     /// nginx's connection counter: the number of the next connection.
     fn connections(&self) -> u64;
+    /// How requests for an upstream of the running configuration wait, if they do.
+    fn queue(&self, upstream: &str) -> Option<Queue>;
 }
 
 /// How nginx itself regards a peer.
@@ -43,6 +46,17 @@ pub struct Standing {
     pub available: bool,
     /// Left out for its failures.
     pub unavail: bool,
+    /// Has as many connections as it may have.
+    pub full: bool,
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// Whether the configuration says `down`. Such a peer has no failures.
+    pub fn is_taken_out(&self) -> bool {
+        !self.available && !self.unavail
+    }
 }
 
 /// What a command did: the answer, and what is to be logged.
@@ -146,6 +160,7 @@ impl<'a, W: World> Control<'a, W> {
     /// Takes away the marks whose owners fell silent.
     pub fn sweep(mut self) -> Vec<Event> {
         let now = self.now;
+        self.table.vacate_dead(&self.living);
         let is_marked = |id| self.table.slot(id).is_some_and(Slot::has_marks);
         if !self.table.ids().any(is_marked) {
             return Vec::new();

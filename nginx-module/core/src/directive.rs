@@ -1,5 +1,6 @@
 //! The values of the directives, read once into what cannot be wrong. The shell adds the place and "in …".
 
+use crate::hold::Queue;
 use crate::reuse::Reuse;
 use crate::table::Plan;
 use std::fmt;
@@ -28,6 +29,8 @@ pub enum Invalid {
     ZoneTooSmall(usize),
     Reuse(String),
     NoIdle(String),
+    Queue(String),
+    NoQueue(String),
 }
 
 impl Api {
@@ -79,6 +82,45 @@ pub fn reuse(value: &str, time: impl FnOnce(&str) -> Option<u64>) -> Result<Reus
     }
 }
 
+/// Reads `handoff_queue number [bytes=size] [timeout=time] | off;` — `None` is `off`. `size` and `time` read as nginx does, into
+/// bytes and milliseconds.
+pub fn queue<'a>(
+    arguments: impl IntoIterator<Item = &'a str>,
+    size: impl Fn(&str) -> Option<u64>,
+    time: impl Fn(&str) -> Option<u64>,
+) -> Result<Option<Queue>, Invalid> {
+    let mut arguments = arguments.into_iter();
+    let invalid = |text: &str| Invalid::Queue(text.to_owned());
+    let Some(first) = arguments.next() else { return Err(invalid("")) };
+    if first == "off" {
+        return arguments.next().map_or(Ok(None), |more| Err(invalid(more)));
+    }
+    let requests = amount(first, first.parse().ok())?;
+    let (mut bytes, mut timeout) = (None, None);
+    for argument in arguments {
+        match argument.split_once('=') {
+            Some(("bytes", value)) => once(&mut bytes, amount(argument, size(value))?, "bytes")?,
+            Some(("timeout", value)) => once(&mut timeout, amount(argument, time(value))?, "timeout")?,
+            _ => return Err(invalid(argument)),
+        }
+    }
+    let default = Queue::default();
+    Ok(Some(Queue {
+        requests: u32::try_from(requests).map_err(|_| invalid(first))?,
+        bytes: bytes.unwrap_or(default.bytes),
+        timeout: timeout.unwrap_or(default.timeout),
+    }))
+}
+
+/// What a queue has of something, which is not nothing.
+fn amount(argument: &str, value: Option<u64>) -> Result<u64, Invalid> {
+    match value {
+        Some(0) => Err(Invalid::NoQueue(argument.to_owned())),
+        Some(value) => Ok(value),
+        None => Err(Invalid::Queue(argument.to_owned())),
+    }
+}
+
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -96,6 +138,13 @@ impl fmt::Display for Invalid {
             }
             Self::Reuse(text) => {
                 write!(f, "invalid parameter \"{text}\": use idle=1s, idle=500ms or always")
+            }
+            Self::Queue(text) => write!(
+                f,
+                "invalid parameter \"{text}\": use off, or a number of requests with bytes=64m or timeout=30s after it"
+            ),
+            Self::NoQueue(text) => {
+                write!(f, "\"{text}\" would let nobody wait: say off if that is what you want")
             }
             Self::NoIdle(text) => {
                 write!(f, "\"{text}\" would open a connection for every POST: use at least idle=1ms")
@@ -154,6 +203,35 @@ mod tests {
             ("idle=0s", "\"idle=0s\" would open a connection for every POST: use at least idle=1ms"),
         ] {
             let text = reuse(value, seconds).unwrap_err().to_string();
+            assert!(text.contains(says), "{value}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_queue_has_a_length_and_may_have_a_size_and_a_time() {
+        let size = |text: &str| Some(text.strip_suffix('m')?.parse::<u64>().ok()? << 20);
+        let time = |text: &str| Some(text.strip_suffix('s')?.parse::<u64>().ok()? * 1000);
+        let read = |text: &str| queue(text.split_whitespace(), size, time);
+        assert_eq!(read("off"), Ok(None));
+        assert_eq!(read("9"), Ok(Some(Queue { requests: 9, ..Queue::default() })));
+        let whole = Queue { requests: 9, bytes: 64 << 20, timeout: 5000 };
+        assert_eq!(read("9 bytes=64m timeout=5s"), Ok(Some(whole)));
+        assert_eq!(read("9 timeout=5s bytes=64m"), Ok(Some(whole)));
+        for (value, says) in [
+            ("on", "invalid parameter \"on\": use off, or a number of requests"),
+            ("-1", "invalid parameter \"-1\""),
+            ("9999999999", "invalid parameter \"9999999999\""),
+            ("timeout=5s", "invalid parameter \"timeout=5s\""),
+            ("off 9", "invalid parameter \"9\""),
+            ("9 timeout", "invalid parameter \"timeout\""),
+            ("9 timeout=soon", "invalid parameter \"timeout=soon\""),
+            ("9 bytes=", "invalid parameter \"bytes=\""),
+            ("9 size=64m", "invalid parameter \"size=64m\""),
+            ("9 bytes=1m bytes=2m", "duplicate parameter \"bytes\""),
+            ("0", "\"0\" would let nobody wait: say off if that is what you want"),
+            ("9 timeout=0s", "\"timeout=0s\" would let nobody wait"),
+        ] {
+            let text = read(value).unwrap_err().to_string();
             assert!(text.contains(says), "{value}: {text}");
         }
     }

@@ -13,6 +13,8 @@
 //!   lock that the shell owns (nginx's slab mutex, which the master releases if its holder dies); a write that was cut
 //!   short by such a death is completed by the next one ([`table::Header::begin`]).
 //!
+//! Between the two stands the hold ([`hold`]): requests that wait for a peer that is expected back.
+//!
 //! The life of a peer, with its picture: `LIFECYCLE.md`.
 
 #![forbid(unsafe_code)]
@@ -24,9 +26,12 @@ pub mod control;
 pub mod directive;
 pub mod event;
 pub mod floor;
+pub mod hold;
+pub mod line;
 pub mod mark;
 pub mod orphan;
 pub mod reuse;
+pub mod room;
 pub mod slot;
 pub mod sync;
 pub mod table;

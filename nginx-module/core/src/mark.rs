@@ -36,6 +36,9 @@ pub struct Claim<'a> {
     pub lease: Option<Span>,
 }
 
+/// A mark that lapsed goes with the next sweep, and its gate opens. For so long those who wait have still something to expect.
+const SWEPT_WITHIN: Span = Span::from_secs(1);
+
 /// An owner that has not been heard of for so long loses its leased marks where nobody is up.
 pub const SILENCE: Span = Span::from_secs(3);
 
@@ -101,6 +104,12 @@ impl Mark {
         let Some(lease) = self.lease() else { return false };
         let silent = now.mono.saturating_sub(self.renewed_at.load(Ordering::Relaxed));
         silent >= lease.as_millis() || (!somebody_is_up && silent >= SILENCE.as_millis())
+    }
+
+    /// Whether its owner, who is still there, expects somebody back.
+    pub fn expects(&self, now: Moment) -> bool {
+        let before = Moment { mono: now.mono.saturating_sub(SWEPT_WITHIN.as_millis()), ..now };
+        self.back.load(Ordering::Relaxed) != 0 && !self.has_lapsed(before, false)
     }
 
     pub fn view(&self, now: Moment) -> Option<MarkView> {

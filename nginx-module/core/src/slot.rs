@@ -2,6 +2,7 @@
 
 use crate::admission::Gate;
 use crate::answers::Answers;
+use crate::control::Moment;
 use crate::mark::Mark;
 use crate::sync::{AtomicU64, Ordering};
 use crate::text::Text;
@@ -70,6 +71,12 @@ impl Slot {
     /// The most severe of all marks.
     pub fn effective(&self) -> State {
         self.marks.iter().filter_map(Mark::state).max().unwrap_or(State::Up)
+    }
+
+    /// Whether all who keep requests away expect somebody back. Where nobody does any more the gate is about to follow.
+    pub fn is_expected(&self, now: Moment) -> bool {
+        let keeps_away = |mark: &&Mark| mark.state().is_some_and(|state| !state.serves());
+        self.marks.iter().filter(keeps_away).all(|mark| mark.expects(now))
     }
 
     /// Connections with a smaller number were opened before the peer last changed hands, and are not used again.

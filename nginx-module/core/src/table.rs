@@ -10,6 +10,7 @@ use crate::admission::{self, Admission, Gate, InFlight};
 use crate::control::Moment;
 use crate::event::{EVENTS, Entry};
 use crate::orphan::Orphans;
+use crate::room::Room;
 use crate::slot::Slot;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use handoff_wire::{Event, Events};
@@ -21,7 +22,7 @@ pub const PROCESSES: usize = 128;
 pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
-const LAYOUT: u64 = 3;
+const LAYOUT: u64 = 4;
 
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -37,6 +38,7 @@ pub struct Header {
     swept_at: AtomicU64,
     dirty: AtomicU32,
     used: AtomicU32,
+    rooms: AtomicU32,
     pub orphans: Orphans,
 }
 
@@ -63,11 +65,15 @@ pub struct SlotId(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowId(usize);
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoomId(u32);
+
 /// Where everything is. Cheap to copy; the shell casts it from the zone once per process.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {
     pub header: &'a Header,
     pub slots: &'a [Slot],
+    pub rooms: &'a [Room],
     pub rows: &'a [Row],
     /// `rows.len()` × `slots.len()`, a row after the other: a process writes to its own cache lines.
     pub in_flight: &'a [InFlight],
@@ -78,6 +84,7 @@ pub struct Table<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub slots: usize,
+    pub rooms: usize,
     pub bytes: usize,
 }
 
@@ -86,13 +93,18 @@ pub struct Plan {
 impl Plan {
     const FIXED: usize = size_of::<Header>() + PROCESSES * size_of::<Row>() + EVENTS * size_of::<Entry>();
     const PER_SLOT: usize = size_of::<Slot>() + PROCESSES * size_of::<InFlight>();
+    /// So many peers are thought to share an upstream, and a room.
+    const SLOTS_A_ROOM: usize = 8;
 
-    /// As many peers as fit into `bytes`; `None` if not even one does.
+    /// As many peers as fit into `bytes`, and rooms for their upstreams; `None` if not even one does.
     pub fn for_bytes(bytes: usize) -> Option<Self> {
         // The words of the ledger are smaller than the alignment of what may follow: leave it last, and room for it.
-        let slots = bytes.checked_sub(Self::FIXED)?.checked_div(Self::PER_SLOT)?;
+        let share = Self::PER_SLOT + size_of::<Room>().div_ceil(Self::SLOTS_A_ROOM);
+        let slots = bytes.checked_sub(Self::FIXED + size_of::<Room>())?.checked_div(share)?;
         let slots = u32::try_from(slots).map_or(u32::MAX as usize, |_| slots);
-        (slots > 0).then(|| Self { slots, bytes: Self::FIXED + slots * Self::PER_SLOT })
+        let rooms = slots / Self::SLOTS_A_ROOM + 1;
+        let bytes = Self::FIXED + slots * Self::PER_SLOT + rooms * size_of::<Room>();
+        (slots > 0).then_some(Self { slots, rooms, bytes })
     }
 }
 
@@ -185,6 +197,19 @@ impl SlotId {
     }
 }
 
+// === impl RowId ===
+
+impl RowId {
+    #[cfg(test)]
+    pub(crate) fn of(number: usize) -> Self {
+        Self(number)
+    }
+
+    pub(crate) fn number(self) -> usize {
+        self.0
+    }
+}
+
 // === impl Row ===
 
 impl Row {
@@ -234,6 +259,52 @@ impl<'a> Table<'a> {
         Some(id)
     }
 
+    /// Finds or makes the room of an upstream that a new configuration names. `None`: the zone is full.
+    pub fn open_room(
+        &self,
+        upstream: &str,
+        configuration: u64,
+        alive: impl Fn(Process) -> bool,
+    ) -> Option<RoomId> {
+        let used = self.header.rooms.load(Ordering::Acquire);
+        let ids = || (0..used).map(RoomId);
+        if let Some(id) = ids().find(|&id| self.room(id).is_some_and(|room| room.is(upstream))) {
+            self.room(id)?.see(configuration);
+            return Some(id);
+        }
+        let id = if (used as usize) < self.rooms.len() {
+            self.header.rooms.store(used.wrapping_add(1), Ordering::Release);
+            RoomId(used)
+        } else {
+            let oldest = self.oldest_configuration(alive);
+            ids().find(|&id| self.room(id).is_some_and(|room| room.seen() < oldest))?
+        };
+        self.room(id)?.take(upstream, configuration);
+        Some(id)
+    }
+
+    #[inline]
+    pub fn room(&self, id: RoomId) -> Option<&'a Room> {
+        self.rooms.get(id.0 as usize)
+    }
+
+    pub fn room_of(&self, upstream: &str) -> Option<&'a Room> {
+        self.rooms
+            .iter()
+            .take(self.header.rooms.load(Ordering::Acquire) as usize)
+            .find(|room| room.is(upstream))
+    }
+
+    /// What processes that died without a word kept waiting waits no more. Alone in the control lock.
+    pub(crate) fn vacate_dead(&self, living: &[RowId]) {
+        let dead = (0..SHARED_ROW.0).map(RowId).filter(|row| !living.contains(row));
+        dead.for_each(|row| self.vacate(row));
+    }
+
+    fn vacate(&self, row: RowId) {
+        self.rooms.iter().for_each(|room| room.vacate(row));
+    }
+
     pub fn find(&self, upstream: &str, address: &str) -> Option<SlotId> {
         self.ids().find(|&id| self.slot(id).is_some_and(|slot| slot.is(upstream, address)))
     }
@@ -261,6 +332,7 @@ impl<'a> Table<'a> {
         // Nobody counts a row whose pid is 0; what its dead owner had in flight goes with it.
         row.pid.store(0, Ordering::Release);
         self.ledger(id).iter().for_each(InFlight::reset);
+        self.vacate(id);
         row.start.store(process.start, Ordering::Relaxed);
         row.configuration.store(configuration, Ordering::Relaxed);
         row.pid.store(process.pid, Ordering::Release);
@@ -275,12 +347,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The process ends and has nothing in flight.
+    /// The process ends, and what it had in flight or kept waiting ends with it.
     pub fn leave(&self, id: RowId) {
         if id != SHARED_ROW
             && let Some(row) = self.rows.get(id.0)
         {
             row.pid.store(0, Ordering::Release);
+            self.vacate(id);
         }
     }
 
@@ -371,8 +444,9 @@ mod tests {
 
     #[test]
     fn a_layout_that_changed_has_a_number_of_its_own() {
-        let sizes = [size_of::<Header>(), size_of::<Slot>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (3, [600, 2352, 24, 504]), "bump LAYOUT, then change this");
+        let sizes =
+            [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
+        assert_eq!((LAYOUT, sizes), (4, [608, 2352, 1720, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

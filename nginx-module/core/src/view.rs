@@ -25,7 +25,8 @@ pub fn upstream<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str)
         let matters = standing.is_some() || slot.has_marks() || in_flight > 0;
         matters.then(|| peer(slot, standing, in_flight, now))
     });
-    UpstreamView { name: name.to_owned(), peers: peers.collect() }
+    let queue = world.queue(name).and_then(|queue| Some(table.room_of(name)?.view(&queue)));
+    UpstreamView { name: name.to_owned(), peers: peers.collect(), queue }
 }
 
 fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {

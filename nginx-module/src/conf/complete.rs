@@ -6,6 +6,7 @@ use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
 use crate::upstream::Upstream;
 use crate::{Handoff, socket, zone};
+use handoff_core::hold::Queue;
 use handoff_core::slot::MAX_NAME;
 use handoff_core::{directive, view};
 use nginx_sys::{
@@ -48,16 +49,16 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
     declare_zone(cf, main)
 }
 
-/// A block that says how its connections are reused, but does not take part.
+/// A block that says how it takes part, but not that it does.
 fn wants_handoff(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> Result<(), Refused> {
-    if !server_conf(us).is_some_and(|conf| conf.reuse.is_some() && !conf.enabled) {
-        return Ok(());
-    }
+    let Some(conf) = server_conf(us).filter(|conf| !conf.enabled) else { return Ok(()) };
+    let says = [("handoff_reuse", conf.reuse.is_some()), ("handoff_queue", conf.queue.is_some())];
+    let Some((directive, _)) = says.into_iter().find(|(_, is_said)| *is_said) else { return Ok(()) };
     let (name, at) = (text(&us.host), place_of(us));
     ngx_log_error!(
         NGX_LOG_EMERG,
         cf.log,
-        "upstream \"{name}\" has \"handoff_reuse\" but no \"handoff\": add \"handoff;\" in {at}"
+        "upstream \"{name}\" has \"{directive}\" but no \"handoff\": add \"handoff;\" in {at}"
     );
     Err(Refused)
 }
@@ -85,7 +86,8 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         return Err(Refused);
     }
     let reuse = server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default();
-    Upstream::wrap(name, us, addresses, reuse).ok_or(Refused)
+    let queue = server_conf(us).and_then(|conf| conf.queue).unwrap_or_else(|| Some(Queue::default()));
+    Upstream::wrap(name, us, addresses, reuse, queue).ok_or(Refused)
 }
 
 /// Every socket that a control API listens on.

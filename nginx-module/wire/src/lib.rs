@@ -23,7 +23,7 @@ pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Renew, RenewMa
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use view::{
-    Ack, AckedMark, Drained, MarkView, Overview, PeerView, ProcessView, Responses, UncoveredView,
+    Ack, AckedMark, Drained, MarkView, Overview, PeerView, ProcessView, QueueView, Responses, UncoveredView,
     UpstreamView, Upstreams, ZoneView,
 };
 

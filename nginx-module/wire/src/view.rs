@@ -63,6 +63,31 @@ pub struct Upstreams {
 pub struct UpstreamView {
     pub name: String,
     pub peers: Vec<PeerView>,
+    /// Absent: nobody waits for this upstream (`handoff_queue off`, or the zone had no room).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueView>,
+}
+
+/// Requests that wait for a peer, in all nginx processes, and what became of those that did. Each that waited ends in one of
+/// `resumed`, `released`, `timed_out` and `left`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueView {
+    /// Now.
+    pub held: u64,
+    pub held_max: u64,
+    /// Of these requests, as their clients sent them.
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub timeout: Span,
+    /// Given to a peer.
+    pub resumed: u64,
+    /// Served as nginx alone does: nobody was expected any more.
+    pub released: u64,
+    pub timed_out: u64,
+    /// Their clients did not wait.
+    pub left: u64,
+    /// Turned away at once: they would have waited, and there was no room.
+    pub overflowed: u64,
 }
 
 /// `GET /v1/upstreams/{upstream}/peers/{peer}`

@@ -10,6 +10,8 @@
 
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
+use handoff_core::hold::Queue;
+use handoff_core::room::Room;
 use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row, RowId, SlotId};
 use handoff_core::{Admission, Applied, InFlight, Moment, Process, Standing, Table, World};
@@ -25,6 +27,7 @@ pub const C: &str = "10.0.0.3:3000";
 pub struct Zone {
     header: Header,
     slots: Vec<Slot>,
+    rooms: Vec<Room>,
     rows: Vec<Row>,
     in_flight: Vec<InFlight>,
     events: Vec<Entry>,
@@ -36,6 +39,7 @@ pub struct Script {
     pub alive: HashSet<Process>,
     pub upstreams: BTreeMap<String, Vec<Standing>>,
     pub connections: u64,
+    pub queue: Option<Queue>,
 }
 
 /// One configuration, one nginx process, and a clock.
@@ -56,6 +60,7 @@ impl Zone {
         let zone = Self {
             header: Header::default(),
             slots: zeroed(slots),
+            rooms: zeroed(4),
             rows: zeroed(PROCESSES),
             in_flight: zeroed(PROCESSES * slots),
             events: zeroed(events),
@@ -68,6 +73,7 @@ impl Zone {
         Table {
             header: &self.header,
             slots: &self.slots,
+            rooms: &self.rooms,
             rows: &self.rows,
             in_flight: &self.in_flight,
             events: &self.events,
@@ -92,6 +98,10 @@ impl World for Script {
 
     fn connections(&self) -> u64 {
         self.connections
+    }
+
+    fn queue(&self, _upstream: &str) -> Option<Queue> {
+        self.queue
     }
 }
 
@@ -206,7 +216,7 @@ pub fn process(pid: u32) -> Process {
 }
 
 pub fn serving(slot: SlotId) -> Standing {
-    Standing { slot, backup: false, weight: 1, available: true, unavail: false }
+    Standing { slot, backup: false, weight: 1, available: true, unavail: false, full: false }
 }
 
 pub fn moment(mono: u64) -> Moment {

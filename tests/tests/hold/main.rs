@@ -1,0 +1,4 @@
+//! Who comes while nobody is up waits, if somebody is expected back.
+
+mod basics;
+mod stage;
