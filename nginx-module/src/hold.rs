@@ -37,7 +37,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// How often a process looks while somebody waits. It costs some reads of shared memory.
-const TURN_MS: ngx_msec_t = 4;
+const TURN_MS: ngx_msec_t = 2;
 /// After a balancer that had nobody, though somebody is up.
 const PAUSE_MS: u64 = 100;
 /// A pause that ends a burst of requests that wait.

@@ -1,4 +1,9 @@
 //! Who comes while nobody is up waits, if somebody is expected back.
 
 mod basics;
+mod bounds;
+mod clients;
+mod going;
+mod kinds;
+mod latency;
 mod stage;

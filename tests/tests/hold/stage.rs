@@ -32,7 +32,7 @@ impl Stage {
         Self::of(Site::new(version).await?, Farm::start(peers).await?, lines, locations).await
     }
 
-    pub(crate) async fn of(mut site: Site, farm: Farm, lines: &str, locations: &str) -> Result<Self> {
+    pub(crate) async fn of(site: Site, farm: Farm, lines: &str, locations: &str) -> Result<Self> {
         let servers: String = farm.peers().iter().map(|peer| format!("server {peer}; ")).collect();
         site.write(&format!(
             "proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
@@ -43,16 +43,36 @@ impl Stage {
             site.port(),
             site.api("write=on")
         ))?;
-        site.start().await?;
-        Ok(Self { site, farm })
+        Self::with(site, farm).await
     }
 
-    /// One peer, and nothing else.
-    pub(crate) async fn plain(version: &str) -> Result<Self> {
-        Self::new(version, 1, "", "").await
+    /// A site that has its configuration.
+    pub(crate) async fn with(mut site: Site, farm: Farm) -> Result<Self> {
+        site.start().await?;
+        let stage = Self { site, farm };
+        stage.renews();
+        Ok(stage)
+    }
+
+    /// One peer and one nginx process, so that there is one line to stand in.
+    pub(crate) async fn single(version: &str, lines: &str, locations: &str) -> Result<Self> {
+        Self::of(Site::new(version).await?.workers(1), Farm::start(1).await?, lines, locations).await
+    }
+
+    pub(crate) fn peer(&self) -> String {
+        self.farm.peers().first().copied().unwrap_or_default().to_owned()
     }
 
     // === what is said of the peers ===
+
+    pub(crate) async fn says_as(&self, owner: &str, state: &str, expect: &str) -> Result<()> {
+        let peers = self.farm.peers();
+        let marks = peers.iter().map(|peer| json!({ "peer": peer, "state": state, "expect": expect }));
+        let set = json!({ "owner": owner, "force": true, "marks": marks.collect::<Vec<_>>() });
+        let reply = self.site.put(set).await?;
+        ensure!(reply.status == 200, "{}", reply.text());
+        Ok(())
+    }
 
     pub(crate) async fn says(&self, state: &str, expect: &str, peers: &[&str]) -> Result<()> {
         let mark = |peer: &&str| match state {
@@ -68,9 +88,7 @@ impl Stage {
 
     /// All peers go, and come back.
     pub(crate) async fn goes(&self) -> Result<()> {
-        self.says("draining", "back", &self.farm.peers()).await?;
-        self.renews();
-        Ok(())
+        self.says("draining", "back", &self.farm.peers()).await
     }
 
     pub(crate) async fn comes_back(&self) -> Result<()> {
