@@ -35,8 +35,9 @@ pub(crate) struct PeerData {
     pub(crate) tries: u32,
     /// How many attempts failed with some of the request sent.
     pub(crate) broke: u32,
-    /// How many choices of the balancer were refused.
-    refused: u32,
+    /// A choice of the balancer was refused since it began, when this was the generation of the marks.
+    pub(crate) was_refused: bool,
+    pub(crate) generation: u64,
     /// Where it waits, or has waited.
     pub(crate) held: Option<NonNull<Held>>,
     /// What was sent is to be sent again, though nginx takes it for not sent.
@@ -67,7 +68,8 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
         last: None,
         tries: 0,
         broke: 0,
-        refused: 0,
+        was_refused: false,
+        generation: place.zone.table.header.generation(),
         held: None,
         rewinds: false,
     };
@@ -114,9 +116,8 @@ impl PeerData {
         if !was_sent_on && self.joins(pc) {
             return rc::AGAIN;
         }
-        let refused = self.refused;
         match self.attempt(pc) {
-            rc::BUSY => self.wait(pc, self.refused != refused, was_sent_on),
+            rc::BUSY => self.wait(pc, was_sent_on),
             status => {
                 if was_sent_on {
                     self.goes(Ending::Resumed);
@@ -147,6 +148,8 @@ impl PeerData {
     /// The balancer forgets whom it has tried for this request, and what it knew of the peers when that began to wait.
     fn begin_anew(&mut self, pc: PeerConnection) -> ngx_int_t {
         let ours = NonNull::from(&mut *self);
+        self.was_refused = false;
+        self.generation = self.place.zone.table.header.generation();
         pc.set_data(ptr::null_mut());
         let status = self.upstream.begin(self.request.as_ptr());
         if status == rc::OK {
@@ -185,7 +188,7 @@ impl PeerData {
             }
             Admission::Refused(_) => {
                 slot.count_refused();
-                self.refused = self.refused.wrapping_add(1);
+                self.was_refused = true;
                 false
             }
         }

@@ -31,6 +31,12 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
     let reuse = |parameters: &str| {
         format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_reuse {parameters}; }}")
     };
+    let queue = |parameters: &str| {
+        format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_queue {parameters}; }}")
+    };
+    let mend = "use off, or a number of requests with bytes=64m or timeout=30s after it";
+    let queue_says = |word: &str| format!("\"handoff_queue\": invalid parameter \"{word}\": {mend}");
+    let [on, soon, size] = ["on", "timeout=soon", "size=64m"].map(queue_says);
     let cases: &[(String, &str, &str)] = &[
         (
             "\nupstream app { server 127.0.0.1:1;\nhandoff; }".into(),
@@ -55,6 +61,17 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
             "handoff_reuse idle"),
         ("\nupstream app { server 127.0.0.1:1;\nhandoff_reuse always; }".into(),
             "upstream \"app\" has \"handoff_reuse\" but no \"handoff\": add \"handoff;\"", "upstream app"),
+        (queue("9;\nhandoff_queue off"), "\"handoff_queue\" directive is duplicate", "handoff_queue off"),
+        (queue(""), "invalid number of arguments in \"handoff_queue\" directive", "handoff_queue"),
+        (queue("on"), &on, "handoff_queue on"),
+        (queue("9 timeout=soon"), &soon, "handoff_queue 9"),
+        (queue("9 size=64m"), &size, "handoff_queue 9"),
+        (queue("9 bytes=1m bytes=2m"), "\"handoff_queue\": duplicate parameter \"bytes\"", "handoff_queue 9"),
+        (queue("0"), "\"handoff_queue\": \"0\" would let nobody wait: say off if that is what you want",
+            "handoff_queue 0"),
+        ("\nupstream app { server 127.0.0.1:1;\nhandoff_queue off; }".into(),
+            "upstream \"app\" has \"handoff_queue\" but no \"handoff\": add \"handoff;\"", "upstream app"),
+        ("server {\nhandoff_queue off; }".into(), "\"handoff_queue\" directive is not allowed here", "handoff_queue"),
         ("handoff_zone 1m;\nhandoff_zone 2m;".into(), "\"handoff_zone\" directive is duplicate", "handoff_zone 2m"),
         ("handoff_zone;".into(), "invalid number of arguments in \"handoff_zone\" directive", "handoff_zone"),
         ("handoff_zone much;".into(), "\"handoff_zone\": invalid size \"much\": write 4m or 512k", "handoff_zone"),

@@ -36,8 +36,10 @@ pub enum Outlook {
 pub struct Visitor {
     /// It has waited before, and was sent on just now.
     pub was_sent_on: bool,
-    /// A peer was chosen for it, and refused because of its marks.
+    /// Since its balancer began, a peer was chosen for it and refused because of its marks. The balancer takes that for a try.
     pub was_refused: bool,
+    /// Since then, marks have changed.
+    pub has_news: bool,
     /// How many peers it was given to before.
     pub tried: u32,
     /// How many of these failed it with some of it already sent.
@@ -65,12 +67,26 @@ pub enum Full {
     Connections,
 }
 
-/// How many of those who wait go on at once. The first get to a peer together, as many as the backlog of a Node server takes
-/// (511) from two nginx processes and more; then so many a turn, for others may be about to come up and want their share.
+/// How those who wait in one process go on, once they may. The first get to a peer together, as many as the backlog of a Node
+/// server takes (511) from some nginx processes; then so many a turn, for others may be about to come up and want their share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ramp {
+pub struct Pace {
     left: usize,
     is_open: bool,
+    flows: bool,
+    not_before: u64,
+}
+
+/// What became of a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// How the upstream looked at its beginning, and how it looks at its end.
+    pub outlooks: [Outlook; 2],
+    /// How many might go on, and how many did.
+    pub granted: usize,
+    pub gone: usize,
+    /// How many wait still.
+    pub left: usize,
 }
 
 /// A request that fails where it is tried with some of it sent may be what kills its worker: a second time is enough.
@@ -79,6 +95,9 @@ const MAX_BROKE: u32 = 1;
 /// For each peer that is up.
 const FIRST: usize = 128;
 const THEN: usize = 32;
+
+/// After a balancer that had nobody, though somebody is up. Milliseconds.
+const PAUSE: u64 = 100;
 
 /// What one turn may do at most: the process has others to serve.
 pub const BATCH: usize = 128;
@@ -129,8 +148,9 @@ impl Visitor {
     pub fn verdict(&self, outlook: Outlook) -> Verdict {
         let may_wait = match outlook {
             Outlook::Expected => true,
-            // Somebody came up while the balancer chose; or another process was quicker.
-            Outlook::Serving(_) => self.tried == 0 && (self.was_refused || self.was_sent_on),
+            // Who was refused may be up now; or another process was quicker. Else who serves has failed it before.
+            Outlook::Serving(_) if self.was_refused => self.tried == 0 || self.has_news,
+            Outlook::Serving(_) => self.tried == 0 && self.was_sent_on,
             Outlook::Full => self.tried == 0 && self.was_sent_on,
             Outlook::Nobody => false,
         };
@@ -144,12 +164,13 @@ impl Visitor {
     }
 }
 
-// === impl Ramp ===
+// === impl Pace ===
 
-impl Ramp {
+impl Pace {
     /// How many may go on now, to peers or to where nginx alone would send them.
-    pub fn turn(&mut self, outlook: Outlook) -> usize {
+    pub fn grant(&mut self, outlook: Outlook, now: u64) -> usize {
         match outlook {
+            Outlook::Serving(_) if now < self.not_before => 0,
             Outlook::Serving(peers) => {
                 let more = if self.is_open { THEN } else { FIRST };
                 let most = FIRST.saturating_mul(peers);
@@ -157,7 +178,7 @@ impl Ramp {
                 self.left = self.left.saturating_add(more.saturating_mul(peers)).min(most);
                 self.left.min(BATCH)
             }
-            // Those who have gone on fill them. One of these is done: one more goes on.
+            // Those who have gone on fill them. When one of these is done, one more goes on.
             Outlook::Full => 0,
             Outlook::Expected => {
                 *self = Self::default();
@@ -167,8 +188,19 @@ impl Ramp {
         }
     }
 
-    pub fn spend(&mut self, gone: usize) {
-        self.left = self.left.saturating_sub(gone);
+    pub fn done(&mut self, turn: Turn, now: u64) {
+        let [before, after] = turn.outlooks.map(|outlook| matches!(outlook, Outlook::Serving(_)));
+        self.left = self.left.saturating_sub(turn.gone);
+        self.flows = before && turn.left > 0 && turn.gone == turn.granted && now >= self.not_before;
+        // Peers are up and have room, and yet the balancer had none.
+        if after && turn.left > 0 && turn.gone < turn.granted {
+            self.not_before = now.saturating_add(PAUSE);
+        }
+    }
+
+    /// Whether those who wait are on their way, only not all at once.
+    pub fn flows(&self) -> bool {
+        self.flows
     }
 }
 
@@ -179,6 +211,7 @@ mod tests {
     const NEW: Visitor = Visitor {
         was_sent_on: false,
         was_refused: true,
+        has_news: false,
         tried: 0,
         broke: 0,
         is_background: false,
@@ -206,6 +239,9 @@ mod tests {
     #[test]
     fn who_comes_up_while_the_balancer_chooses_is_not_missed() {
         assert!(waits(NEW, Outlook::Serving(1)));
+        let failed = Visitor { tried: 1, broke: 1, ..NEW };
+        assert!(waits(Visitor { has_news: true, ..failed }, Outlook::Serving(1)));
+        assert!(!waits(failed, Outlook::Serving(1)), "who serves has failed it");
     }
 
     #[test]
@@ -240,14 +276,17 @@ mod tests {
         assert!(Queue::spares(2, 3) && !Queue::spares(1, 3));
     }
 
+    /// A turn in which all go on who may, and others are left.
+    fn turn(pace: &mut Pace, outlook: Outlook) -> usize {
+        let granted = pace.grant(outlook, 0);
+        pace.done(Turn { outlooks: [outlook; 2], granted, gone: granted, left: 1 }, 0);
+        granted
+    }
+
     #[test]
     fn the_first_go_together_and_the_others_in_small_parts() {
-        let mut ramp = Ramp::default();
-        let mut turn = |outlook| {
-            let gone = ramp.turn(outlook);
-            ramp.spend(gone);
-            gone
-        };
+        let mut pace = Pace::default();
+        let mut turn = |outlook| turn(&mut pace, outlook);
         assert_eq!(turn(Outlook::Expected), 0);
         assert_eq!([turn(Outlook::Serving(1)), turn(Outlook::Serving(1))], [FIRST, THEN]);
         assert_eq!(turn(Outlook::Full), 0);
@@ -260,9 +299,39 @@ mod tests {
 
     #[test]
     fn what_was_not_spent_is_there_later_but_does_not_add_up() {
-        let mut ramp = Ramp::default();
+        let mut pace = Pace::default();
         for _ in 0..100 {
-            assert_eq!(ramp.turn(Outlook::Serving(1)), FIRST);
+            assert_eq!(pace.grant(Outlook::Serving(1), 0), FIRST);
         }
+    }
+
+    #[test]
+    fn they_flow_while_some_are_left_only_for_the_sake_of_the_pace() {
+        let mut pace = Pace::default();
+        assert!(!pace.flows());
+        turn(&mut pace, Outlook::Serving(1));
+        assert!(pace.flows());
+        turn(&mut pace, Outlook::Full);
+        assert!(!pace.flows());
+        turn(&mut pace, Outlook::Serving(1));
+        turn(&mut pace, Outlook::Expected);
+        assert!(!pace.flows());
+        let done = Turn { outlooks: [Outlook::Serving(1); 2], granted: 128, gone: 3, left: 0 };
+        pace.done(done, 0);
+        assert!(!pace.flows(), "nobody is left");
+    }
+
+    #[test]
+    fn a_balancer_that_has_nobody_though_somebody_is_up_is_not_asked_all_the_time() {
+        let mut pace = Pace::default();
+        let serving = Outlook::Serving(1);
+        let turn = Turn { outlooks: [serving; 2], granted: pace.grant(serving, 1000), gone: 0, left: 9 };
+        pace.done(turn, 1000);
+        assert_eq!((pace.grant(serving, 1099), pace.flows()), (0, false));
+        assert!(pace.grant(serving, 1100) > 0);
+        // It was full by then: that is seen at a glance, and needs no pause.
+        let full = Turn { outlooks: [serving, Outlook::Full], ..turn };
+        pace.done(full, 1200);
+        assert!(pace.grant(serving, 1201) > 0);
     }
 }

@@ -69,6 +69,12 @@ fn a_peer_view_uses_the_six_words() {
 }
 
 #[test]
+fn a_queue_says_who_waits_and_what_became_of_those_who_did() {
+    let text = r#"{"name":"myapp","peers":[],"queue":{"held":3,"held_max":4096,"bytes":1200,"bytes_max":1073741824,"timeout":"30s","resumed":7,"released":1,"timed_out":2,"left":4,"overflowed":5}}"#;
+    assert_eq!(to_string(&from_str::<UpstreamView>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
 fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
     let text = r#"{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5}"#;
     let responses: Responses = from_str(text).unwrap();
@@ -89,4 +95,5 @@ fn what_an_older_module_says_is_read() {
     assert_eq!(from_str::<PeerView>(peer).unwrap().responses, Responses::default());
     let overview = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1430,"peers_uncovered":0,"processes_max":128},"processes":[]}"#;
     assert_eq!(from_str::<Overview>(overview).unwrap().uncovered, []);
+    assert_eq!(from_str::<UpstreamView>(r#"{"name":"myapp","peers":[]}"#).unwrap().queue, None);
 }

@@ -19,7 +19,8 @@ async fn p99(stage: &Stage) -> Result<Duration> {
         took.extend(stage.farm.arrivals().await?.into_iter().map(|arrival| arrival.at.since(up)));
     }
     took.sort();
-    let [p50, p99] = [50, 99].map(|percent| took[took.len() * percent / 100]);
+    let [p50, p99] =
+        [50, 99].map(|percent| took.get(took.len() * percent / 100).copied().unwrap_or_default());
     eprintln!("sent on after {p50:?} (p50), {p99:?} (p99), {:?} (longest)", took.last());
     Ok(p99)
 }
