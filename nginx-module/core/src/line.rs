@@ -115,20 +115,22 @@ impl<T: Copy> Line<T> {
 mod tests {
     use super::*;
 
-    fn drain(line: &mut Line<u32>, tickets: &[(u32, Ticket)]) -> Vec<u32> {
-        let mut order = Vec::new();
-        while let Some(who) = line.front() {
-            let ticket = tickets.iter().find(|(name, _)| *name == who).unwrap().1;
-            assert_eq!(line.leave(ticket), Some(who));
-            order.push(who);
-        }
-        order
+    type Tickets = Vec<(u32, Ticket)>;
+
+    /// Who leaves, and in which order, if always the first does.
+    fn drain(line: &mut Line<u32>, tickets: &Tickets) -> Vec<u32> {
+        let first = |line: &mut Line<u32>| {
+            let who = line.front()?;
+            let (_, ticket) = tickets.iter().find(|(name, _)| *name == who)?;
+            line.leave(*ticket)
+        };
+        std::iter::from_fn(|| first(line)).collect()
     }
 
     #[test]
     fn whoever_comes_first_is_first() {
         let mut line = Line::default();
-        let tickets: Vec<_> = (0..5).map(|who| (who, line.enter(who, 0, End::Back).unwrap())).collect();
+        let tickets: Tickets = (0..5).map(|who| (who, line.enter(who, 0, End::Back).unwrap())).collect();
         assert_eq!((line.len(), drain(&mut line, &tickets)), (5, vec![0, 1, 2, 3, 4]));
         assert!(line.is_empty() && line.front().is_none());
     }
@@ -136,7 +138,7 @@ mod tests {
     #[test]
     fn whoever_is_sent_back_is_first_again() {
         let mut line = Line::default();
-        let mut tickets: Vec<_> = (0..3).map(|who| (who, line.enter(who, 0, End::Back).unwrap())).collect();
+        let mut tickets: Tickets = (0..3).map(|who| (who, line.enter(who, 0, End::Back).unwrap())).collect();
         line.leave(tickets[0].1).unwrap();
         tickets[0].1 = line.enter(0, 0, End::Front).unwrap();
         assert_eq!(drain(&mut line, &tickets), [0, 1, 2]);
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn whoever_leaves_is_forgotten_and_leaves_no_gap() {
         let mut line = Line::default();
-        let mut tickets: Vec<_> = (0..6).map(|who| (who, line.enter(who, 0, End::Back).unwrap())).collect();
+        let mut tickets: Tickets = (0..6).map(|who| (who, line.enter(who, 0, End::Back).unwrap())).collect();
         for at in [0, 3, 5] {
             assert!(line.leave(tickets[at].1).is_some());
             assert_eq!(line.leave(tickets[at].1), None, "once");

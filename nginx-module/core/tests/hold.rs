@@ -4,27 +4,8 @@ mod common;
 
 use common::*;
 use handoff_core::hold::{Outlook, Queue};
+use handoff_wire::Expect;
 use handoff_wire::State::*;
-use handoff_wire::{Expect, MarkRequest, MarkSet, State};
-
-impl Stage {
-    fn outlook(&self) -> Outlook {
-        let peers = &self.world.upstreams[APP];
-        let peers = peers.iter().map(|&peer| (peer, self.table().slot(peer.slot).unwrap()));
-        Outlook::of(peers, moment(self.now))
-    }
-
-    fn expects(&self, owner: &str, peer: &str, state: State, expect: Expect) {
-        let marks = vec![MarkRequest { expect, ..request(peer, state) }];
-        self.put(&MarkSet { marks, force: true, ..set(owner, &[]) }).unwrap();
-    }
-
-    fn all(&self, owner: &str, state: State, expect: Expect) {
-        for peer in [A, B, C] {
-            self.expects(owner, peer, state, expect);
-        }
-    }
-}
 
 #[test]
 fn those_who_are_up_serve() {
@@ -41,7 +22,7 @@ fn those_who_are_up_serve() {
 #[test]
 fn somebody_is_expected_if_all_who_keep_requests_away_expect_it() {
     let stage = Stage::new();
-    stage.all("pm2:1", Down, Expect::Gone);
+    stage.all_are("pm2:1", Down, Expect::Gone);
     assert_eq!(stage.outlook(), Outlook::Nobody);
     stage.expects("pm2:1", B, Checking, Expect::Back);
     assert_eq!(stage.outlook(), Outlook::Expected);
@@ -54,7 +35,7 @@ fn somebody_is_expected_if_all_who_keep_requests_away_expect_it() {
 #[test]
 fn a_worker_on_trial_is_expected_to_pass() {
     let stage = Stage::new();
-    stage.all("pm2:1", Down, Expect::Gone);
+    stage.all_are("pm2:1", Down, Expect::Gone);
     stage.expects("pm2:1", A, Trial, Expect::Back);
     assert_eq!(stage.outlook(), Outlook::Expected);
 }
@@ -62,7 +43,7 @@ fn a_worker_on_trial_is_expected_to_pass() {
 #[test]
 fn whom_the_configuration_takes_out_is_not_expected() {
     let mut stage = Stage::new();
-    stage.all("pm2:1", Draining, Expect::Back);
+    stage.all_are("pm2:1", Draining, Expect::Back);
     for peer in [A, B, C] {
         stage.regard(peer, |peer| peer.available = false);
     }
@@ -84,7 +65,7 @@ fn whom_nginx_leaves_out_for_its_failures_nobody_has_promised() {
 #[test]
 fn whose_owner_is_silent_is_expected_until_the_sweep_must_have_come() {
     let mut stage = Stage::new();
-    stage.all("pm2:1", Draining, Expect::Back);
+    stage.all_are("pm2:1", Draining, Expect::Back);
     for (millis, outlook) in [(3_999, Outlook::Expected), (4_000, Outlook::Nobody)] {
         stage.now = 1_000_000 + millis;
         assert_eq!(stage.outlook(), outlook, "{millis} ms, and nobody swept");
@@ -97,7 +78,7 @@ fn whose_owner_is_silent_is_expected_until_the_sweep_must_have_come() {
 #[test]
 fn a_person_who_expects_somebody_is_never_silent() {
     let mut stage = Stage::new();
-    stage.all("operator", Draining, Expect::Back);
+    stage.all_are("operator", Draining, Expect::Back);
     stage.now += 86_400_000;
     stage.sweep_after(0);
     assert_eq!(stage.outlook(), Outlook::Expected);

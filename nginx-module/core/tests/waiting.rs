@@ -111,12 +111,6 @@ impl Run {
         self.stage.table().room(self.room).unwrap()
     }
 
-    fn outlook(&self) -> Outlook {
-        let peers = &self.stage.world.upstreams[APP];
-        let peers = peers.iter().map(|&peer| (peer, self.stage.table().slot(peer.slot).unwrap()));
-        Outlook::of(peers, moment(self.stage.now))
-    }
-
     fn step(&mut self) {
         match self.dice.below(100) {
             0..35 => self.arrive(),
@@ -213,7 +207,7 @@ impl Run {
             self.requests.get_mut(&who).unwrap().visitor.tried += 1;
             return Asked::Served;
         }
-        let waits = self.requests[&who].visitor.verdict(self.outlook()) == Verdict::Wait;
+        let waits = self.requests[&who].visitor.verdict(self.stage.outlook()) == Verdict::Wait;
         if waits && was_sent_on {
             self.stand(at, who, End::Front);
             return Asked::Waits;
@@ -277,7 +271,7 @@ impl Run {
             self.nginx[at].pace = Pace::default();
             return;
         }
-        let before = self.outlook();
+        let before = self.stage.outlook();
         let first = self.nginx[at].line.len();
         let granted = self.nginx[at].pace.grant(before, now);
         let mut gone = 0;
@@ -293,7 +287,7 @@ impl Run {
             assert!(!matches!(asked, Asked::TurnedAway), "who waits has a place already");
             gone += 1;
         }
-        let (outlooks, left) = ([before, self.outlook()], self.nginx[at].line.len());
+        let (outlooks, left) = ([before, self.stage.outlook()], self.nginx[at].line.len());
         self.nginx[at].pace.done(Turn { outlooks, granted, gone, left }, now);
         if before == Outlook::Nobody {
             assert!(left == 0 || gone == BATCH, "{left} of {first} wait for nobody");
@@ -341,7 +335,7 @@ impl Run {
         request.visitor.broke += 1;
         // nginx asks again only if it would wait: one attempt was all that it had.
         let visitor = request.visitor;
-        if visitor.verdict(self.outlook()) == Verdict::Wait {
+        if visitor.verdict(self.stage.outlook()) == Verdict::Wait {
             self.ask(at, who);
         } else {
             self.requests.remove(&who);

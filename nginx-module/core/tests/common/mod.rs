@@ -10,7 +10,7 @@
 
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
-use handoff_core::hold::Queue;
+use handoff_core::hold::{Outlook, Queue};
 use handoff_core::room::Room;
 use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row, RowId, SlotId};
@@ -201,6 +201,22 @@ impl Stage {
 
     pub fn lease(&self, peer: &str) -> Option<Span> {
         self.marks(peer)[0].lease
+    }
+
+    /// What those may expect who wait for `app`.
+    pub fn outlook(&self) -> Outlook {
+        let peers = self.world.upstreams[APP].iter();
+        Outlook::of(peers.map(|&peer| (peer, self.table().slot(peer.slot).unwrap())), moment(self.now))
+    }
+
+    /// Sets marks on all peers of `app`, and says what is to be expected.
+    pub fn all_are(&self, owner: &str, state: State, expect: Expect) {
+        [A, B, C].iter().for_each(|peer| self.expects(owner, peer, state, expect));
+    }
+
+    pub fn expects(&self, owner: &str, peer: &str, state: State, expect: Expect) {
+        let marks = vec![MarkRequest { expect, ..request(peer, state) }];
+        self.put(&MarkSet { marks, force: true, ..set(owner, &[]) }).expect("a forced mark");
     }
 
     /// How nginx itself regards a peer from now on.
