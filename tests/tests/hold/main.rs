@@ -7,3 +7,4 @@ mod going;
 mod kinds;
 mod latency;
 mod stage;
+mod storm;
