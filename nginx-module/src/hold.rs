@@ -131,6 +131,12 @@ impl Hold {
         room.is_some()
     }
 
+    /// Whether those who wait are on their way: who comes goes behind them.
+    #[inline]
+    pub(crate) fn flows(&self) -> bool {
+        self.pace.get().flows()
+    }
+
     fn room(&self, zone: &Zone) -> Option<&'static Room> {
         zone.table.room(self.room.get()?)
     }

@@ -108,12 +108,12 @@ impl PeerData {
         if std::mem::take(&mut self.rewinds) {
             self.set_request_sent(true);
         }
-        let was_sent_on = self.was_sent_on();
+        let was_sent_on = self.held.is_some() && self.was_sent_on();
         if was_sent_on && self.begin_anew(pc) != rc::OK {
             self.goes(Ending::Released);
             return rc::ERROR;
         }
-        if !was_sent_on && self.joins(pc) {
+        if !was_sent_on && self.upstream.hold.flows() && self.joins(pc) {
             return rc::AGAIN;
         }
         match self.attempt(pc) {
@@ -146,6 +146,7 @@ impl PeerData {
     }
 
     /// The balancer forgets whom it has tried for this request, and what it knew of the peers when that began to wait.
+    #[cold]
     fn begin_anew(&mut self, pc: PeerConnection) -> ngx_int_t {
         let ours = NonNull::from(&mut *self);
         self.was_refused = false;
@@ -266,7 +267,7 @@ impl PeerData {
     }
 
     fn free(&mut self, pc: PeerConnection, state: ngx_uint_t) {
-        if self.free_held(pc) {
+        if self.held.is_some() && self.free_held(pc) {
             return;
         }
         let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;

@@ -158,9 +158,9 @@ impl Visitor {
         if may_wait && is_fit { Verdict::Wait } else { Verdict::Stock }
     }
 
-    /// Whether it waits behind others, though somebody is up: those who came before it are on their way.
-    pub fn joins(&self, others_go_on: bool) -> bool {
-        others_go_on && self.tried == 0 && !self.was_sent_on && !self.is_background && !self.has_stale
+    /// Whether it waits behind others who are on their way, though somebody is up.
+    pub fn joins(&self) -> bool {
+        self.tried == 0 && !self.was_sent_on && !self.is_background && !self.has_stale
     }
 }
 
@@ -260,14 +260,14 @@ mod tests {
             ("there is an answer", Visitor { has_stale: true, ..NEW }),
         ] {
             assert!(!waits(visitor, Outlook::Expected), "{why}");
-            assert!(!visitor.joins(true), "{why}");
+            assert!(!visitor.joins(), "{why}");
         }
     }
 
     #[test]
     fn who_comes_while_others_go_on_goes_behind_them() {
-        assert!(NEW.joins(true) && !NEW.joins(false));
-        assert!(!Visitor { was_sent_on: true, ..NEW }.joins(true), "it is one of them");
+        assert!(NEW.joins());
+        assert!(!Visitor { was_sent_on: true, ..NEW }.joins(), "it is one of them");
     }
 
     #[test]

@@ -111,6 +111,15 @@ impl Room {
         }
     }
 
+    /// The processes that hold something here. One that died halfway may have left either without the other.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = RowId> {
+        let cells = self.requests.iter().zip(&self.bytes).enumerate();
+        let holds = cells.filter(|(_, (requests, bytes))| {
+            requests.load(Ordering::Acquire) != 0 || bytes.load(Ordering::Acquire) != 0
+        });
+        holds.map(|(row, _)| RowId::of(row))
+    }
+
     fn cells(&self, row: RowId) -> Option<(&AtomicU32, &AtomicU64)> {
         Some((self.requests.get(row.number())?, self.bytes.get(row.number())?))
     }

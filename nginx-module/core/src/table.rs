@@ -200,7 +200,6 @@ impl SlotId {
 // === impl RowId ===
 
 impl RowId {
-    #[cfg(test)]
     pub(crate) fn of(number: usize) -> Self {
         Self(number)
     }
@@ -289,20 +288,22 @@ impl<'a> Table<'a> {
     }
 
     pub fn room_of(&self, upstream: &str) -> Option<&'a Room> {
-        self.rooms
-            .iter()
-            .take(self.header.rooms.load(Ordering::Acquire) as usize)
-            .find(|room| room.is(upstream))
+        self.used_rooms().find(|room| room.is(upstream))
     }
 
     /// What processes that died without a word kept waiting waits no more. Alone in the control lock.
     pub(crate) fn vacate_dead(&self, living: &[RowId]) {
-        let dead = (0..SHARED_ROW.0).map(RowId).filter(|row| !living.contains(row));
-        dead.for_each(|row| self.vacate(row));
+        for room in self.used_rooms() {
+            room.holders().filter(|row| !living.contains(row)).for_each(|row| room.vacate(row));
+        }
     }
 
     fn vacate(&self, row: RowId) {
-        self.rooms.iter().for_each(|room| room.vacate(row));
+        self.used_rooms().for_each(|room| room.vacate(row));
+    }
+
+    fn used_rooms(&self) -> impl Iterator<Item = &'a Room> {
+        self.rooms.iter().take(self.header.rooms.load(Ordering::Acquire) as usize)
     }
 
     pub fn find(&self, upstream: &str, address: &str) -> Option<SlotId> {

@@ -174,7 +174,7 @@ impl Run {
         let (bytes, now) = (self.dice.within(1..12), self.stage.now);
         let until = now + QUEUE.timeout;
         self.requests.insert(who, Request { visitor, bytes, until, ticket: None });
-        if visitor.joins(self.nginx[at].pace.flows()) && self.enter(at, who, End::Back) {
+        if self.nginx[at].pace.flows() && visitor.joins() && self.enter(at, who, End::Back) {
             return self.note(format_args!("{who} joins at {at}"));
         }
         self.ask(at, who);

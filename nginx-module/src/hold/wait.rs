@@ -25,6 +25,7 @@ impl PeerData {
     }
 
     /// Whether the request was sent on from where it waited, and nginx asks for a peer now. Its balancer is to begin anew.
+    #[cold]
     pub(crate) fn was_sent_on(&mut self) -> bool {
         let hold = &self.upstream.hold;
         let Some(held) = self.held().filter(|held| matches!(held.phase, Phase::SentOn)) else { return false };
@@ -34,10 +35,9 @@ impl PeerData {
     }
 
     /// A request that comes while others are on their way goes behind them.
+    #[cold]
     pub(crate) fn joins(&mut self, pc: PeerConnection) -> bool {
-        self.upstream.hold.pace.get().flows()
-            && self.visitor(false).joins(true)
-            && self.enter(pc, End::Back).is_ok()
+        self.visitor(false).joins() && self.enter(pc, End::Back).is_ok()
     }
 
     /// The balancer has nobody.
@@ -69,6 +69,7 @@ impl PeerData {
     }
 
     /// It waits no more.
+    #[cold]
     pub(crate) fn goes(&mut self, ending: Ending) {
         let (hold, place) = (&self.upstream.hold, self.place);
         let Some(held) = self.held() else { return };
@@ -77,6 +78,7 @@ impl PeerData {
     }
 
     /// A peer failed the request. Whether it would wait for another, if nginx asked for one more.
+    #[cold]
     pub(crate) fn would_wait(&self) -> bool {
         // SAFETY: the request lives while its upstream calls us.
         let Some(u) = (unsafe { self.upstream().as_ref() }) else { return false };
@@ -163,6 +165,7 @@ impl PeerData {
     }
 
     /// Nginx gives the connection back that it was given; true if it was one of ours.
+    #[cold]
     pub(crate) fn free_held(&mut self, pc: PeerConnection) -> bool {
         let (hold, place) = (&self.upstream.hold, self.place);
         let Some(held) = self.held() else { return false };
