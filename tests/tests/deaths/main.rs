@@ -4,4 +4,5 @@ mod all_at_once;
 mod crashes;
 mod files;
 mod ordered;
+mod single;
 mod trial;

@@ -1,0 +1,22 @@
+//! The only worker of an app is replaced: whoever comes meanwhile waits for the next one.
+
+use crate::trial::{Plan, Trial};
+use anyhow::Result;
+use e2e::{alone, scenario::Setup};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_worker_is_replaced_and_nobody_notices_but_by_the_time_it_takes() -> Result<()> {
+    let _alone = alone::take()?;
+    let plan = Plan { setup: Setup::Handoff, workers: 1, servers: 1, daemon: &[] };
+    let mut trial = Trial::set(&plan, |_, _, _| ()).await?;
+    for words in ["restart myapp", "reload myapp", "restart myapp"] {
+        let began = trial.pm2(words).await?;
+        trial.replaced(1, began).await?;
+        trial.only_up(&[0]).await?;
+    }
+    let findings = trial.end().await?;
+    findings.print("Handoff");
+    findings.nothing_twice_and_nothing_hung();
+    findings.all_failed_are(|_, _| false);
+    Ok(())
+}
