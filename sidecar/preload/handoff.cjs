@@ -5,7 +5,7 @@
 // On SIGINT, SIGTERM or PM2's `shutdown` message, in a process that listens:
 //
 //   1. the sidecar is told, and nginx no longer sends requests here when it answers; a sidecar that is not there costs
-//      nothing, a slow one half a second at most. Workers that share an address leave it to the others: at once with
+//      nothing, a slow one half a second at most, and one that says so more: until others serve. Workers that share an address leave it to the others: at once with
 //      `wait_ready`, else as late, for PM2 may have stopped the others, too. From here on every answer says
 //      `Connection: close`, HTTP/2 says GOAWAY.
 //   2. the app's own handlers run, as they would have. A `process.exit()` of theirs is held until what is in flight is
@@ -65,6 +65,8 @@ function settings() {
     pmId: pm_id,
     wait: Math.min(LONGEST_WAIT, killTimeout / 4),
     idle: Math.min(LONGEST_IDLE, killTimeout / 2),
+    // While nobody else serves. The rest is for what is in flight.
+    patience: killTimeout / 2,
     deadline: killTimeout - Math.min(1000, Math.max(100, killTimeout / 8)),
   };
 }
@@ -215,6 +217,7 @@ const link = {
   heard: '',
   connected: noop,
   answer: noop,
+  extend: noop,
   retry: RECONNECT.first,
   timer: null,
 };
@@ -267,16 +270,25 @@ function hear(text) {
 function obey(line) {
   const message = JSON.parse(line);
   if (message.type === 'ack') link.answer(true);
+  if (message.type === 'nack') link.answer(false);
+  if (message.type === 'wait') link.extend(Number(message.ms));
   if (message.type === 'drain') drain(Number(message.deadline_ms));
 }
 
-// Calls back once: with true when the sidecar says that nginx knows.
-function tell(message, wait, then) {
-  const timer = setTimeout(() => link.answer(false), wait);
+// Calls back once: with true when the sidecar says that nginx knows. It may ask for more time than `wait`.
+function tell(message, { wait, patience }, then) {
+  let timer = setTimeout(() => link.answer(false), wait);
   link.answer = (told) => {
     clearTimeout(timer);
-    link.answer = link.connected = noop;
+    link.answer = link.extend = link.connected = noop;
     then(told);
+  };
+  link.extend = (ms) => {
+    if (!(ms > 0)) return;
+    clearTimeout(timer);
+    const longer = Math.min(ms, patience);
+    idleIsSafe = now() + longer + SETTLE;
+    timer = setTimeout(() => link.answer(false), longer);
   };
   link.connected = () => say(message);
   link.open ? say(message) : connect();
@@ -382,7 +394,10 @@ function begins(type, args) {
   stop ??= { at: now(), settings: settings(), leavesAt: Infinity, pending: new Map(), seen: new Set() };
   if (!stop.seen.has(type)) stop.pending.set(type, args);
   stop.seen.add(type);
-  if (!isNew) return true;
+  if (!isNew) {
+    if (now() - stop.at >= ECHO) link.answer(false);
+    return true;
+  }
   try {
     sayGoodbye(type);
   } catch {
@@ -392,13 +407,15 @@ function begins(type, args) {
 }
 
 function sayGoodbye(signal) {
-  const { shared, othersServe, wait, idle } = stop.settings;
+  const { shared, othersServe, wait, idle, patience } = stop.settings;
   if (shared) stop.leavesAt = stop.at + (othersServe ? 0 : wait);
   closeConnections(stop.at + idle);
   leaveAddress();
-  tell({ type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait }, wait, (told) => {
+  const message = { type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait };
+  tell(message, { wait, patience }, (told) => {
     if (!told) return handOver();
     idleIsSafe = now() + SETTLE;
+    stop.leavesAt = Math.min(stop.leavesAt, shared ? now() : Infinity);
     setTimeout(handOver, SETTLE);
   });
 }

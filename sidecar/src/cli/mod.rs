@@ -79,6 +79,7 @@ struct Context {
     homes: Vec<Home>,
     overrides: Vec<Override>,
     state_dir: Option<PathBuf>,
+    preload_socket: Option<PathBuf>,
 }
 
 pub fn main() -> ExitCode {
@@ -155,6 +156,7 @@ impl Global {
             homes: if named.is_empty() { vec![Home::from_env()] } else { named },
             overrides: file.overrides,
             state_dir: file.state_dir,
+            preload_socket: file.preload_socket,
         })
     }
 }
