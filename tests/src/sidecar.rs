@@ -7,6 +7,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
     ffi::OsString,
     fs,
@@ -61,6 +62,19 @@ impl Sidecar {
             .spawn()
             .context("cannot run handoff")?;
         Ok(Self { child, log, environment })
+    }
+
+    /// Waits until it says that an app is protected so far.
+    pub async fn protects(&self, app: &str, level: &str) -> Result<()> {
+        let mut last = String::new();
+        let protected = wait::until("the app to be protected", PATIENCE, async || {
+            last = self.status().await.ok()?;
+            let status: Value = serde_json::from_str(&last).ok()?;
+            let mut apps =
+                status["daemons"].as_array()?.iter().filter_map(|daemon| daemon["apps"].as_array());
+            apps.any(|apps| apps.iter().any(|of| of["app"] == app && of["level"] == level)).then_some(())
+        });
+        protected.await.with_context(|| last)
     }
 
     pub fn pid(&self) -> u32 {
