@@ -22,6 +22,7 @@ pub mod marks;
 pub mod newcomer;
 pub mod notes;
 pub mod outcome;
+pub mod parting;
 pub mod plan;
 pub mod reach;
 pub mod replace;
@@ -211,6 +212,7 @@ impl Rollout {
             options: self.options.clone(),
             worlds: self.worlds.clone(),
             brake: self.brake.clone(),
+            preload: report::live(&self.site.home).find_map(|report| report.preload),
             steps,
         });
         match self.plan.cluster.clone() {
