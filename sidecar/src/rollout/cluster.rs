@@ -9,6 +9,7 @@ use crate::{
     host::connections,
     peer::{Peer, Place},
     pm2::{PmId, monitor::Status},
+    preload::workers::kill_timeout,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,10 +26,9 @@ pub struct Cluster {
     pub left: Option<PmId>,
     /// From PM2's signal to SIGKILL.
     pub kill_timeout: Duration,
+    /// Each worker can be asked to [finish](super::parting) what it has before that signal.
+    pub finishes: bool,
 }
-
-/// PM2's.
-const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_millis(1600);
 
 // === impl Cluster ===
 
@@ -36,12 +36,15 @@ impl Cluster {
     pub fn of(workers: &BTreeMap<PmId, &Seen>, world: &World, around: Surroundings<'_>) -> Self {
         let peers = workers.iter().flat_map(|(&id, seen)| plan::peers(id, seen, world, around)).collect();
         let online = workers.iter().find(|(_, seen)| seen.listed.status == Status::Online);
-        let kill_timeout = workers.values().find_map(|seen| seen.listed.settings.kill_timeout);
+        let first = workers.values().next().map(|seen| seen.listed.settings.clone()).unwrap_or_default();
+        let serving: Vec<&PmId> =
+            workers.iter().filter(|(_, seen)| seen.process.is_some()).map(|(id, _)| id).collect();
         Self {
             peers,
             model: online.map(|(&id, _)| id),
             left: around.left,
-            kill_timeout: kill_timeout.unwrap_or(DEFAULT_KILL_TIMEOUT),
+            kill_timeout: kill_timeout(&first),
+            finishes: serving.len() > 1 && serving.iter().all(|id| around.preloads.contains(id)),
         }
     }
 

@@ -43,7 +43,7 @@ use crate::{
     control::{Address, Control},
     peer::Peer,
     pm2::{PmId, home::Home, orders::Sealed},
-    report,
+    report::{self, WorkerReport},
 };
 use brake::{Brake, Halt};
 use canary::Canary;
@@ -147,11 +147,21 @@ impl Rollout {
         let both = (hands.clone(), brake.clone());
         let worlds =
             Observer::start(&site.home, &site.overrides, &order.app, peers, both, &mut tasks).await?;
-        let remembered = remembered(&site.home, &order.app);
+        let reported: Vec<WorkerReport> =
+            report::live(&site.home).flat_map(|report| report.workers).collect();
+        let reported = || reported.iter().filter(|worker| worker.app == order.app);
+        let remembered =
+            reported().map(|worker| (worker.id, worker.peers.iter().cloned().collect())).collect();
+        let preloads = reported().filter(|worker| worker.preload).map(|worker| worker.id).collect();
         let world = worlds.borrow().clone().ok_or_else(|| Stop::Lost("PM2 lists no workers".to_owned()))?;
         let left = Notes::of(&site.home).get(&order.app).and_then(|note| note.find(world.listed.iter()));
-        let around =
-            Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered, left };
+        let around = Surroundings {
+            overview: &overview,
+            upstreams: &upstreams,
+            remembered: &remembered,
+            preloads: &preloads,
+            left,
+        };
         let chosen = |id| order.only.is_none_or(|only| only == id);
         let plan = Plan::make(&order.app, &world, chosen, around, &options)
             .map_err(|reasons| Stop::Refused(reasons.join("\n")))?;
@@ -347,12 +357,6 @@ impl Rollout {
         let left = self.plan.cluster.as_ref().and_then(|cluster| cluster.left);
         before.workers.iter().filter(|(id, _)| Some(**id) != left).find_map(is_same)
     }
-}
-
-/// Where the workers of an app listened, as running sidecars remember.
-fn remembered(home: &Home, app: &str) -> BTreeMap<PmId, BTreeSet<Peer>> {
-    let workers = report::live(home).flat_map(|report| report.workers).filter(|worker| worker.app == app);
-    workers.map(|worker| (worker.id, worker.peers.into_iter().collect())).collect()
 }
 
 /// No two roll-outs have the same owner, so that no one lives on another one's renewals.
