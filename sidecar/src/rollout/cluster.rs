@@ -35,16 +35,18 @@ pub struct Cluster {
 impl Cluster {
     pub fn of(workers: &BTreeMap<PmId, &Seen>, world: &World, around: Surroundings<'_>) -> Self {
         let peers = workers.iter().flat_map(|(&id, seen)| plan::peers(id, seen, world, around)).collect();
-        let online = workers.iter().find(|(_, seen)| seen.listed.status == Status::Online);
+        let online: Vec<PmId> = workers
+            .iter()
+            .filter(|(_, seen)| seen.listed.status == Status::Online)
+            .map(|(&id, _)| id)
+            .collect();
         let first = workers.values().next().map(|seen| seen.listed.settings.clone()).unwrap_or_default();
-        let serving: Vec<&PmId> =
-            workers.iter().filter(|(_, seen)| seen.process.is_some()).map(|(id, _)| id).collect();
         Self {
             peers,
-            model: online.map(|(&id, _)| id),
+            model: online.first().copied(),
             left: around.left,
             kill_timeout: kill_timeout(&first),
-            finishes: serving.len() > 1 && serving.iter().all(|id| around.preloads.contains(id)),
+            finishes: online.len() > 1 && online.iter().all(|id| around.preloads.contains(id)),
         }
     }
 
