@@ -248,8 +248,8 @@ impl Visit {
         if is_guest && self.guests.remove(self.caller.process, &line) {
             self.tell(What::Left).await;
         }
-        // What was said last may be on its way.
-        drop(line);
+        // What was said last may be on its way. Nobody waits for this connection any more.
+        drop((line, counts));
         drop(self);
         _ = writer.await;
     }
