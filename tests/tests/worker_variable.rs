@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
-    ports,
+    command, place, ports,
     site::{PATIENCE, Say, Site, VERSIONS},
     wait,
 };
@@ -14,8 +14,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream, UnixListener},
     spawn,
 };
 
@@ -521,6 +521,61 @@ async fn who_does_not_take_part_keeps_the_header() -> Result<()> {
         assert_eq!([0, 1, 2, 3, 4, 8].map(seen), [2, 2, 0, 2, 2, 1], "{:?}", answers[0]);
         assert_eq!(answers[1], answers[0], "nginx {version}, without an upstream that takes part");
         assert_eq!(answers[2], answers[0], "nginx {version}, beside an upstream that takes part");
+    }
+    Ok(())
+}
+
+/// The sidecar's part is played by the test.
+#[tokio::test]
+async fn a_worker_with_the_preload_is_named_as_the_sidecar_said() -> Result<()> {
+    for version in VERSIONS {
+        let mut site = Site::new(version).await?;
+        let address = ports::address(ports::row(1)?);
+        let socket = site.file("preload.sock");
+        let sidecar = UnixListener::bind(&socket)?;
+        let mut node = command::clean("node");
+        node.arg("-r").arg(place::root().join("sidecar/preload/handoff.cjs"));
+        node.arg(place::root().join("tests/apps/backend.js")).arg(address.port().to_string());
+        node.env("pm_id", "0").env("HANDOFF_PRELOAD_SOCKET", &socket);
+        let _node = node.spawn()?;
+        let blocks = format!("upstream app {{ zone app 64k; server {address}; keepalive 8; handoff; }}");
+        configure(&site, &blocks, "location / { proxy_set_header Connection \"\"; proxy_pass http://app; }")?;
+        site.start().await?;
+
+        let (stream, _) = tokio::time::timeout(PATIENCE, sidecar.accept()).await.context("no worker")??;
+        let mut stream = BufReader::new(stream);
+        stream.read_line(&mut String::new()).await?;
+        expect(&site, "/before", "HTTP/1.1 200 ", "-").await?;
+        let mut number = 0;
+        for (word, worker) in [
+            (r#"{"type":"name","name":"shop:0"}"#, "shop:0"),
+            (r#"{"type":"name","name":"my \"shop:0"}"#, r"my%20\x22shop:0"),
+            (r#"{"type":"name"}"#, "-"),
+            (r#"{"type":"name","name":"shop:1"}"#, "shop:1"),
+        ] {
+            stream.write_all(format!("{word}\n").as_bytes()).await?;
+            wait::until(&format!("{worker} to be named"), PATIENCE, async || {
+                number += 1;
+                let path = format!("/status/200?{number}");
+                assert!(!says(&ask(&site, "GET", &path).await.ok()?));
+                let line = logged(&site, &path).await.ok()?.join("|");
+                line.starts_with(&format!("{worker}|")).then_some(())
+            })
+            .await?;
+        }
+        for status in [204, 304, 404, 500] {
+            let path = format!("/status/{status}?last");
+            expect(&site, &path, &format!("HTTP/1.1 {status} "), "shop:1").await?;
+        }
+        drop(stream);
+        wait::until("nobody to be named", PATIENCE, async || {
+            number += 1;
+            let path = format!("/status/200?{number}");
+            ask(&site, "GET", &path).await.ok()?;
+            (logged(&site, &path).await.ok()?[0] == "-").then_some(())
+        })
+        .await?;
+        site.end().await?;
     }
     Ok(())
 }
