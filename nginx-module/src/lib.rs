@@ -2,7 +2,7 @@
 //!
 //! Order of events in a master: the directives are read ([`conf`]), postconfiguration wraps the balancer of every
 //! upstream that says `handoff` ([`upstream`]) and prepares the control sockets ([`socket`]), the zone is made or found
-//! again ([`zone`]). In a worker: [`worker`] takes a row of the zone and watches leases, [`peer`] stands between each
+//! again ([`zone`]), and nginx learns the header by which a worker says its name ([`name`]). In a worker: [`worker`] takes a row of the zone and watches leases, [`peer`] stands between each
 //! request and the balancer, [`control`] answers the API.
 //!
 //! If anything of this is missing or full, requests are served as nginx alone would serve them.
@@ -13,6 +13,7 @@ mod conf;
 mod control;
 mod hooks;
 mod log;
+mod name;
 mod nginx;
 mod orphan;
 mod peer;

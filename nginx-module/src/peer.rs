@@ -5,6 +5,7 @@
 //! request has tried keeps it from choosing the same peer twice. Every attempt ends in [`PeerData::free`], once.
 
 use crate::hooks::{Hooks, layer};
+use crate::name;
 use crate::nginx::{PeerConnection, global, rc};
 use crate::orphan;
 use crate::reuse::{self, Ridden};
@@ -18,8 +19,10 @@ use handoff_core::trial::Candidate;
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_uint_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t,
+    ngx_uint_t,
 };
+use std::cell::Cell;
 use std::ptr::NonNull;
 
 /// What we keep for one request, in its pool.
@@ -31,6 +34,8 @@ pub(crate) struct PeerData {
     claimed: Option<SlotId>,
     last: Option<SlotId>,
     tries: u32,
+    /// Who answers this attempt, in its own words.
+    name: Cell<Option<ngx_str_t>>,
     /// What was sent is to be sent again, though nginx takes it for not sent.
     rewinds: bool,
 }
@@ -50,8 +55,17 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
     let pc = unsafe { &mut (*r.upstream).peer };
     let inner = Hooks::of(pc);
     before(&inner, memory).put(pc);
-    let data =
-        PeerData { upstream, place, request, inner, claimed: None, last: None, tries: 0, rewinds: false };
+    let data = PeerData {
+        upstream,
+        place,
+        request,
+        inner,
+        claimed: None,
+        last: None,
+        tries: 0,
+        name: Cell::default(),
+        rewinds: false,
+    };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
     rc::OK
@@ -78,12 +92,28 @@ impl PeerData {
         self.slot(self.last?).map(|slot| slot.gate.state())
     }
 
+    /// The peer says its name. The first word counts.
+    pub(crate) fn call(&self, name: ngx_str_t) {
+        if self.name.get().is_none() && name.len > 0 {
+            self.name.set(Some(name));
+        }
+    }
+
+    /// The name of who gave this request its answer: the last attempt, if it was answered in full and nothing else was sent.
+    pub(crate) fn name(&self) -> Option<ngx_str_t> {
+        self.answer()?;
+        // SAFETY: the upstream of a request, which had an attempt; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        self.name.get().filter(|_| !name::is_from_cache(u))
+    }
+
     fn slot(&self, id: SlotId) -> Option<&'static Slot> {
         self.place.zone.table.slot(id)
     }
 
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.upstream.refresh(&self.place.zone);
+        self.name.set(None);
         if std::mem::take(&mut self.rewinds) {
             self.set_request_sent(true);
         }

@@ -14,6 +14,7 @@
 //      waits for it sees what he would have seen without us.
 //
 // All of it ends before PM2's kill_timeout does. `drain` from the sidecar is step 1 without an end.
+// And when the sidecar has said what PM2 calls this worker, every answer says so, for nginx's log.
 // Nothing happens in a process that does not listen, or that PM2 did not start. No listener is added to the process.
 // The words on the socket, and what this cannot do: docs/api/preload.md.
 
@@ -37,6 +38,7 @@ const READY = 300; // for an app that says `ready` itself
 const REPORT = 100; // between two counts
 const RECONNECT = { first: 1000, last: 30_000 };
 const LONGEST_LINE = 4096;
+const LONGEST_NAME = 128;
 const MOST_LISTENS = 16;
 
 const noop = () => {};
@@ -209,6 +211,42 @@ function attempt(what, ...args) {
   }
 }
 
+// === Who answers ===
+
+let signature = ''; // a line in the head of every answer
+let signs = false; // since the first name
+
+// PM2 may rename a worker: without a sidecar to tell us, it has no name.
+function sign(name) {
+  const isName = typeof name === 'string' && name !== '';
+  if (isName && !signs) signAnswers(http.ServerResponse);
+  signature = isName ? `X-Handoff-Worker: ${spell(name)}\r\n` : '';
+}
+
+// Behind the status line. There no call of the app's meets it: the headers that it sets, removes, counts or writes are
+// what they would have been. With one that was set before, Node refuses some ways to write them, and is slow in all.
+function signAnswers({ prototype }) {
+  signs = true;
+  const { _storeHeader } = prototype;
+  if (typeof _storeHeader !== 'function') return;
+  const value = function (statusLine, headers) {
+    return _storeHeader.call(this, statusLine + signature, headers);
+  };
+  Object.defineProperty(prototype, '_storeHeader', { value, configurable: true, writable: true });
+}
+
+// Visible ASCII stays, but for the sign of what does not. Of a name that is too long its end: it tells workers apart.
+function spell(name) {
+  const escape = (char) => Buffer.from(char).toString('hex').toUpperCase().replace(/../g, '%$&');
+  let text = '';
+  for (const char of [...name].reverse()) {
+    const part = /[!-$&-~]/.test(char) ? char : escape(char);
+    if (text.length + part.length > LONGEST_NAME) break;
+    text = part + text;
+  }
+  return text;
+}
+
 // === The sidecar ===
 
 const link = {
@@ -241,6 +279,7 @@ function connect(candidates = places()) {
   socket.on('close', () => {
     const wasOpen = link.open;
     Object.assign(link, { socket: null, open: false });
+    sign(null);
     if (!wasOpen && others.length > 0) return attempt(connect, others);
     link.answer(false);
     link.timer = setTimeout(attempt, link.retry, connect).unref();
@@ -273,6 +312,7 @@ function obey(line) {
   if (message.type === 'nack') link.answer(false);
   if (message.type === 'wait') link.extend(Number(message.ms));
   if (message.type === 'drain') drain(Number(message.deadline_ms));
+  if (message.type === 'name') sign(message.name);
 }
 
 // Calls back once: with true when the sidecar says that nginx knows. It may ask for more time than `wait`.
