@@ -12,6 +12,7 @@
 pub mod brake;
 pub mod canary;
 pub mod cluster;
+pub mod counts;
 pub mod event;
 pub mod fitness;
 pub mod grip;

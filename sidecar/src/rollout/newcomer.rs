@@ -108,11 +108,10 @@ impl Newcomer<'_> {
             if call.answered().await?.is_some() {
                 self.expected.answered();
             }
-            let seen = self.grip.seen()?;
             if let Some(toll) = toll.as_deref_mut() {
-                toll.look(&seen, window).await;
+                toll.look(window).await;
             }
-            match self.expected.judge(&seen, |_| None) {
+            match self.expected.judge(&self.grip.seen()?, |_| None) {
                 Fitness::Fit => return Ok(()),
                 Fitness::Broken(how, text) => return Err(self.grip.broken(how, text)),
                 Fitness::NotYet(what) if Instant::now() >= until => {
@@ -133,9 +132,8 @@ impl Newcomer<'_> {
         window: &mut Window,
     ) -> Result<Option<TcpStream>, Stop> {
         loop {
-            let seen = self.grip.seen()?;
             if let Some(toll) = toll.as_deref_mut() {
-                toll.look(&seen, window).await;
+                toll.look(window).await;
             }
             self.still_lives()?;
             let Some(worker) = self.process() else { return Ok(None) };

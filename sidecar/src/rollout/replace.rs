@@ -12,6 +12,7 @@
 
 use super::{
     OnDeadline,
+    counts::Counts,
     event::Step,
     fitness::{Expected, Fitness},
     grip::{Call, Grip, KILL_GRACE},
@@ -30,6 +31,13 @@ use handoff_wire::{Code, OwnerKind, PeerState};
 use std::time::{Duration, Instant};
 use tokio::time;
 
+/// What nginx had counted before the old process was told to end, and when that last had its connections.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    before: Counts,
+    last: Counts,
+}
+
 #[derive(Debug)]
 pub struct Turn {
     pub grip: Grip,
@@ -41,7 +49,7 @@ pub struct Turn {
     pub env: Option<Sealed>,
 }
 
-/// A worker that is new. So many requests were in flight when its old process ended.
+/// A worker that is new. So many requests were cut when its old process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced {
     pub id: PmId,
@@ -52,9 +60,9 @@ pub struct Replaced {
 const TRIES: usize = 5;
 const FLOOR_PAUSE: Duration = Duration::from_millis(200);
 const COUNT_PAUSE: Duration = Duration::from_millis(100);
-/// How long nginx waits for the last request while its worker ends: it answers the moment that one is complete.
-const CUT_PAUSE: Duration = Duration::from_millis(10);
 const DEATH_PAUSE: Duration = Duration::from_millis(5);
+/// So long after the new process is ready nginx has noticed the end of the old one.
+const NOTICE: Duration = Duration::from_millis(500);
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
 const UP_PAUSE: Duration = Duration::from_millis(20);
 const WATCH_PAUSE: Duration = Duration::from_millis(40);
@@ -182,38 +190,48 @@ impl Turn {
             self.grip.stop().await?;
         }
         let was = self.grip.seen()?;
+        let before = self.counts().await?;
         let mut expected = Expected::after(&was);
         let mut call = self.grip.reload(&was, self.env.take());
-        let cut = self.ended(fenced.in_flight, &was, &mut call).await?;
+        let end = self.ended(before, &was, &mut call).await?;
         self.grip.step(Step::Starting);
         self.marks.starting().await?;
-        let serves = self.serves_again(&mut expected, call).await;
-        serves.map_err(|stop| self.grip.with_log(stop, &logs))?;
+        let serves = self.serves_again(&mut expected, call, end).await;
+        let cut = serves.map_err(|stop| self.grip.with_log(stop, &logs))?;
         self.grip.announce("reload").await;
         Ok(cut)
     }
 
-    async fn serves_again(&mut self, expected: &mut Expected, call: Call) -> Result<(), Stop> {
+    /// Returns how many requests the old process took with it.
+    async fn serves_again(
+        &mut self,
+        expected: &mut Expected,
+        call: Call,
+        end: Option<End>,
+    ) -> Result<u64, Stop> {
         self.fit(expected, call).await?;
         self.grip.in_hand.is_moving(false);
         self.well(expected).await?;
+        let cut = self.cut(end).await?;
         self.tried(expected).await?;
         self.marks.lift().await?;
         let views = self.until(PeerState::Up, expected).await?;
         self.grip.step(Step::Up);
         match self.grip.options().watch {
-            Some(watch) => self.watched(expected, views, watch.duration(), u64::MAX).await,
-            None if self.is_first => self.watched(expected, views, WATCH, ENOUGH_ANSWERS).await,
-            None => Ok(()),
+            Some(watch) => self.watched(expected, views, watch.duration(), u64::MAX).await?,
+            None if self.is_first => self.watched(expected, views, WATCH, ENOUGH_ANSWERS).await?,
+            None => {}
         }
+        Ok(cut)
     }
 
-    /// Waits for the end of the old process. Returns how many requests it took with it.
-    async fn ended(&mut self, mut cut: u64, was: &Seen, call: &mut Call) -> Result<u64, Stop> {
-        let Some(old) = was.process else { return Ok(0) };
+    /// Waits for the end of the old process. None: there was none.
+    async fn ended(&mut self, before: Counts, was: &Seen, call: &mut Call) -> Result<Option<End>, Stop> {
+        let Some(old) = was.process else { return Ok(None) };
         let proc = Proc::default();
         let patience = was.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
         let until = Instant::now() + patience;
+        let mut last = before;
         while old.is_alive(&proc) {
             call.answered().await?;
             if Instant::now() >= until {
@@ -223,15 +241,32 @@ impl Turn {
                     old.pid
                 )));
             }
-            if cut == 0 {
-                time::sleep(DEATH_PAUSE).await;
-                continue;
+            if last.in_flight > 0 {
+                let now = self.counts().await?;
+                last = if old.is_whole(&proc) { now } else { last };
             }
-            let now = self.marks.in_flight(CUT_PAUSE).await?;
-            // What nginx counts after the death is no more what was lost by it.
-            cut = if old.is_alive(&proc) { now } else { cut };
+            time::sleep(DEATH_PAUSE).await;
         }
-        Ok(cut)
+        Ok(Some(End { before, last }))
+    }
+
+    /// How many requests the old process took with it. Nothing new has begun since it was told to end, so that whatever broke
+    /// off broke off with it. A WebSocket may break off or be closed, which nginx cannot tell apart: one that was open when the
+    /// process was last whole was cut. So was what nginx still passes on now, as far as anybody knows.
+    async fn cut(&mut self, end: Option<End>) -> Result<u64, Stop> {
+        let Some(End { before, last }) = end else { return Ok(0) };
+        let until = Instant::now() + NOTICE;
+        loop {
+            let now = self.counts().await?;
+            if now.in_flight == 0 || Instant::now() >= until {
+                return Ok(now.cut_since(before) + now.closed_since(last) + now.in_flight);
+            }
+            time::sleep(UP_PAUSE).await;
+        }
+    }
+
+    async fn counts(&mut self) -> Result<Counts, Stop> {
+        Ok(Counts::of(&self.marks.views().await?.ours))
     }
 
     /// Waits until the new process listens and is ready.
