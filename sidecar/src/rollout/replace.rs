@@ -12,9 +12,10 @@
 
 use super::{
     OnDeadline,
+    arrival::{self, Checks},
     counts::Counts,
     event::Step,
-    fitness::{Expected, Fitness},
+    fitness::Expected,
     grip::{Call, Grip, KILL_GRACE},
     health,
     logs::Logs,
@@ -25,10 +26,14 @@ use super::{
 };
 use crate::{
     host::Proc,
+    peer::Peer,
     pm2::{PmId, orders::Sealed},
 };
 use handoff_wire::{Code, OwnerKind, PeerState};
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 use tokio::time;
 
 /// What nginx had counted before the old process was told to end, and when that last had its connections.
@@ -63,7 +68,6 @@ const COUNT_PAUSE: Duration = Duration::from_millis(100);
 const DEATH_PAUSE: Duration = Duration::from_millis(5);
 /// So long after the new process is ready nginx has noticed the end of the old one.
 const NOTICE: Duration = Duration::from_millis(500);
-const CHECK_PAUSE: Duration = Duration::from_millis(100);
 const UP_PAUSE: Duration = Duration::from_millis(20);
 const WATCH_PAUSE: Duration = Duration::from_millis(40);
 /// How long a worker is on trial, or watched if nobody said how long; so many answers are enough. The first one stands for
@@ -273,49 +277,31 @@ impl Turn {
     async fn fit(&mut self, expected: &mut Expected, mut call: Call) -> Result<(), Stop> {
         let until = Instant::now() + self.grip.options().start_timeout.duration();
         loop {
-            if call.answered().await?.is_some() {
-                expected.answered();
+            if !self.serves {
+                self.marks.extend(&self.grip.seen()?.open);
             }
-            match self.fitness(expected)? {
-                Fitness::Fit => return Ok(()),
-                Fitness::Broken(how, text) => return Err(self.grip.broken(how, text)),
-                Fitness::NotYet(what) if Instant::now() >= until => {
-                    let text = format!("{what} within {}", self.grip.options().start_timeout);
-                    return Err(self.grip.broken(How::NotReady, text));
-                }
-                Fitness::NotYet(_) => self.grip.next_look().await?,
+            let peers = self.marks.peers();
+            let lacks = |seen: &Seen| lacks(peers, seen);
+            if arrival::is_fit(expected, &self.grip, &mut call, until, lacks).await? {
+                return Ok(());
             }
         }
     }
 
     /// Waits until its health checks pass.
     async fn well(&mut self, expected: &mut Expected) -> Result<(), Stop> {
-        let Some(path) = self.grip.options().health.clone() else { return Ok(()) };
-        let (of, timeout) = (self.grip.options().health_passes, self.grip.options().health_timeout);
-        let until = Instant::now() + timeout.duration();
-        let peers = self.marks.peers().clone();
-        let mut passed = 0;
-        self.grip.step(Step::Checking { passed, of });
-        while passed < of {
-            let mut ill = None;
-            for peer in &peers {
-                let answer = health::check(peer, &path).await;
-                ill = ill.or(answer.err().map(|what| format!("{path} of {} {what}", peer.address)));
+        let Some(mut checks) = Checks::begin(&self.grip) else { return Ok(()) };
+        loop {
+            let mut answers = Vec::new();
+            for peer in self.marks.peers() {
+                let answer = health::check(peer, &checks.path).await;
+                answers.push(answer.map_err(|what| format!("{} {what}", peer.address)));
             }
-            self.still_lives(expected)?;
-            match ill {
-                None => passed += 1,
-                Some(text) if Instant::now() >= until => {
-                    return Err(self.grip.broken(How::Unhealthy, format!("{text}, after {timeout}")));
-                }
-                Some(_) => passed = 0,
-            }
-            self.grip.step(Step::Checking { passed, of });
-            if passed < of {
-                time::sleep(CHECK_PAUSE).await;
+            arrival::still_lives(expected, &self.grip)?;
+            if checks.count(&self.grip, &answers).await? {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Before it is given to users: what it gets now can be tried elsewhere, and is, if its answer is an error.
@@ -349,7 +335,7 @@ impl Turn {
                 }
                 return Ok(views);
             }
-            self.still_lives(expected)?;
+            arrival::still_lives(expected, &self.grip)?;
             if Instant::now() >= until {
                 let by = held.marks.first().map(|mark| format!(" by {} ({})", mark.owner, mark.reason));
                 let (state, by) = (held.state, by.unwrap_or_default());
@@ -370,7 +356,7 @@ impl Turn {
         let (ours, others) = (Answers::of(&before.ours), Answers::of(&before.others));
         let until = Instant::now() + long;
         loop {
-            self.still_lives(expected)?;
+            arrival::still_lives(expected, &self.grip)?;
             let views = self.marks.views().await?;
             let (new, old) = (Answers::of(&views.ours).since(ours), Answers::of(&views.others).since(others));
             if new.is_worse_than(old) {
@@ -402,31 +388,13 @@ impl Turn {
         self.grip.announce("stop").await;
         Ok(self.marks.down().await?)
     }
+}
 
-    fn fitness(&mut self, expected: &mut Expected) -> Result<Fitness, Stop> {
-        let seen = self.grip.seen()?;
-        if !self.serves {
-            self.marks.extend(&seen.open);
-        }
-        let peers = self.marks.peers();
-        Ok(expected.judge(&seen, |seen| match peers.iter().find(|peer| !seen.open.contains(peer)) {
-            None => None,
-            Some(peer) if seen.listens.is_empty() => Some(format!("it did not listen on {}", peer.address)),
-            Some(peer) => Some(format!(
-                "it did not listen on {} (it does on {})",
-                peer.address,
-                seen.listens.join(", ")
-            )),
-        }))
-    }
-
-    fn still_lives(&mut self, expected: &mut Expected) -> Result<(), Stop> {
-        if !expected.lives(&Proc::default()) {
-            return Err(self.grip.broken(How::Crashed, "it crashed".to_owned()));
-        }
-        match self.fitness(expected)? {
-            Fitness::Broken(How::Crashed, text) => Err(self.grip.broken(How::Crashed, text)),
-            _ => Ok(()),
-        }
-    }
+fn lacks(peers: &BTreeSet<Peer>, seen: &Seen) -> Option<String> {
+    let Peer { address, .. } = peers.difference(&seen.open).next()?;
+    Some(if seen.listens.is_empty() {
+        format!("it did not listen on {address}")
+    } else {
+        format!("it did not listen on {address} (it does on {})", seen.listens.join(", "))
+    })
 }
