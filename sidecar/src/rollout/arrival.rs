@@ -21,6 +21,8 @@ pub struct Checks {
     of: u32,
     timeout: Span,
     pub until: Instant,
+    /// What was wrong the last time.
+    pub ill: Option<String>,
 }
 
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
@@ -67,17 +69,18 @@ impl Checks {
         let options = grip.options();
         let (path, timeout) = (options.health.clone()?, options.health_timeout);
         let until = Instant::now() + timeout.duration();
-        let checks = Self { path, passed: 0, of: options.health_passes, timeout, until };
+        let checks = Self { path, passed: 0, of: options.health_passes, timeout, until, ill: None };
         grip.step(checks.step());
         Some(checks)
     }
 
     /// Counts one, of each of its addresses. True: it is well. False: after a pause, it is to be checked again.
     pub async fn count(&mut self, grip: &Grip, answers: &[Result<(), String>]) -> Result<bool, Stop> {
-        match answers.iter().find_map(|answer| answer.as_ref().err()) {
+        self.ill = answers.iter().find_map(|answer| answer.clone().err());
+        match &self.ill {
             None => self.passed += 1,
-            Some(what) if Instant::now() >= self.until => {
-                let text = format!("{} of {what}, after {}", self.path, self.timeout);
+            Some(ill) if Instant::now() >= self.until => {
+                let text = format!("{} of {ill}, after {}", self.path, self.timeout);
                 return Err(grip.broken(How::Unhealthy, text));
             }
             Some(_) => self.passed = 0,

@@ -138,10 +138,17 @@ impl Newcomer<'_> {
             let mut answers = Vec::new();
             for address in window.addresses() {
                 let answer = match self.reached(address, checks.until, toll.as_deref_mut(), window).await? {
-                    Some(socket) => health::check_on(socket, &address.to_string(), &checks.path).await,
-                    None => Err("cannot be asked: no connection reached it".to_owned()),
+                    Some(socket) => {
+                        let answer = health::check_on(socket, &address.to_string(), &checks.path).await;
+                        answer.map_err(|what| format!("{address} {what}"))
+                    }
+                    // The time is over. What it said before tells more.
+                    None => Err(checks
+                        .ill
+                        .take()
+                        .unwrap_or_else(|| format!("{address} cannot be asked: no connection reached it"))),
                 };
-                answers.push(answer.map_err(|what| format!("{address} {what}")));
+                answers.push(answer);
             }
             self.still_lives()?;
             if checks.count(self.grip, &answers).await? {
