@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 const WORKERS: u16 = 4;
 const ALL: [u32; 4] = [0, 1, 2, 3];
-const OPTIONS: [&str; 7] = ["shop", "--health", "/health", "--health-timeout", "1s", "--start-timeout", "3s"];
+const OPTIONS: [&str; 7] = ["shop", "--health", "/health", "--health-timeout", "2s", "--start-timeout", "3s"];
 
 /// A release, the exit code, and what is said of it.
 type Broken = (&'static str, i32, &'static [&'static str]);
