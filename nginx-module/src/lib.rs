@@ -11,6 +11,7 @@ mod address;
 mod body;
 mod conf;
 mod control;
+mod ending;
 mod hooks;
 mod log;
 mod name;

@@ -4,6 +4,7 @@
 //! refused choice is handed back as if it had not been made, and the balancer chooses again; its own record of what this
 //! request has tried keeps it from choosing the same peer twice. Every attempt ends in [`PeerData::free`], once.
 
+use crate::ending;
 use crate::hooks::{Hooks, layer};
 use crate::name;
 use crate::nginx::{PeerConnection, global, rc};
@@ -33,6 +34,8 @@ pub(crate) struct PeerData {
     inner: Hooks,
     claimed: Option<SlotId>,
     last: Option<SlotId>,
+    /// Where the last attempt broke off, until another one begins.
+    broken: Option<SlotId>,
     tries: u32,
     /// Who answers this attempt, in its own words.
     name: Cell<Option<ngx_str_t>>,
@@ -62,6 +65,7 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
         inner,
         claimed: None,
         last: None,
+        broken: None,
         tries: 0,
         name: Cell::default(),
         rewinds: false,
@@ -125,6 +129,7 @@ impl PeerData {
             }
             let chosen = self.upstream.addresses.slot(pc.sockaddr().cast());
             if chosen.is_none_or(|id| self.admit(pc, id)) {
+                self.resume();
                 self.last = chosen;
                 self.tries = self.tries.saturating_add(1);
                 return self.connection(pc, status);
@@ -218,6 +223,13 @@ impl PeerData {
         slot.zip(pc.number()).is_some_and(|(slot, number)| !slot.may_reuse(number))
     }
 
+    /// What broke off goes on here.
+    fn resume(&mut self) {
+        if let Some(slot) = self.broken.take().and_then(|id| self.slot(id)) {
+            slot.count_resumed();
+        }
+    }
+
     /// Undoes a choice: nothing was tried, so nothing is counted as tried.
     fn hand_back(&self, pc: PeerConnection, status: ngx_int_t) {
         if status == rc::DONE {
@@ -234,11 +246,17 @@ impl PeerData {
         let is_orphan = pc.number().is_some_and(orphan::take);
         let state = if is_orphan { trial::spared(state) } else { state };
         if let Some(slot) = slot {
-            if state & NGX_PEER_FAILED as ngx_uint_t != 0 {
+            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+            if failed {
                 slot.count_fail();
             }
-            if let Some((status, _)) = self.answer() {
+            let answer = self.answer();
+            if let Some((status, _)) = answer {
                 slot.answers.count(status);
+            }
+            if (failed || ending::closed(pc).is_some()) && self.is_broken(pc, failed, answer.is_some()) {
+                slot.count_broken();
+                self.broken = self.claimed.filter(|_| answer.is_none());
             }
             if is_orphan || pc.number().is_some_and(|number| !slot.may_keep(number)) {
                 self.do_not_pool();
@@ -258,6 +276,12 @@ impl PeerData {
         if let Some(id) = self.claimed.take() {
             self.place.zone.table.release(self.place.row, id);
         }
+    }
+
+    fn is_broken(&self, pc: PeerConnection, failed: bool, is_read: bool) -> bool {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() };
+        u.is_some_and(|u| ending::of(u, pc, failed, is_read).is_broken())
     }
 
     /// Nobody read anything of the request: it is as if it had not been sent, and has an attempt more. A body that was not

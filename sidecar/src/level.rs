@@ -2,10 +2,10 @@
 //!
 //! L0 is what the sidecar gives without any change to the app: `pm2 reload` and `pm2 restart` as ever. It rests on PM2's
 //! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile. L1, `handoff reload`, needs
-//! the last two only; that is a promise in fork mode alone. L2 is every worker's own word, through the preload: whoever
+//! the last two only; and in cluster mode room for its canary. L2 is every worker's own word, through the preload: whoever
 //! tells it to go, it goes when nginx knows.
 
-use crate::{mapping::Behind, peer::Peer, roster::Notices, worker::Worker};
+use crate::{mapping::Behind, peer::Peer, rollout::cluster, roster::Notices, worker::Worker};
 use std::{collections::BTreeSet, env, fmt, path::PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,9 +70,10 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
     } else {
         return Level::L0;
     };
+    let settings = workers.iter().map(|known| known.worker.settings());
     match why {
         Why::NotMapped(_) | Why::Alone => Level::None(why),
-        _ if is_cluster => Level::None(why),
+        _ if is_cluster && cluster::noticed("", settings).is_some() => Level::None(why),
         Why::Treekill | Why::NoPs | Why::NoNotice | Why::NoReady | Why::NoSidecar => Level::L1(why),
     }
 }
@@ -218,12 +219,24 @@ mod tests {
     }
 
     #[test]
-    fn in_cluster_mode_pm2_waits_for_the_new_worker_by_itself_and_there_is_no_l1() {
-        let cluster = Settings { cluster: true, wait_ready: false, ..fork() };
+    fn in_cluster_mode_pm2_waits_for_the_new_worker_by_itself() {
+        let cluster = Settings { cluster: true, wait_ready: false, instance: Some(0), ..fork() };
         let pair = |settings: &Settings| [1, 1].map(|port| worker(port, settings.clone()));
         assert_eq!(of(&pair(&cluster), GOOD), Level::L0);
+        assert_eq!(of(&pair(&cluster)[..1], GOOD), Level::None(Why::Alone));
         let hasty = Settings { treekill: false, ..cluster };
-        assert_eq!(of(&pair(&hasty), GOOD), Level::None(Why::Treekill));
+        assert_eq!(of(&pair(&hasty), GOOD), Level::L1(Why::Treekill));
+    }
+
+    #[test]
+    fn in_cluster_mode_there_is_no_l1_where_there_is_no_canary() {
+        let cluster = Settings { cluster: true, treekill: false, instance: Some(0), ..fork() };
+        let counted = Settings { increment_var: Some("PORT".into()), ..cluster.clone() };
+        let headless = Settings { instance: Some(1), ..cluster };
+        for settings in [counted, headless] {
+            let pair = [1, 1].map(|port| worker(port, settings.clone()));
+            assert_eq!(of(&pair, GOOD), Level::None(Why::Treekill));
+        }
     }
 
     #[test]

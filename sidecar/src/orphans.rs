@@ -137,11 +137,10 @@ impl Glance {
             found.extend(here.map(|connection| ((connection.local, connection.remote), connection.inode)));
         }
         // First the daemon, then the workers: what is handed over in between is seen on one side at least.
-        let daemons: BTreeSet<u64> = tree::sockets(proc, cast.daemon)?.into_iter().collect();
+        let daemons = tree::sockets(proc, cast.daemon)?;
         let mut taken = BTreeMap::new();
         for &worker in cast.workers.iter().filter(|worker| worker.is_alive(proc)) {
-            let sockets: BTreeSet<u64> =
-                tree::sockets(proc, worker.pid).unwrap_or_default().into_iter().collect();
+            let sockets = tree::sockets(proc, worker.pid).unwrap_or_default();
             let own = found.iter().filter(|(_, inode)| sockets.contains(inode)).map(|(&ends, _)| ends);
             taken.insert(worker, own.collect::<BTreeSet<Ends>>());
         }

@@ -111,11 +111,7 @@ impl Roster {
             Event::Starting(id) => self.with(id, |worker| worker.starting(now)),
             Event::Ready(id) => self.with(id, |worker| worker.says_ready(now)),
             Event::Ended(id) => self.with(id, |worker| worker.ended(now)),
-            Event::StoppingOld(_)
-            | Event::Exited(..)
-            | Event::ExitedOld(..)
-            | Event::Threw(..)
-            | Event::Changed => {}
+            Event::StoppingOld(_) | Event::Exited(_) | Event::Threw(..) | Event::Changed => {}
         }
     }
 

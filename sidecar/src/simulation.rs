@@ -8,7 +8,7 @@ use crate::{
     peer::Peer,
     pm2::{
         PmId,
-        event::{Ending, Event},
+        event::Event,
         monitor::{Listed, Settings, Status},
     },
     preload::{Answer, Line, What},
@@ -131,7 +131,7 @@ impl World {
             // A death is the one message that cannot be lost.
             let at = self.now + Duration::from_millis(self.chance.below(20));
             self.messages.push((at, Message::Death(process)));
-            self.tell(Message::Event(Event::Exited(id, Ending::Orderly)));
+            self.tell(Message::Event(Event::Exited(id)));
         }
     }
 

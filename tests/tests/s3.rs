@@ -1,7 +1,7 @@
 //! Workers that handle nothing, in cluster mode and in fork mode, with one line more in their ecosystem file: whoever tells
 //! one to go, and however, no visitor notices.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use e2e::{
     alone,
     nginx::Binary,
@@ -27,19 +27,19 @@ async fn played(scenario: Scenario, setup: Setup, version: &str) -> Result<Run> 
     Plan { scenario, setup, nginx, control: false }.play().await
 }
 
-async fn nobody_notices(scenario: Scenario, version: &str) {
-    let _alone = alone::take().unwrap();
+async fn nobody_notices(scenario: Scenario, version: &str) -> Result<()> {
+    let _alone = alone::take()?;
     let scenario = Scenario { level: Level::L2, pace: ONCE, ..scenario };
-    let run = played(scenario, Setup::Handoff, version).await.unwrap();
+    let run = played(scenario, Setup::Handoff, version).await?;
     let failed: Vec<_> = run.failed().map(|visit| (visit, run.log.tried(visit.number))).collect();
-    assert!(
+    ensure!(
         failed.is_empty(),
         "{}, nginx {version}: of {} visits {failed:?}",
         scenario.name,
         run.visits.len()
     );
-    assert_eq!(run.orders.executed_twice(), 0, "{}", scenario.name);
-    assert_eq!(run.done.len(), 1, "{}", scenario.name);
+    ensure!(run.orders.executed_twice() == 0 && run.done.len() == 1, "{}", scenario.name);
+    Ok(())
 }
 
 /// What the others are measured against.
@@ -51,39 +51,39 @@ async fn without_handoff_a_reload_of_such_workers_fails_visits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_that_waits_for_ready_which_the_preload_says() {
-    nobody_notices(S3, "1.22.1").await;
+async fn a_reload_that_waits_for_ready_which_the_preload_says() -> Result<()> {
+    nobody_notices(S3, "1.22.1").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload() {
-    nobody_notices(S3B, "1.28.3").await;
+async fn a_reload() -> Result<()> {
+    nobody_notices(S3B, "1.28.3").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart() {
-    nobody_notices(S3_RESTART, "1.22.1").await;
+async fn a_restart() -> Result<()> {
+    nobody_notices(S3_RESTART, "1.22.1").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_and_a_start() {
-    nobody_notices(S3_STOP, "1.28.3").await;
+async fn a_stop_and_a_start() -> Result<()> {
+    nobody_notices(S3_STOP, "1.28.3").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_worker_less_and_one_more() {
-    nobody_notices(S3_SCALE, "1.22.1").await;
+async fn one_worker_less_and_one_more() -> Result<()> {
+    nobody_notices(S3_SCALE, "1.22.1").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_by_hand() {
-    nobody_notices(S3_INT, "1.28.3").await;
+async fn an_interrupt_by_hand() -> Result<()> {
+    nobody_notices(S3_INT, "1.28.3").await
 }
 
 /// PM2 stops the next worker before the last one listens again; with the preload it stays until then.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_in_fork_mode_where_pm2_waits_for_nobody() {
-    nobody_notices(S4N, "1.22.1").await;
+async fn a_reload_in_fork_mode_where_pm2_waits_for_nobody() -> Result<()> {
+    nobody_notices(S4N, "1.22.1").await
 }
 
 /// `handoff reload`: PM2 would wait for nobody as long as that.

@@ -8,6 +8,7 @@ use crate::{
     peer::Peer,
     pm2::{PmId, home::Home},
     report::{self, LatencyView, Report, WorkerReport},
+    rollout::notes::{Note, Notes},
     roster::Notices,
     survey::{self, Survey},
     worker::Worker,
@@ -70,6 +71,8 @@ struct AppStatus {
     #[serde(skip)]
     says: String,
     dangers: Vec<String>,
+    /// A canary that a killed `handoff reload` left behind.
+    left_behind: Option<PmId>,
     workers: Vec<WorkerStatus>,
 }
 
@@ -165,7 +168,7 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
     for (id, worker) in survey.roster.workers() {
         apps.entry(worker.app()).or_default().push((id, worker));
     }
-    let seen = Scene { survey, view, report: report.as_ref() };
+    let seen = Scene { home, survey, view, report: report.as_ref() };
     let apps = apps.into_iter().map(|(app, workers)| seen.app(app, &workers, around));
     DaemonStatus {
         home: home.to_string(),
@@ -178,6 +181,7 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
 /// What is known of one daemon.
 #[derive(Clone, Copy)]
 struct Scene<'a> {
+    home: &'a Home,
     survey: &'a Survey,
     view: Option<&'a Upstreams>,
     report: Option<&'a Report>,
@@ -209,8 +213,14 @@ impl Scene<'_> {
             level: level.name(),
             why_not: level.why_not().map(ToString::to_string),
             dangers: dangers.iter().map(ToString::to_string).collect(),
+            left_behind: self.left_behind(app),
             workers: workers.iter().zip(known).map(status).collect(),
         }
+    }
+
+    fn left_behind(&self, app: &str) -> Option<PmId> {
+        let note = Notes::of(self.home).get(app).filter(Note::is_left)?;
+        note.find(self.survey.look.listed.iter().flatten())
     }
 
     /// The peers of a worker: those it listens on, and those that the sidecar remembers while it is replaced.
@@ -337,7 +347,13 @@ fn millis(micros: u64) -> String {
 impl AppStatus {
     fn level_lines(&self) -> String {
         let dangers = self.dangers.iter().map(|danger| format!("beware: {danger}"));
-        let lines = [self.says.clone()].into_iter().chain(dangers);
+        let left = self.left_behind.map(|id| {
+            format!(
+                "{0}:{id} is the canary of a `handoff reload` that was killed. `handoff reload {0}` deletes it",
+                self.app
+            )
+        });
+        let lines = [self.says.clone()].into_iter().chain(dangers).chain(left);
         lines.map(|line| format!("{}: {line}\n", self.app)).collect()
     }
 

@@ -196,13 +196,13 @@ async fn stopped(grip: &Grip, at_deadline: OnDeadline, window: &mut Window) -> R
             stopped = &mut stop => break stopped?,
             () = time::sleep(LOOK_PAUSE) => {
                 if let Some(toll) = &mut toll {
-                    toll.look(&grip.seen()?, window).await;
+                    toll.look(window).await;
                 }
             }
         }
     }
     Ok(match toll {
-        Some(toll) => toll.sum(grip, window).await,
+        Some(toll) => toll.sum(window).await,
         None => 0,
     })
 }

@@ -8,7 +8,10 @@ use super::{
 use crate::{
     host::connections,
     peer::{Peer, Place},
-    pm2::{PmId, monitor::Status},
+    pm2::{
+        PmId,
+        monitor::{Settings, Status},
+    },
     preload::workers::kill_timeout,
 };
 use std::{
@@ -66,7 +69,8 @@ impl Cluster {
         } else {
             plan::uncovered(app, &self.peers, &listens, around)
         };
-        let canary = self.model.and_then(|_| canary(app, workers));
+        let settings = workers.values().map(|seen| &seen.listed.settings);
+        let canary = self.model.and_then(|_| noticed(app, settings));
         let untold = connections::are_told()
             .err()
             .filter(|_| !self.peers.is_empty())
@@ -92,17 +96,16 @@ impl Cluster {
     }
 }
 
-/// What one more worker would change that somebody notices.
-fn canary(app: &str, workers: &BTreeMap<PmId, &Seen>) -> Option<String> {
-    let settings = || workers.values().map(|seen| &seen.listed.settings);
-    if let Some(name) = settings().find_map(|settings| settings.increment_var.as_ref()) {
+/// What one more worker, the canary, would change that somebody notices.
+pub fn noticed<'a>(app: &str, workers: impl Iterator<Item = &'a Settings> + Clone) -> Option<String> {
+    if let Some(name) = workers.clone().find_map(|settings| settings.increment_var.as_ref()) {
         return Some(format!(
             "{app} counts {name} up from worker to worker (increment_var): the canary, with which a release is tried \
              in cluster mode, would have a {name} that no worker has. Take increment_var away, or use fork mode"
         ));
     }
     // PM2 gives the lowest number that is free.
-    let has_first = settings().any(|settings| settings.instance == Some(0));
+    let has_first = workers.clone().any(|settings| settings.instance == Some(0));
     (!has_first).then(|| {
         format!(
             "the canary, with which a release is tried in cluster mode, would be instance 0 of {app}, which no worker is \

@@ -9,9 +9,11 @@
 //! It lives in the process that the operator started. When that is killed its marks run out and nothing more is stopped;
 //! PM2 finishes what it was asked to do. Whatever else happens pulls the [`brake`].
 
+pub mod arrival;
 pub mod brake;
 pub mod canary;
 pub mod cluster;
+pub mod counts;
 pub mod event;
 pub mod fitness;
 pub mod grip;

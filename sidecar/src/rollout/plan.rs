@@ -234,8 +234,6 @@ mod tests {
             listens: vec![format!("127.0.0.1:{port}")],
             unknown: None,
             ready: None,
-            stopping: None,
-            ended: None,
             threw: None,
         }
     }

@@ -89,7 +89,7 @@ impl Succession {
         let proved = newcomer.proves_itself(&mut call, Some(&mut toll), window).await;
         grip.step(Step::Stopping { cut: 0 });
         let over = over(grip, &mut call, &mut toll, window).await;
-        let cut = toll.sum(grip, window).await;
+        let cut = toll.sum(window).await;
         if cut > 0 {
             grip.note(format!("{cut} requests were cut with the old {}", grip.name));
         }
@@ -117,7 +117,7 @@ async fn over(grip: &Grip, call: &mut Call, toll: &mut Toll, window: &mut Window
         if Instant::now() >= until {
             return Err(Stop::Refused(format!("PM2 could not stop the old {} for {patience:?}", grip.name)));
         }
-        toll.look(&grip.seen()?, window).await;
+        toll.look(window).await;
         grip.next_look().await?;
     }
     Ok(())

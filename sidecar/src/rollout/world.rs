@@ -13,7 +13,7 @@ use crate::{
     pm2::{
         PmId,
         bus::{self, Item, Notice, Notices},
-        event::{Ending, Event, Thrown},
+        event::{Event, Thrown},
         home::Home,
         monitor::Listed,
         rpc::{Rpc, RpcError},
@@ -55,9 +55,6 @@ pub struct Seen {
     pub unknown: Option<String>,
     /// When it said `ready` last.
     pub ready: Option<Instant>,
-    /// When PM2 began to stop a process of it last, and how the last one ended.
-    pub stopping: Option<Instant>,
-    pub ended: Option<(Instant, Ending)>,
     /// What it threw last.
     pub threw: Option<(Instant, Thrown)>,
 }
@@ -104,8 +101,6 @@ pub struct Observer {
     brake: Brake,
     worlds: watch::Sender<Option<Arc<World>>>,
     ready: BTreeMap<PmId, Instant>,
-    stopping: BTreeMap<PmId, Instant>,
-    ended: BTreeMap<PmId, (Instant, Ending)>,
     threw: BTreeMap<PmId, (Instant, Thrown)>,
     /// The bus was interrupted: what was said meanwhile is not known.
     missed: bool,
@@ -157,8 +152,6 @@ impl Observer {
             brake,
             worlds,
             ready: BTreeMap::new(),
-            stopping: BTreeMap::new(),
-            ended: BTreeMap::new(),
             threw: BTreeMap::new(),
             missed: false,
         };
@@ -201,19 +194,14 @@ impl Observer {
                 self.threw.insert(id, (Instant::now(), thrown.clone()));
             }
             Event::Ready(id) => _ = self.ready.insert(id, Instant::now()),
-            Event::Stopping(id) | Event::StoppingOld(id) => {
-                self.stopping.insert(id, Instant::now());
-                if self.is_ours(id) && !self.hands.claim_stop(id) {
-                    self.brake.pull(Halt::Foreign(format!(
-                        "PM2 stops {}:{id}, and not for this roll-out",
-                        self.app
-                    )));
-                }
-            }
-            Event::Exited(id, ending) | Event::ExitedOld(id, ending) => {
-                self.ended.insert(id, (Instant::now(), ending));
-            }
+            Event::Stopping(id) | Event::StoppingOld(id) => self.is_stopped(id),
             _ => {}
+        }
+    }
+
+    fn is_stopped(&self, id: PmId) {
+        if self.is_ours(id) && !self.hands.claim_stop(id) {
+            self.brake.pull(Halt::Foreign(format!("PM2 stops {}:{id}, and not for this roll-out", self.app)));
         }
     }
 
@@ -278,8 +266,6 @@ impl Observer {
                 listens,
                 unknown: worker.and_then(|worker| worker.unknown()).map(ToString::to_string),
                 ready: self.ready.get(&listed.id).copied(),
-                stopping: self.stopping.get(&listed.id).copied(),
-                ended: self.ended.get(&listed.id).copied(),
                 threw: self.threw.get(&listed.id).cloned(),
                 listed: listed.clone(),
             }
