@@ -203,7 +203,7 @@ impl Stage {
         Ok(Self { sidecar: Mutex::new(sidecar), front, reloads: Mutex::default(), pm2, app, place })
     }
 
-    async fn front(Plan { setup, nginx, .. }: &Plan, place: &Place, app: &App) -> Result<Front> {
+    async fn front(Plan { scenario, setup, nginx, .. }: &Plan, place: &Place, app: &App) -> Result<Front> {
         let (port, servers) = (ports::row(1)?, app.addresses());
         let tuning = match setup {
             Setup::Stock => Tuning::Stock,
@@ -216,7 +216,9 @@ impl Stage {
                 return Ok(Front::Haproxy(haproxy));
             }
         };
-        let conf = Conf { port, servers, tuning };
+        // With Handoff it is not needed.
+        let non_idempotent = scenario.non_idempotent && *setup != Setup::Handoff;
+        let conf = Conf { port, servers, tuning, non_idempotent };
         Ok(Front::Nginx(Nginx::start(nginx, &place.nginx_prefix(), &conf).await?))
     }
 

@@ -16,6 +16,8 @@ pub struct Scenario {
     pub workers: u16,
     /// How long PM2 waits for `ready`, if it does.
     pub wait_ready: Option<Duration>,
+    /// Without Handoff, nginx may send a POST again, whatever became of it.
+    pub non_idempotent: bool,
     /// Visits a second.
     pub rate: u32,
     pub action: Action,
@@ -183,6 +185,7 @@ pub const S4: Scenario = Scenario {
     mode: Mode::Fork,
     workers: 4,
     wait_ready: Some(Duration::from_secs(10)),
+    non_idempotent: false,
     rate: 200,
     action: Action::Reload,
     trouble: None,
@@ -223,6 +226,13 @@ pub const S6C: Scenario = Scenario {
     ..S4
 };
 
+pub const S7: Scenario = Scenario {
+    name: "S7",
+    says: "a reload of four workers in cluster mode, and nginx may send POSTs again",
+    non_idempotent: true,
+    ..S1
+};
+
 pub const S8: Scenario = Scenario {
     name: "S8",
     says: "a reload in cluster mode under streams of ten seconds, which are waited for",
@@ -250,8 +260,8 @@ pub const S8B_CUT: Scenario = Scenario {
     ..S8B
 };
 
-pub const ALL: [Scenario; 16] =
-    [S1, S2, S3, S3B, S3_RESTART, S3_STOP, S3_SCALE, S3_INT, S4, S4N, S6, S6B, S6C, S8, S8B, S8B_CUT];
+pub const ALL: [Scenario; 17] =
+    [S1, S2, S3, S3B, S3_RESTART, S3_STOP, S3_SCALE, S3_INT, S4, S4N, S6, S6B, S6C, S7, S8, S8B, S8B_CUT];
 
 impl Scenario {
     pub fn find(name: &str) -> Result<Self> {
