@@ -67,7 +67,7 @@ struct Suspect {
     cleared: BTreeSet<Process>,
 }
 
-/// Looks for them after a worker died, and tells nginx.
+/// Looks for them after a worker ended, and tells nginx.
 #[derive(Debug)]
 pub struct Search {
     pub owner: Owner,
@@ -78,7 +78,7 @@ pub struct Search {
 
 const PACE: Duration = Duration::from_millis(150);
 /// So long after a death, and for as long as somebody waits.
-const LASTS: Duration = Duration::from_secs(3);
+pub const LASTS: Duration = Duration::from_secs(3);
 /// nginx takes so many at once.
 const MAX_ORPHANS: usize = 64;
 

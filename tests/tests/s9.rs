@@ -60,7 +60,7 @@ struct Trial {
 
 /// Who executes orders.
 enum Backend {
-    Farm(Farm),
+    Farm(Box<Farm>),
     /// Where the workers of a cluster write them down, and how many were read.
     Cluster(PathBuf, Cell<usize>),
 }
@@ -235,7 +235,12 @@ impl Trial {
         let (always, usual) = (Farm::with_timeout(1, idle).await?, Farm::with_timeout(1, idle).await?);
         let peer = |farm: &Farm| farm.peers().first().map(|&peer| peer.to_owned()).context("no peer");
         let peers = [peer(&always)?, peer(&usual)?];
-        self.visited(version, [&peers[0], &peers[1]], [Backend::Farm(always), Backend::Farm(usual)]).await
+        self.visited(
+            version,
+            [&peers[0], &peers[1]],
+            [always, usual].map(|farm| Backend::Farm(Box::new(farm))),
+        )
+        .await
     }
 
     /// Four workers that share an address.

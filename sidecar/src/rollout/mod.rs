@@ -9,6 +9,7 @@
 //! It lives in the process that the operator started. When that is killed its marks run out and nothing more is stopped;
 //! PM2 finishes what it was asked to do. Whatever else happens pulls the [`brake`].
 
+pub mod abandoned;
 pub mod arrival;
 pub mod brake;
 pub mod canary;
@@ -43,6 +44,7 @@ pub use stop::{Broken, How, Stop};
 use crate::{
     config::Override,
     control::{Address, Control},
+    orphans,
     peer::Peer,
     pm2::{PmId, home::Home, orders::Sealed},
     report::{self, WorkerReport},
@@ -242,8 +244,16 @@ impl Rollout {
             Ok(window) => window,
             Err(stop) => return Outcome { stop: Some(stop), ..outcome },
         };
+        let is_alone = report::live(&self.site.home).next().is_none();
+        if is_alone {
+            let (control, owner) = (Control::new(self.site.control.clone()), self.owner.clone());
+            self._tasks.spawn(abandoned::search(control, owner, self.worlds.clone()));
+        }
         if let Err(stop) = self.succeed(cluster, &mut window, &shared, &mut outcome).await {
             outcome.stop = Some(stop);
+        }
+        if is_alone {
+            time::sleep(orphans::LASTS).await;
         }
         if let Err(stop) = window.close().await {
             let text =

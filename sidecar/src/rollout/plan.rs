@@ -190,6 +190,7 @@ impl Planned {
 mod tests {
     use super::*;
     use crate::{
+        orphans::Cast,
         pm2::{
             monitor::{Listed, Settings},
             trust::Daemon,
@@ -268,6 +269,7 @@ mod tests {
             listed: Vec::new(),
             leavers: BTreeSet::new(),
             behind,
+            cast: Cast::default(),
         };
         let view = |port: u16| {
             json!({"address": format!("127.0.0.1:{port}"), "state": "up", "marks": [], "in_flight": 0, "requests": 0,

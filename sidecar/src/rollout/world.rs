@@ -9,6 +9,7 @@ use crate::{
     host::{Proc, Process, Processes},
     look::{self, Look},
     mapping::Behind,
+    orphans::Cast,
     peer::Peer,
     pm2::{
         PmId,
@@ -41,6 +42,8 @@ pub struct World {
     pub leavers: BTreeSet<Process>,
     /// Who is behind each peer of nginx.
     pub behind: BTreeMap<Peer, Behind>,
+    /// Who has the connections that the daemon accepts.
+    pub cast: Cast,
 }
 
 #[derive(Clone, Debug)]
@@ -277,6 +280,7 @@ impl Observer {
             leavers: look.leavers.clone(),
             workers: of_this_app.map(|listed| (listed.id, seen(listed))).collect(),
             behind: roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect(),
+            cast: roster.cast(look),
         }
     }
 
