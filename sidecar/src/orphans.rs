@@ -8,6 +8,11 @@
 //! One that a busy worker has yet to take looks the same. But a worker is handed one connection at a time, in the order in
 //! which they came: who has taken a younger one has no older one still to take. A connection is an orphan when that is so
 //! for every worker that lives.
+//!
+//! A worker that has closed its server gives back what it is handed, and it is then handed to another one, after younger
+//! ones. So nothing counts that was seen while such a worker lived: with each end it begins anew. And what it said last may
+//! not have been read yet: only when somebody has taken a connection that came after its end has the daemon read that, too,
+//! and what is younger than this is behind the one that was given back.
 
 use crate::{
     control::Control,
@@ -42,7 +47,7 @@ pub struct Cast {
 }
 
 /// The connections at one moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Glance {
     /// Those too that nobody has accepted yet.
     all: BTreeSet<Ends>,
@@ -57,13 +62,16 @@ struct Glance {
 struct Suspects {
     looks: u64,
     first_seen: BTreeMap<Ends, u64>,
+    living: BTreeSet<Process>,
     suspects: BTreeMap<(Ends, u64), Suspect>,
 }
 
 #[derive(Debug)]
 struct Suspect {
     since: u64,
-    /// Workers that have taken a younger one.
+    /// Somebody took a younger one since the last end of a worker, so that the daemon has read its last words.
+    is_settled: bool,
+    /// Workers that have taken one that is younger still.
     cleared: BTreeSet<Process>,
 }
 
@@ -163,20 +171,36 @@ impl Suspects {
             self.first_seen.entry(ends).or_insert(now);
         }
         self.suspects.retain(|waiting, _| glance.waiting.contains(waiting));
+        let living: BTreeSet<Process> = glance.taken.keys().copied().collect();
+        if !self.living.is_subset(&living) {
+            self.suspects.clear();
+        }
+        self.living = living;
         for &waiting in &glance.waiting {
-            self.suspects.entry(waiting).or_insert(Suspect { since: now, cleared: BTreeSet::new() });
+            self.suspects.entry(waiting).or_insert_with(|| Suspect::at(now));
         }
         let first_seen = &self.first_seen;
         for suspect in self.suspects.values_mut() {
             // The kernel's list is not of one moment: what was missing in two of them is younger.
             let is_younger = |ends: &Ends| first_seen.get(ends).is_some_and(|&seen| seen > suspect.since + 1);
             let cleared = glance.taken.iter().filter(|(_, taken)| taken.iter().any(is_younger));
-            suspect.cleared.extend(cleared.map(|(&worker, _)| worker));
+            let cleared: Vec<Process> = cleared.map(|(&worker, _)| worker).collect();
+            if suspect.is_settled {
+                suspect.cleared.extend(cleared);
+            } else if !cleared.is_empty() {
+                *suspect = Suspect { is_settled: true, ..Suspect::at(now) };
+            }
         }
         let is_orphan = |suspect: &Suspect| {
             !glance.taken.is_empty() && glance.taken.keys().all(|worker| suspect.cleared.contains(worker))
         };
         self.suspects.iter().filter(|(_, suspect)| is_orphan(suspect)).map(|(&(ends, _), _)| ends).collect()
+    }
+}
+
+impl Suspect {
+    fn at(now: u64) -> Self {
+        Self { since: now, is_settled: false, cleared: BTreeSet::new() }
     }
 }
 
@@ -210,29 +234,47 @@ mod tests {
 
     #[test]
     fn one_that_every_worker_has_passed_over_is_an_orphan() {
+        let idle = || glance(&[1], &[(ONE, &[]), (TWO, &[])]);
         let looks = [
-            glance(&[1], &[(ONE, &[]), (TWO, &[])]),
-            glance(&[1], &[(ONE, &[]), (TWO, &[])]),
+            idle(),
+            idle(),
             glance(&[1], &[(ONE, &[2]), (TWO, &[])]),
-            glance(&[1], &[(ONE, &[]), (TWO, &[3])]),
+            idle(),
+            glance(&[1], &[(ONE, &[3]), (TWO, &[])]),
+            glance(&[1], &[(ONE, &[]), (TWO, &[4])]),
         ];
-        assert_eq!(orphans(&looks[..3]), [], "the other worker may have it yet to take");
+        assert_eq!(orphans(&looks[..5]), [], "the other worker may have it yet to take");
         assert_eq!(orphans(&looks), [ends(1)]);
     }
 
     #[test]
+    fn what_was_seen_before_a_worker_ended_proves_nothing() {
+        let alive = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[])]);
+        let alone = |port| glance(&[1], &[(ONE, &[port])]);
+        // The second worker gives the connection back as it ends, and the first one has it yet to take.
+        let looks =
+            [alive(2), alive(3), alive(4), alive(5), alive(6), alive(7), alone(8), alone(9), alone(10)];
+        assert_eq!(orphans(&looks), []);
+        assert_eq!(
+            orphans(&[looks.as_slice(), &[alone(11)]].concat()),
+            [],
+            "the daemon has read that it does"
+        );
+        let more = [alone(11), alone(12), alone(13)];
+        assert_eq!(orphans(&[looks.as_slice(), &more].concat()), [ends(1)]);
+    }
+
+    #[test]
     fn a_worker_that_is_busy_may_take_it_yet() {
-        let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[9])]);
-        assert_eq!(orphans(&[busy(2), busy(3), busy(4), busy(5), busy(6)]), []);
+        let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[99])]);
+        assert_eq!(orphans(&(2..20).map(busy).collect::<Vec<_>>()), []);
     }
 
     #[test]
     fn whoever_came_later_may_have_it_yet_to_take() {
-        let looks = [
-            glance(&[1], &[(ONE, &[])]),
-            glance(&[1], &[(ONE, &[])]),
-            glance(&[1], &[(ONE, &[2]), (TWO, &[])]),
-        ];
+        let alone = |port| glance(&[1], &[(ONE, &[port])]);
+        let both = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[])]);
+        let looks: Vec<Glance> = (2..5).map(alone).chain((5..20).map(both)).collect();
         assert_eq!(orphans(&looks), []);
     }
 
@@ -243,7 +285,8 @@ mod tests {
 
     #[test]
     fn a_connection_of_the_same_moment_proves_nothing() {
-        let looks = [glance(&[1], &[(ONE, &[])]), glance(&[1], &[(ONE, &[2])]), glance(&[1], &[(ONE, &[2])])];
+        let first = glance(&[1], &[(ONE, &[])]);
+        let looks = [&[first][..], &vec![glance(&[1], &[(ONE, &[2])]); 10]].concat();
         assert_eq!(orphans(&looks), []);
     }
 
