@@ -38,7 +38,9 @@ async fn nobody_notices(scenario: Scenario, version: &str) -> Result<()> {
         scenario.name,
         run.visits.len()
     );
-    ensure!(run.orders.executed_twice() == 0 && run.done.len() == 1, "{}", scenario.name);
+    let twice: Vec<_> = run.orders.twice().collect();
+    ensure!(twice.is_empty(), "{}: executed twice: {twice:?}, {:?}", scenario.name, run.lives);
+    ensure!(run.done.len() == 1, "{}", scenario.name);
     Ok(())
 }
 
