@@ -39,6 +39,8 @@ type Ends = (SocketAddr, SocketAddr);
 /// Whose connections they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cast {
+    /// Whoever PM2 had started by then is in it.
+    pub began: Option<Instant>,
     pub daemon: u32,
     /// Everybody to whom the daemon may have handed one.
     pub workers: BTreeSet<Process>,
@@ -49,6 +51,8 @@ pub struct Cast {
 /// The connections at one moment.
 #[derive(Clone, Debug, Default)]
 struct Glance {
+    /// That of its cast.
+    began: Option<Instant>,
     /// Those too that nobody has accepted yet.
     all: BTreeSet<Ends>,
     /// Those that the daemon has and no worker, each with its inode.
@@ -69,8 +73,8 @@ struct Suspects {
 #[derive(Debug)]
 struct Suspect {
     since: u64,
-    /// Somebody took a younger one since the last end of a worker, so that the daemon has read its last words.
-    is_settled: bool,
+    /// When somebody took a younger one after the last end of a worker, so that the daemon has read its last words.
+    settled: Option<Instant>,
     /// Workers that have taken one that is younger still.
     cleared: BTreeSet<Process>,
 }
@@ -82,6 +86,8 @@ pub struct Search {
     pub control: Control,
     pub cast: watch::Receiver<Cast>,
     pub death: Arc<Notify>,
+    /// Asks for a new cast.
+    pub look: Arc<Notify>,
 }
 
 const PACE: Duration = Duration::from_millis(150);
@@ -108,7 +114,10 @@ impl Search {
         while Instant::now() < until || !suspects.suspects.is_empty() {
             let cast = self.cast.borrow().clone();
             let glance = task::spawn_blocking(move || Glance::of(&Proc::default(), &cast));
-            let orphans = suspects.look(&glance.await.map_err(io::Error::other)??);
+            let orphans = suspects.look(&glance.await.map_err(io::Error::other)??, Instant::now());
+            if suspects.await_a_look() {
+                self.look.notify_one();
+            }
             for some in orphans.chunks(MAX_ORPHANS) {
                 tracing::info!(count = some.len(), "connections lead to nobody");
                 if let Err(error) = self.control.orphans(&self.set(some)).await {
@@ -155,15 +164,20 @@ impl Glance {
         let is_taken = |ends: &Ends| taken.values().any(|own| own.contains(ends));
         let waiting = found.iter().filter(|(ends, inode)| daemons.contains(inode) && !is_taken(ends));
         let waiting = waiting.map(|(&ends, &inode)| (ends, inode)).collect();
-        Ok(Self { all: found.into_keys().collect(), waiting, taken })
+        Ok(Self { began: cast.began, all: found.into_keys().collect(), waiting, taken })
     }
 }
 
 // === impl Suspects ===
 
 impl Suspects {
+    /// Of some of them it would be certain if all workers were known.
+    fn await_a_look(&self) -> bool {
+        self.suspects.values().any(|suspect| !suspect.cleared.is_empty())
+    }
+
     /// Those that lead to nobody, for certain.
-    fn look(&mut self, glance: &Glance) -> Vec<Ends> {
+    fn look(&mut self, glance: &Glance, at: Instant) -> Vec<Ends> {
         self.looks += 1;
         let now = self.looks;
         self.first_seen.retain(|ends, _| glance.all.contains(ends));
@@ -185,14 +199,18 @@ impl Suspects {
             let is_younger = |ends: &Ends| first_seen.get(ends).is_some_and(|&seen| seen > suspect.since + 1);
             let cleared = glance.taken.iter().filter(|(_, taken)| taken.iter().any(is_younger));
             let cleared: Vec<Process> = cleared.map(|(&worker, _)| worker).collect();
-            if suspect.is_settled {
+            if suspect.settled.is_some() {
                 suspect.cleared.extend(cleared);
             } else if !cleared.is_empty() {
-                *suspect = Suspect { is_settled: true, ..Suspect::at(now) };
+                *suspect = Suspect { settled: Some(at), ..Suspect::at(now) };
             }
         }
+        // One that was started meanwhile may have it, too: all are known who were there when it was given back.
         let is_orphan = |suspect: &Suspect| {
-            !glance.taken.is_empty() && glance.taken.keys().all(|worker| suspect.cleared.contains(worker))
+            let knows_all = suspect.settled.is_some() && glance.began > suspect.settled;
+            knows_all
+                && !glance.taken.is_empty()
+                && glance.taken.keys().all(|worker| suspect.cleared.contains(worker))
         };
         self.suspects.iter().filter(|(_, suspect)| is_orphan(suspect)).map(|(&(ends, _), _)| ends).collect()
     }
@@ -200,7 +218,7 @@ impl Suspects {
 
 impl Suspect {
     fn at(now: u64) -> Self {
-        Self { since: now, is_settled: false, cleared: BTreeSet::new() }
+        Self { since: now, settled: None, cleared: BTreeSet::new() }
     }
 }
 
@@ -223,13 +241,26 @@ mod tests {
             .map(|(worker, ports)| (*worker, ports.iter().copied().map(ends).collect()))
             .collect();
         let all = waiting.iter().map(|(ends, _)| *ends).chain(taken.values().flatten().copied()).collect();
-        Glance { all, waiting, taken }
+        Glance { began: None, all, waiting, taken }
     }
 
-    /// What is an orphan at last.
+    /// What is an orphan at last, if the cast is always new.
     fn orphans(glances: &[Glance]) -> Vec<Ends> {
         let mut suspects = Suspects::default();
-        glances.iter().map(|glance| suspects.look(glance)).last().unwrap_or_default()
+        let look = |glance: &Glance| {
+            let (began, at) = moments();
+            suspects.look(&Glance { began: Some(began), ..glance.clone() }, at)
+        };
+        glances.iter().map(look).last().unwrap_or_default()
+    }
+
+    /// One after the other.
+    fn moments() -> (Instant, Instant) {
+        let tick = || {
+            std::thread::sleep(Duration::from_micros(10));
+            Instant::now()
+        };
+        (tick(), tick())
     }
 
     #[test]
@@ -265,6 +296,20 @@ mod tests {
     }
 
     #[test]
+    fn while_it_is_not_known_who_was_started_meanwhile_nothing_is_certain() {
+        let mut suspects = Suspects::default();
+        let old = Some(Instant::now());
+        for port in 2..20 {
+            let (_, at) = moments();
+            let glance = Glance { began: old, ..glance(&[1], &[(ONE, &[port])]) };
+            assert_eq!(suspects.look(&glance, at), []);
+        }
+        assert!(suspects.await_a_look());
+        let glance = Glance { began: Some(Instant::now()), ..glance(&[1], &[(ONE, &[20])]) };
+        assert_eq!(suspects.look(&glance, Instant::now()), [ends(1)]);
+    }
+
+    #[test]
     fn a_worker_that_is_busy_may_take_it_yet() {
         let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[99])]);
         assert_eq!(orphans(&(2..20).map(busy).collect::<Vec<_>>()), []);
@@ -293,10 +338,10 @@ mod tests {
     #[test]
     fn another_connection_with_the_same_ends_is_suspected_anew() {
         let mut suspects = Suspects::default();
-        suspects.look(&glance(&[1], &[(ONE, &[])]));
-        suspects.look(&glance(&[1], &[(ONE, &[])]));
+        suspects.look(&glance(&[1], &[(ONE, &[])]), Instant::now());
+        suspects.look(&glance(&[1], &[(ONE, &[])]), Instant::now());
         let mut other = glance(&[1], &[(ONE, &[2])]);
         other.waiting = [(ends(1), 99)].into();
-        assert_eq!(suspects.look(&other), []);
+        assert_eq!(suspects.look(&other, Instant::now()), []);
     }
 }

@@ -179,7 +179,7 @@ impl Roster {
         let peers = self.behind.iter().filter(is_shared).map(|(peer, _)| peer.clone()).collect();
         let examined = look.examined.values().map(|examined| examined.process);
         let workers = examined.chain(look.leavers.iter().copied()).collect();
-        Cast { daemon: look.daemon, workers, peers }
+        Cast { began: look.listed.as_ref().map(|_| look.began), daemon: look.daemon, workers, peers }
     }
 
     pub fn look(&mut self, look: &Look, now: Instant) {

@@ -99,7 +99,13 @@ impl Daemon {
         let (cast, cast_out) = watch::channel(Cast::default());
         let death = Arc::new(Notify::new());
         let control = Control::new(settings.control.clone());
-        let search = Search { owner: self.owner.clone(), control, cast: cast_out, death: death.clone() };
+        let search = Search {
+            owner: self.owner.clone(),
+            control,
+            cast: cast_out,
+            death: death.clone(),
+            look: hurry.all.clone(),
+        };
         watchers.spawn(search.run());
         let lines = Lines {
             notices,

@@ -14,7 +14,8 @@ use tokio::sync::{Notify, watch};
 pub async fn search(control: Control, owner: Owner, mut worlds: Worlds) {
     let (told, cast) = watch::channel(Cast::default());
     let death = Arc::new(Notify::new());
-    let search = Search { owner, control, cast, death: death.clone() };
+    // A roll-out looks often enough.
+    let search = Search { owner, control, cast, death: death.clone(), look: Arc::default() };
     let follow = async move {
         let proc = Proc::default();
         while worlds.changed().await.is_ok() {
