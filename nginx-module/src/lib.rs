@@ -2,8 +2,9 @@
 //!
 //! Order of events in a master: the directives are read ([`conf`]), postconfiguration wraps the balancer of every
 //! upstream that says `handoff` ([`upstream`]) and prepares the control sockets ([`socket`]), the zone is made or found
-//! again ([`zone`]). In a worker: [`worker`] takes a row of the zone and watches leases, [`peer`] stands between each
-//! request and the balancer, [`hold`] keeps those that wait for a peer, [`control`] answers the API.
+//! again ([`zone`]), and nginx learns the header by which a worker says its name ([`name`]). In a worker: [`worker`] takes a
+//! row of the zone and watches leases, [`peer`] stands between each request and the balancer, [`hold`] keeps those that wait
+//! for a peer, [`control`] answers the API.
 //!
 //! If anything of this is missing or full, requests are served as nginx alone would serve them.
 
@@ -11,9 +12,11 @@ mod address;
 mod body;
 mod conf;
 mod control;
+mod ending;
 mod hold;
 mod hooks;
 mod log;
+mod name;
 mod nginx;
 mod orphan;
 mod peer;

@@ -4,8 +4,10 @@
 //! refused choice is handed back as if it had not been made, and the balancer chooses again; its own record of what this
 //! request has tried keeps it from choosing the same peer twice. Every attempt ends in [`PeerData::free`], once.
 
+use crate::ending;
 use crate::hold::Held;
 use crate::hooks::{Hooks, layer};
+use crate::name;
 use crate::nginx::{PeerConnection, global, rc};
 use crate::orphan;
 use crate::reuse::{self, Ridden};
@@ -20,8 +22,10 @@ use handoff_core::trial::Candidate;
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_uint_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t,
+    ngx_uint_t,
 };
+use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 /// What we keep for one request, in its pool.
@@ -32,6 +36,8 @@ pub(crate) struct PeerData {
     inner: Hooks,
     claimed: Option<SlotId>,
     last: Option<SlotId>,
+    /// Where the last attempt broke off, until another one begins.
+    broken: Option<SlotId>,
     pub(crate) tries: u32,
     /// How many attempts failed with some of the request sent.
     pub(crate) broke: u32,
@@ -40,6 +46,8 @@ pub(crate) struct PeerData {
     pub(crate) generation: u64,
     /// Where it waits, or has waited.
     pub(crate) held: Option<NonNull<Held>>,
+    /// Who answers this attempt, in its own words.
+    name: Cell<Option<ngx_str_t>>,
     /// What was sent is to be sent again, though nginx takes it for not sent.
     rewinds: bool,
 }
@@ -66,11 +74,13 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
         inner,
         claimed: None,
         last: None,
+        broken: None,
         tries: 0,
         broke: 0,
         was_refused: false,
         generation: place.zone.table.header.generation(),
         held: None,
+        name: Cell::default(),
         rewinds: false,
     };
     // SAFETY: fresh memory of this size; pools align for any type.
@@ -99,12 +109,28 @@ impl PeerData {
         self.slot(self.last?).map(|slot| slot.gate.state())
     }
 
+    /// The peer says its name. The first word counts.
+    pub(crate) fn call(&self, name: ngx_str_t) {
+        if self.name.get().is_none() && name.len > 0 {
+            self.name.set(Some(name));
+        }
+    }
+
+    /// The name of who gave this request its answer: the last attempt, if it was answered in full and nothing else was sent.
+    pub(crate) fn name(&self) -> Option<ngx_str_t> {
+        self.answer()?;
+        // SAFETY: the upstream of a request, which had an attempt; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        self.name.get().filter(|_| !name::is_from_cache(u))
+    }
+
     fn slot(&self, id: SlotId) -> Option<&'static Slot> {
         self.place.zone.table.slot(id)
     }
 
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.upstream.refresh(&self.place.zone);
+        self.name.set(None);
         if std::mem::take(&mut self.rewinds) {
             self.set_request_sent(true);
         }
@@ -136,6 +162,7 @@ impl PeerData {
             }
             let chosen = self.upstream.addresses.slot(pc.sockaddr().cast());
             if chosen.is_none_or(|id| self.admit(pc, id)) {
+                self.resume();
                 self.last = chosen;
                 self.tries = self.tries.saturating_add(1);
                 return self.connection(pc, status);
@@ -255,6 +282,13 @@ impl PeerData {
         slot.zip(pc.number()).is_some_and(|(slot, number)| !slot.may_reuse(number))
     }
 
+    /// What broke off goes on here.
+    fn resume(&mut self) {
+        if let Some(slot) = self.broken.take().and_then(|id| self.slot(id)) {
+            slot.count_resumed();
+        }
+    }
+
     /// Undoes a choice: nothing was tried, so nothing is counted as tried.
     fn hand_back(&self, pc: PeerConnection, status: ngx_int_t) {
         if status == rc::DONE {
@@ -278,11 +312,17 @@ impl PeerData {
         let is_orphan = pc.number().is_some_and(orphan::take);
         let state = if is_orphan { trial::spared(state) } else { state };
         if let Some(slot) = slot {
-            if state & NGX_PEER_FAILED as ngx_uint_t != 0 {
+            let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
+            if failed {
                 slot.count_fail();
             }
-            if let Some((status, _)) = self.answer() {
+            let answer = self.answer();
+            if let Some((status, _)) = answer {
                 slot.answers.count(status);
+            }
+            if (failed || ending::closed(pc).is_some()) && self.is_broken(pc, failed, answer.is_some()) {
+                slot.count_broken();
+                self.broken = self.claimed.filter(|_| answer.is_none());
             }
             if is_orphan || pc.number().is_some_and(|number| !slot.may_keep(number)) {
                 self.do_not_pool();
@@ -305,6 +345,12 @@ impl PeerData {
         if let Some(id) = self.claimed.take() {
             self.place.zone.table.release(self.place.row, id);
         }
+    }
+
+    fn is_broken(&self, pc: PeerConnection, failed: bool, is_read: bool) -> bool {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() };
+        u.is_some_and(|u| ending::of(u, pc, failed, is_read).is_broken())
     }
 
     /// Nobody read anything of the request: it is as if it had not been sent, and has an attempt more. A body that was not

@@ -1,4 +1,5 @@
-//! `$handoff_state`, `$handoff_tries` and `$handoff_held`, for access logs. Not found where the request met no upstream of ours.
+//! `$handoff_state`, `$handoff_tries`, `$handoff_held` and `$handoff_worker`, for access logs. Not found where the request met no
+//! upstream of ours.
 
 use crate::nginx::rc;
 use crate::peer::PeerData;
@@ -14,10 +15,11 @@ type Getter =
     unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_variable_value_t, usize) -> ngx_int_t;
 
 pub(crate) fn add(cf: *mut ngx_conf_t) -> Status {
-    let variables: [(ngx_str_t, Getter); 3] = [
+    let variables: [(ngx_str_t, Getter); 4] = [
         (ngx::ngx_string!("handoff_state"), state),
         (ngx::ngx_string!("handoff_tries"), tries),
         (ngx::ngx_string!("handoff_held"), held),
+        (ngx::ngx_string!("handoff_worker"), worker),
     ];
     for (mut name, getter) in variables {
         // SAFETY: the name is static; nginx copies it.
@@ -74,6 +76,17 @@ fn write(r: &ngx_http_request_t, v: *mut ngx_http_variable_value_t, text: Option
     // SAFETY: fresh memory of this length.
     unsafe { ptr::copy_nonoverlapping(text.as_ptr(), memory, text.len()) };
     set(v, memory, text.len())
+}
+
+/// Who gave the answer, in its own words: they live in the request's pool.
+unsafe extern "C" fn worker(
+    r: *mut ngx_http_request_t,
+    v: *mut ngx_http_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: nginx passes a valid request.
+    let name = PeerData::of(unsafe { &*r }).and_then(PeerData::name);
+    name.map_or_else(|| give(v, None), |name| set(v, name.data, name.len))
 }
 
 fn give(v: *mut ngx_http_variable_value_t, text: Option<&'static str>) -> ngx_int_t {

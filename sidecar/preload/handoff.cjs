@@ -5,7 +5,7 @@
 // On SIGINT, SIGTERM or PM2's `shutdown` message, in a process that listens:
 //
 //   1. the sidecar is told, and nginx no longer sends requests here when it answers; a sidecar that is not there costs
-//      nothing, a slow one half a second at most. Workers that share an address leave it to the others: at once with
+//      nothing, a slow one half a second at most, and one that says so more: until others serve. Workers that share an address leave it to the others: at once with
 //      `wait_ready`, else as late, for PM2 may have stopped the others, too. From here on every answer says
 //      `Connection: close`, HTTP/2 says GOAWAY.
 //   2. the app's own handlers run, as they would have. A `process.exit()` of theirs is held until what is in flight is
@@ -14,6 +14,7 @@
 //      waits for it sees what he would have seen without us.
 //
 // All of it ends before PM2's kill_timeout does. `drain` from the sidecar is step 1 without an end.
+// And when the sidecar has said what PM2 calls this worker, every answer says so, for nginx's log.
 // Nothing happens in a process that does not listen, or that PM2 did not start. No listener is added to the process.
 // The words on the socket, and what this cannot do: docs/api/preload.md.
 
@@ -37,6 +38,7 @@ const READY = 300; // for an app that says `ready` itself
 const REPORT = 100; // between two counts
 const RECONNECT = { first: 1000, last: 30_000 };
 const LONGEST_LINE = 4096;
+const LONGEST_NAME = 128;
 const MOST_LISTENS = 16;
 
 const noop = () => {};
@@ -65,6 +67,8 @@ function settings() {
     pmId: pm_id,
     wait: Math.min(LONGEST_WAIT, killTimeout / 4),
     idle: Math.min(LONGEST_IDLE, killTimeout / 2),
+    // While nobody else serves. The rest is for what is in flight.
+    patience: killTimeout / 2,
     deadline: killTimeout - Math.min(1000, Math.max(100, killTimeout / 8)),
   };
 }
@@ -207,6 +211,42 @@ function attempt(what, ...args) {
   }
 }
 
+// === Who answers ===
+
+let signature = ''; // a line in the head of every answer
+let signs = false; // since the first name
+
+// PM2 may rename a worker: without a sidecar to tell us, it has no name.
+function sign(name) {
+  const isName = typeof name === 'string' && name !== '';
+  if (isName && !signs) signAnswers(http.ServerResponse);
+  signature = isName ? `X-Handoff-Worker: ${spell(name)}\r\n` : '';
+}
+
+// Behind the status line. There no call of the app's meets it: the headers that it sets, removes, counts or writes are
+// what they would have been. With one that was set before, Node refuses some ways to write them, and is slow in all.
+function signAnswers({ prototype }) {
+  signs = true;
+  const { _storeHeader } = prototype;
+  if (typeof _storeHeader !== 'function') return;
+  const value = function (statusLine, headers) {
+    return _storeHeader.call(this, statusLine + signature, headers);
+  };
+  Object.defineProperty(prototype, '_storeHeader', { value, configurable: true, writable: true });
+}
+
+// Visible ASCII stays, but for the sign of what does not. Of a name that is too long its end: it tells workers apart.
+function spell(name) {
+  const escape = (char) => Buffer.from(char).toString('hex').toUpperCase().replace(/../g, '%$&');
+  let text = '';
+  for (const char of [...name].reverse()) {
+    const part = /[!-$&-~]/.test(char) ? char : escape(char);
+    if (text.length + part.length > LONGEST_NAME) break;
+    text = part + text;
+  }
+  return text;
+}
+
 // === The sidecar ===
 
 const link = {
@@ -215,6 +255,7 @@ const link = {
   heard: '',
   connected: noop,
   answer: noop,
+  extend: noop,
   retry: RECONNECT.first,
   timer: null,
 };
@@ -238,6 +279,7 @@ function connect(candidates = places()) {
   socket.on('close', () => {
     const wasOpen = link.open;
     Object.assign(link, { socket: null, open: false });
+    sign(null);
     if (!wasOpen && others.length > 0) return attempt(connect, others);
     link.answer(false);
     link.timer = setTimeout(attempt, link.retry, connect).unref();
@@ -267,16 +309,26 @@ function hear(text) {
 function obey(line) {
   const message = JSON.parse(line);
   if (message.type === 'ack') link.answer(true);
+  if (message.type === 'nack') link.answer(false);
+  if (message.type === 'wait') link.extend(Number(message.ms));
   if (message.type === 'drain') drain(Number(message.deadline_ms));
+  if (message.type === 'name') sign(message.name);
 }
 
-// Calls back once: with true when the sidecar says that nginx knows.
-function tell(message, wait, then) {
-  const timer = setTimeout(() => link.answer(false), wait);
+// Calls back once: with true when the sidecar says that nginx knows. It may ask for more time than `wait`.
+function tell(message, { wait, patience }, then) {
+  let timer = setTimeout(() => link.answer(false), wait);
   link.answer = (told) => {
     clearTimeout(timer);
-    link.answer = link.connected = noop;
+    link.answer = link.extend = link.connected = noop;
     then(told);
+  };
+  link.extend = (ms) => {
+    if (!(ms > 0)) return;
+    clearTimeout(timer);
+    const longer = Math.min(ms, patience);
+    idleIsSafe = now() + longer + SETTLE;
+    timer = setTimeout(() => link.answer(false), longer);
   };
   link.connected = () => say(message);
   link.open ? say(message) : connect();
@@ -382,7 +434,10 @@ function begins(type, args) {
   stop ??= { at: now(), settings: settings(), leavesAt: Infinity, pending: new Map(), seen: new Set() };
   if (!stop.seen.has(type)) stop.pending.set(type, args);
   stop.seen.add(type);
-  if (!isNew) return true;
+  if (!isNew) {
+    if (now() - stop.at >= ECHO) link.answer(false);
+    return true;
+  }
   try {
     sayGoodbye(type);
   } catch {
@@ -392,13 +447,15 @@ function begins(type, args) {
 }
 
 function sayGoodbye(signal) {
-  const { shared, othersServe, wait, idle } = stop.settings;
+  const { shared, othersServe, wait, idle, patience } = stop.settings;
   if (shared) stop.leavesAt = stop.at + (othersServe ? 0 : wait);
   closeConnections(stop.at + idle);
   leaveAddress();
-  tell({ type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait }, wait, (told) => {
+  const message = { type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait };
+  tell(message, { wait, patience }, (told) => {
     if (!told) return handOver();
     idleIsSafe = now() + SETTLE;
+    stop.leavesAt = Math.min(stop.leavesAt, shared ? now() : Infinity);
     setTimeout(handOver, SETTLE);
   });
 }

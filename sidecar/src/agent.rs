@@ -4,7 +4,8 @@
 //!   bus ──notices──►┐
 //!   pidfds ─deaths─►│  roster ──wishes──► plan ──marks──► nginx
 //!   scout ──looks──►│    ▲                 ▲
-//!   nginx ──views──►┘    └── attention ──► scout
+//!   nginx ──views──►┤    └── attention ──► scout
+//! preloads ─words──►┘
 //! ```
 //!
 //! After anything that comes in, the plan is made anew from all that is known, and what differs is asked of nginx at
@@ -26,6 +27,7 @@ use crate::{
         event::Event,
         home::Home,
     },
+    preload::{Heard, Line, What, message::Told},
     reconcile::{self, Observed},
     report::{Latency, Report},
     roster::{Attention, Roster},
@@ -36,7 +38,8 @@ use crate::{
 };
 use handoff_wire::{Ack, DEFAULT_LEASE, MarkRequest, MarkSet, Owner, State};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -53,6 +56,9 @@ pub struct Lines {
     pub deaths: Deaths,
     pub told_deaths: mpsc::Receiver<Process>,
     pub looks: mpsc::Receiver<Look>,
+    pub preloads: mpsc::Receiver<Heard>,
+    /// Where they call.
+    pub door: Option<PathBuf>,
     pub views: Views,
     pub refresh: Refresh,
     pub attention: watch::Sender<Attention>,
@@ -73,6 +79,8 @@ pub struct Agent {
     owner: Owner,
     roster: Roster,
     observed: Option<Observed>,
+    /// The way back to each process that has the preload.
+    guests: BTreeMap<Process, Line>,
     lines: Lines,
     latency: Latency,
     /// What can wait, under way.
@@ -103,6 +111,7 @@ impl Agent {
             owner,
             roster: Roster::new(overrides),
             observed: None,
+            guests: BTreeMap::new(),
             lines,
             latency: Latency::default(),
             errand: None,
@@ -127,6 +136,7 @@ impl Agent {
                 Some(item) = self.lines.notices.next() => read = self.hear_all(item),
                 Some(process) = self.lines.told_deaths.recv() => self.died(process),
                 back = back => self.end_errand(back),
+                Some(heard) = self.lines.preloads.recv() => self.hear_preload(heard),
                 Some(look) = self.lines.looks.recv() => self.see(&look),
                 changed = self.lines.views.changed() => if changed.is_ok() { self.view() },
                 () = time::sleep_until(wake.into()) => {}
@@ -134,6 +144,7 @@ impl Agent {
             }
             self.roster.tick(Instant::now());
             self.reconcile(read).await;
+            self.answer();
             self.attend();
         }
         self.take_leave().await;
@@ -167,6 +178,35 @@ impl Agent {
         }
         self.roster.notice(&event, Instant::now());
         matches!(event, Event::Stopping(_)).then_some(read)
+    }
+
+    fn hear_preload(&mut self, Heard { process, what }: Heard) {
+        tracing::debug!(pid = process.pid, ?what, "a preload says");
+        match &what {
+            What::Came(line) => {
+                self.guests.insert(process, line.clone());
+                self.lines.hurry.all.notify_one();
+            }
+            What::Left => _ = self.guests.remove(&process),
+            What::Listens(_) | What::Stopping => {}
+        }
+        self.roster.preload(process, &what, Instant::now());
+    }
+
+    /// Tells those who said goodbye how it stands, and newcomers their names. Whoever does not listen is not waited for.
+    fn answer(&mut self) {
+        let names = self.roster.names().into_iter().map(|(process, name)| (process, Told::Name { name }));
+        let mut words: Vec<(Process, Told)> = names.collect();
+        if let Some(observed) = &self.observed {
+            let answers = self.roster.answers(observed, Instant::now());
+            words.extend(answers.into_iter().map(|(process, answer)| (process, answer.into())));
+        }
+        for (process, told) in words {
+            if let Some(guest) = self.guests.get(&process) {
+                tracing::debug!(pid = process.pid, ?told, "a preload is told");
+                guest.say(told);
+            }
+        }
     }
 
     fn died(&mut self, process: Process) {
@@ -348,7 +388,7 @@ impl Agent {
     }
 
     fn report(&self) -> Report {
-        Report::new(&self.home, &self.owner, &self.roster, &self.latency)
+        Report::new(&self.home, &self.owner, &self.roster, &self.latency, self.lines.door.as_deref())
     }
 
     /// Facts stay: a worker that is being stopped is so whether we watch or not, and its mark ends with its lease. What

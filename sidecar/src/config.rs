@@ -3,6 +3,7 @@
 //! ```toml
 //! control = "unix:/run/handoff/nginx.sock"
 //! state_dir = "/var/lib/handoff"
+//! preload_socket = "/run/handoff/preload.sock"
 //!
 //! [[pm2]]                       # several daemons; absent: the one that PM2_HOME names
 //! home = "/home/shop/.pm2"
@@ -32,6 +33,7 @@ pub struct File {
     pub log: Option<Level>,
     pub log_format: Option<Format>,
     pub state_dir: Option<PathBuf>,
+    pub preload_socket: Option<PathBuf>,
     #[serde(default)]
     pub pm2: Vec<Pm2>,
     #[serde(default, rename = "worker")]
@@ -130,6 +132,7 @@ mod tests {
             log = "debug"
             log_format = "json"
             state_dir = "/srv/state"
+            preload_socket = "/run/shop/preload.sock"
             [[pm2]]
             home = "/home/a/.pm2"
             [[pm2]]
@@ -144,6 +147,7 @@ mod tests {
         .unwrap();
         assert_eq!(file.control.unwrap().to_string(), "unix:/run/nginx.sock");
         assert_eq!((file.log, file.log_format), (Some(Level::Debug), Some(Format::Json)));
+        assert_eq!(file.preload_socket.as_deref(), Some(Path::new("/run/shop/preload.sock")));
         assert_eq!((file.pm2.len(), file.overrides.len()), (2, 1));
         assert_eq!(parse("").unwrap(), File::default());
     }

@@ -2,13 +2,15 @@
 //!
 //! L0 is what the sidecar gives without any change to the app: `pm2 reload` and `pm2 restart` as ever. It rests on PM2's
 //! notice of a stop, on knowing the worker's peers, and on somebody else who serves meanwhile. L1, `handoff reload`, needs
-//! the last two only; that is a promise in fork mode alone.
+//! the last two only; and in cluster mode room for its canary. L2 is every worker's own word, through the preload: whoever
+//! tells it to go, it goes when nginx knows.
 
-use crate::{mapping::Behind, peer::Peer, roster::Notices, worker::Worker};
+use crate::{mapping::Behind, peer::Peer, rollout::cluster, roster::Notices, worker::Worker};
 use std::{collections::BTreeSet, env, fmt, path::PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Level {
+    L2,
     L0,
     /// And why not L0.
     L1(Why),
@@ -35,16 +37,26 @@ pub struct Surroundings {
     pub notices: Notices,
 }
 
-/// A worker, its peers, and why it has none.
-pub type Known<'a> = (&'a Worker, BTreeSet<Peer>, Option<String>);
+/// What is known of a worker.
+#[derive(Clone, Debug)]
+pub struct Known<'a> {
+    pub worker: &'a Worker,
+    pub peers: BTreeSet<Peer>,
+    /// Why it has none.
+    pub why_not_mapped: Option<String>,
+    /// It speaks with the sidecar itself.
+    pub preload: bool,
+}
 
 pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
-    let any = |is: fn(&Worker) -> bool| workers.iter().any(|(worker, ..)| is(worker));
+    let any = |is: fn(&Worker) -> bool| workers.iter().any(|known| is(known.worker));
     let is_cluster = any(|worker| worker.settings().cluster);
-    let why = if let Some(reason) = workers.iter().find_map(|(.., reason)| reason.clone()) {
+    let why = if let Some(reason) = workers.iter().find_map(|known| known.why_not_mapped.clone()) {
         Why::NotMapped(reason)
     } else if is_alone(workers) {
         Why::Alone
+    } else if around.runs && workers.iter().all(|known| known.preload) {
+        return Level::L2;
     } else if any(|worker| !worker.settings().treekill) {
         Why::Treekill
     } else if !around.has_ps {
@@ -58,9 +70,10 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
     } else {
         return Level::L0;
     };
+    let settings = workers.iter().map(|known| known.worker.settings());
     match why {
         Why::NotMapped(_) | Why::Alone => Level::None(why),
-        _ if is_cluster => Level::None(why),
+        _ if is_cluster && cluster::noticed("", settings).is_some() => Level::None(why),
         Why::Treekill | Why::NoPs | Why::NoNotice | Why::NoReady | Why::NoSidecar => Level::L1(why),
     }
 }
@@ -70,7 +83,7 @@ fn is_alone(workers: &[Known<'_>]) -> bool {
     let upstreams = |peers: &BTreeSet<Peer>| -> BTreeSet<String> {
         peers.iter().map(|peer| peer.upstream.clone()).collect()
     };
-    let of: Vec<BTreeSet<String>> = workers.iter().map(|(_, peers, _)| upstreams(peers)).collect();
+    let of: Vec<BTreeSet<String>> = workers.iter().map(|known| upstreams(&known.peers)).collect();
     of.iter().flatten().any(|name| of.iter().filter(|names| names.contains(name)).count() < 2)
 }
 
@@ -106,6 +119,7 @@ pub fn has_ps() -> bool {
 impl Level {
     pub fn name(&self) -> Option<&'static str> {
         match self {
+            Self::L2 => Some("L2"),
             Self::L0 => Some("L0"),
             Self::L1(_) => Some("L1"),
             Self::None(_) => None,
@@ -115,7 +129,7 @@ impl Level {
     /// What stands against more.
     pub fn why_not(&self) -> Option<&Why> {
         match self {
-            Self::L0 => None,
+            Self::L2 | Self::L0 => None,
             Self::L1(why) | Self::None(why) => Some(why),
         }
     }
@@ -124,6 +138,7 @@ impl Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::L2 => f.write_str("L2"),
             Self::L0 => f.write_str("L0"),
             Self::L1(why) => write!(f, "L1: `handoff reload` loses nothing, but `pm2 reload` may: {why}"),
             Self::None(why) => write!(f, "not protected: {why}"),
@@ -176,9 +191,12 @@ mod tests {
         worker
     }
 
+    fn known(worker: &Worker, preload: bool) -> Known<'_> {
+        Known { worker, peers: worker.claims().clone(), why_not_mapped: None, preload }
+    }
+
     fn of(workers: &[Worker], around: Surroundings) -> Level {
-        let known: Vec<_> = workers.iter().map(|worker| (worker, worker.claims().clone(), None)).collect();
-        level(&known, around)
+        level(&workers.iter().map(|worker| known(worker, false)).collect::<Vec<_>>(), around)
     }
 
     const GOOD: Surroundings =
@@ -201,12 +219,36 @@ mod tests {
     }
 
     #[test]
-    fn in_cluster_mode_pm2_waits_for_the_new_worker_by_itself_and_there_is_no_l1() {
-        let cluster = Settings { cluster: true, wait_ready: false, ..fork() };
+    fn in_cluster_mode_pm2_waits_for_the_new_worker_by_itself() {
+        let cluster = Settings { cluster: true, wait_ready: false, instance: Some(0), ..fork() };
         let pair = |settings: &Settings| [1, 1].map(|port| worker(port, settings.clone()));
         assert_eq!(of(&pair(&cluster), GOOD), Level::L0);
+        assert_eq!(of(&pair(&cluster)[..1], GOOD), Level::None(Why::Alone));
         let hasty = Settings { treekill: false, ..cluster };
-        assert_eq!(of(&pair(&hasty), GOOD), Level::None(Why::Treekill));
+        assert_eq!(of(&pair(&hasty), GOOD), Level::L1(Why::Treekill));
+    }
+
+    #[test]
+    fn in_cluster_mode_there_is_no_l1_where_there_is_no_canary() {
+        let cluster = Settings { cluster: true, treekill: false, instance: Some(0), ..fork() };
+        let counted = Settings { increment_var: Some("PORT".into()), ..cluster.clone() };
+        let headless = Settings { instance: Some(1), ..cluster };
+        for settings in [counted, headless] {
+            let pair = [1, 1].map(|port| worker(port, settings.clone()));
+            assert_eq!(of(&pair, GOOD), Level::None(Why::Treekill));
+        }
+    }
+
+    #[test]
+    fn workers_that_speak_for_themselves_need_no_notice_of_pm2() {
+        let hasty = [1, 2].map(|port| worker(port, Settings::default()));
+        let of = |preloads: [bool; 2], around| {
+            level(&[0, 1].map(|index| known(&hasty[index], preloads[index])), around)
+        };
+        assert_eq!(of([true, true], Surroundings { has_ps: false, ..GOOD }), Level::L2);
+        assert_eq!(of([true, false], GOOD), Level::L1(Why::Treekill));
+        assert_eq!(of([true, true], Surroundings { runs: false, ..GOOD }), Level::L1(Why::Treekill));
+        assert_eq!(level(&[known(&hasty[0], true)], GOOD), Level::None(Why::Alone));
     }
 
     #[test]
@@ -214,7 +256,7 @@ mod tests {
         let two = [worker(1, fork()), worker(2, fork())];
         let why = |workers: &[Worker], around| match of(workers, around) {
             Level::L1(why) | Level::None(why) => why,
-            Level::L0 => panic!("L0"),
+            level @ (Level::L2 | Level::L0) => panic!("{level}"),
         };
         let hasty = [1, 2].map(|port| worker(port, Settings::default()));
         assert_eq!(why(&hasty, GOOD), Why::Treekill);
@@ -225,7 +267,9 @@ mod tests {
         let hasty = Settings { wait_ready: false, ..fork() };
         assert_eq!(why(&[worker(1, hasty.clone()), worker(2, hasty)], GOOD), Why::NoReady);
         assert_eq!(why(&two, Surroundings { runs: false, ..GOOD }), Why::NoSidecar);
-        let lost = level(&[(&two[0], BTreeSet::new(), Some("it hides".into()))], GOOD);
+        let hidden =
+            Known { peers: BTreeSet::new(), why_not_mapped: Some("it hides".into()), ..known(&two[0], true) };
+        let lost = level(&[hidden], GOOD);
         assert_eq!(lost, Level::None(Why::NotMapped("it hides".into())));
     }
 }

@@ -25,6 +25,7 @@ pub mod nginx;
 pub mod orphans;
 pub mod peer;
 pub mod pm2;
+pub mod preload;
 pub mod reconcile;
 pub mod report;
 pub mod rollout;

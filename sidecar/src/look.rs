@@ -50,7 +50,7 @@ impl Look {
         let listeners = Listeners::read(proc)?;
         // A daemon that we do not know speaks for nobody.
         let daemon = daemon.unwrap_or(Daemon { pid: 0, uid: u32::MAX });
-        let daemons = tree::sockets(proc, daemon.pid).unwrap_or_default().into_iter().collect();
+        let daemons = tree::sockets(proc, daemon.pid).unwrap_or_default();
         let is_root = |process: &Process| roots.iter().any(|(_, root)| root == process);
         let leavers = processes.kin(proc, daemon.pid).into_iter().filter(|kin| !is_root(kin)).collect();
         let examined = roots

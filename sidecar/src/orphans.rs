@@ -8,6 +8,11 @@
 //! One that a busy worker has yet to take looks the same. But a worker is handed one connection at a time, in the order in
 //! which they came: who has taken a younger one has no older one still to take. A connection is an orphan when that is so
 //! for every worker that lives.
+//!
+//! A worker that has closed its server gives back what it is handed, and it is then handed to another one, after younger
+//! ones. So nothing counts that was seen while such a worker lived: with each end it begins anew. And what it said last may
+//! not have been read yet: only when somebody has taken a connection that came after its end has the daemon read that, too,
+//! and what is younger than this is behind the one that was given back.
 
 use crate::{
     control::Control,
@@ -34,6 +39,8 @@ type Ends = (SocketAddr, SocketAddr);
 /// Whose connections they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cast {
+    /// Whoever PM2 had started by then is in it.
+    pub began: Option<Instant>,
     pub daemon: u32,
     /// Everybody to whom the daemon may have handed one.
     pub workers: BTreeSet<Process>,
@@ -42,8 +49,10 @@ pub struct Cast {
 }
 
 /// The connections at one moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Glance {
+    /// That of its cast.
+    began: Option<Instant>,
     /// Those too that nobody has accepted yet.
     all: BTreeSet<Ends>,
     /// Those that the daemon has and no worker, each with its inode.
@@ -57,28 +66,33 @@ struct Glance {
 struct Suspects {
     looks: u64,
     first_seen: BTreeMap<Ends, u64>,
+    living: BTreeSet<Process>,
     suspects: BTreeMap<(Ends, u64), Suspect>,
 }
 
 #[derive(Debug)]
 struct Suspect {
     since: u64,
-    /// Workers that have taken a younger one.
+    /// When somebody took a younger one after the last end of a worker, so that the daemon has read its last words.
+    settled: Option<Instant>,
+    /// Workers that have taken one that is younger still.
     cleared: BTreeSet<Process>,
 }
 
-/// Looks for them after a worker died, and tells nginx.
+/// Looks for them after a worker ended, and tells nginx.
 #[derive(Debug)]
 pub struct Search {
     pub owner: Owner,
     pub control: Control,
     pub cast: watch::Receiver<Cast>,
     pub death: Arc<Notify>,
+    /// Asks for a new cast.
+    pub look: Arc<Notify>,
 }
 
 const PACE: Duration = Duration::from_millis(150);
 /// So long after a death, and for as long as somebody waits.
-const LASTS: Duration = Duration::from_secs(3);
+pub const LASTS: Duration = Duration::from_secs(3);
 /// nginx takes so many at once.
 const MAX_ORPHANS: usize = 64;
 
@@ -100,7 +114,10 @@ impl Search {
         while Instant::now() < until || !suspects.suspects.is_empty() {
             let cast = self.cast.borrow().clone();
             let glance = task::spawn_blocking(move || Glance::of(&Proc::default(), &cast));
-            let orphans = suspects.look(&glance.await.map_err(io::Error::other)??);
+            let orphans = suspects.look(&glance.await.map_err(io::Error::other)??, Instant::now());
+            if suspects.await_a_look() {
+                self.look.notify_one();
+            }
             for some in orphans.chunks(MAX_ORPHANS) {
                 tracing::info!(count = some.len(), "connections lead to nobody");
                 if let Err(error) = self.control.orphans(&self.set(some)).await {
@@ -137,26 +154,30 @@ impl Glance {
             found.extend(here.map(|connection| ((connection.local, connection.remote), connection.inode)));
         }
         // First the daemon, then the workers: what is handed over in between is seen on one side at least.
-        let daemons: BTreeSet<u64> = tree::sockets(proc, cast.daemon)?.into_iter().collect();
+        let daemons = tree::sockets(proc, cast.daemon)?;
         let mut taken = BTreeMap::new();
         for &worker in cast.workers.iter().filter(|worker| worker.is_alive(proc)) {
-            let sockets: BTreeSet<u64> =
-                tree::sockets(proc, worker.pid).unwrap_or_default().into_iter().collect();
+            let sockets = tree::sockets(proc, worker.pid).unwrap_or_default();
             let own = found.iter().filter(|(_, inode)| sockets.contains(inode)).map(|(&ends, _)| ends);
             taken.insert(worker, own.collect::<BTreeSet<Ends>>());
         }
         let is_taken = |ends: &Ends| taken.values().any(|own| own.contains(ends));
         let waiting = found.iter().filter(|(ends, inode)| daemons.contains(inode) && !is_taken(ends));
         let waiting = waiting.map(|(&ends, &inode)| (ends, inode)).collect();
-        Ok(Self { all: found.into_keys().collect(), waiting, taken })
+        Ok(Self { began: cast.began, all: found.into_keys().collect(), waiting, taken })
     }
 }
 
 // === impl Suspects ===
 
 impl Suspects {
+    /// Of some of them it would be certain if all workers were known.
+    fn await_a_look(&self) -> bool {
+        self.suspects.values().any(|suspect| !suspect.cleared.is_empty())
+    }
+
     /// Those that lead to nobody, for certain.
-    fn look(&mut self, glance: &Glance) -> Vec<Ends> {
+    fn look(&mut self, glance: &Glance, at: Instant) -> Vec<Ends> {
         self.looks += 1;
         let now = self.looks;
         self.first_seen.retain(|ends, _| glance.all.contains(ends));
@@ -164,20 +185,40 @@ impl Suspects {
             self.first_seen.entry(ends).or_insert(now);
         }
         self.suspects.retain(|waiting, _| glance.waiting.contains(waiting));
+        let living: BTreeSet<Process> = glance.taken.keys().copied().collect();
+        if !self.living.is_subset(&living) {
+            self.suspects.clear();
+        }
+        self.living = living;
         for &waiting in &glance.waiting {
-            self.suspects.entry(waiting).or_insert(Suspect { since: now, cleared: BTreeSet::new() });
+            self.suspects.entry(waiting).or_insert_with(|| Suspect::at(now));
         }
         let first_seen = &self.first_seen;
         for suspect in self.suspects.values_mut() {
             // The kernel's list is not of one moment: what was missing in two of them is younger.
             let is_younger = |ends: &Ends| first_seen.get(ends).is_some_and(|&seen| seen > suspect.since + 1);
             let cleared = glance.taken.iter().filter(|(_, taken)| taken.iter().any(is_younger));
-            suspect.cleared.extend(cleared.map(|(&worker, _)| worker));
+            let cleared: Vec<Process> = cleared.map(|(&worker, _)| worker).collect();
+            if suspect.settled.is_some() {
+                suspect.cleared.extend(cleared);
+            } else if !cleared.is_empty() {
+                *suspect = Suspect { settled: Some(at), ..Suspect::at(now) };
+            }
         }
+        // One that was started meanwhile may have it, too: all are known who were there when it was given back.
         let is_orphan = |suspect: &Suspect| {
-            !glance.taken.is_empty() && glance.taken.keys().all(|worker| suspect.cleared.contains(worker))
+            let knows_all = suspect.settled.is_some() && glance.began > suspect.settled;
+            knows_all
+                && !glance.taken.is_empty()
+                && glance.taken.keys().all(|worker| suspect.cleared.contains(worker))
         };
         self.suspects.iter().filter(|(_, suspect)| is_orphan(suspect)).map(|(&(ends, _), _)| ends).collect()
+    }
+}
+
+impl Suspect {
+    fn at(now: u64) -> Self {
+        Self { since: now, settled: None, cleared: BTreeSet::new() }
     }
 }
 
@@ -200,40 +241,85 @@ mod tests {
             .map(|(worker, ports)| (*worker, ports.iter().copied().map(ends).collect()))
             .collect();
         let all = waiting.iter().map(|(ends, _)| *ends).chain(taken.values().flatten().copied()).collect();
-        Glance { all, waiting, taken }
+        Glance { began: None, all, waiting, taken }
     }
 
-    /// What is an orphan at last.
+    /// What is an orphan at last, if the cast is always new.
     fn orphans(glances: &[Glance]) -> Vec<Ends> {
         let mut suspects = Suspects::default();
-        glances.iter().map(|glance| suspects.look(glance)).last().unwrap_or_default()
+        let look = |glance: &Glance| {
+            let (began, at) = moments();
+            suspects.look(&Glance { began: Some(began), ..glance.clone() }, at)
+        };
+        glances.iter().map(look).last().unwrap_or_default()
+    }
+
+    /// One after the other.
+    fn moments() -> (Instant, Instant) {
+        let tick = || {
+            std::thread::sleep(Duration::from_micros(10));
+            Instant::now()
+        };
+        (tick(), tick())
     }
 
     #[test]
     fn one_that_every_worker_has_passed_over_is_an_orphan() {
+        let idle = || glance(&[1], &[(ONE, &[]), (TWO, &[])]);
         let looks = [
-            glance(&[1], &[(ONE, &[]), (TWO, &[])]),
-            glance(&[1], &[(ONE, &[]), (TWO, &[])]),
+            idle(),
+            idle(),
             glance(&[1], &[(ONE, &[2]), (TWO, &[])]),
-            glance(&[1], &[(ONE, &[]), (TWO, &[3])]),
+            idle(),
+            glance(&[1], &[(ONE, &[3]), (TWO, &[])]),
+            glance(&[1], &[(ONE, &[]), (TWO, &[4])]),
         ];
-        assert_eq!(orphans(&looks[..3]), [], "the other worker may have it yet to take");
+        assert_eq!(orphans(&looks[..5]), [], "the other worker may have it yet to take");
         assert_eq!(orphans(&looks), [ends(1)]);
     }
 
     #[test]
+    fn what_was_seen_before_a_worker_ended_proves_nothing() {
+        let alive = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[])]);
+        let alone = |port| glance(&[1], &[(ONE, &[port])]);
+        // The second worker gives the connection back as it ends, and the first one has it yet to take.
+        let looks =
+            [alive(2), alive(3), alive(4), alive(5), alive(6), alive(7), alone(8), alone(9), alone(10)];
+        assert_eq!(orphans(&looks), []);
+        assert_eq!(
+            orphans(&[looks.as_slice(), &[alone(11)]].concat()),
+            [],
+            "the daemon has read that it does"
+        );
+        let more = [alone(11), alone(12), alone(13)];
+        assert_eq!(orphans(&[looks.as_slice(), &more].concat()), [ends(1)]);
+    }
+
+    #[test]
+    fn while_it_is_not_known_who_was_started_meanwhile_nothing_is_certain() {
+        let mut suspects = Suspects::default();
+        let old = Some(Instant::now());
+        for port in 2..20 {
+            let (_, at) = moments();
+            let glance = Glance { began: old, ..glance(&[1], &[(ONE, &[port])]) };
+            assert_eq!(suspects.look(&glance, at), []);
+        }
+        assert!(suspects.await_a_look());
+        let glance = Glance { began: Some(Instant::now()), ..glance(&[1], &[(ONE, &[20])]) };
+        assert_eq!(suspects.look(&glance, Instant::now()), [ends(1)]);
+    }
+
+    #[test]
     fn a_worker_that_is_busy_may_take_it_yet() {
-        let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[9])]);
-        assert_eq!(orphans(&[busy(2), busy(3), busy(4), busy(5), busy(6)]), []);
+        let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[99])]);
+        assert_eq!(orphans(&(2..20).map(busy).collect::<Vec<_>>()), []);
     }
 
     #[test]
     fn whoever_came_later_may_have_it_yet_to_take() {
-        let looks = [
-            glance(&[1], &[(ONE, &[])]),
-            glance(&[1], &[(ONE, &[])]),
-            glance(&[1], &[(ONE, &[2]), (TWO, &[])]),
-        ];
+        let alone = |port| glance(&[1], &[(ONE, &[port])]);
+        let both = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[])]);
+        let looks: Vec<Glance> = (2..5).map(alone).chain((5..20).map(both)).collect();
         assert_eq!(orphans(&looks), []);
     }
 
@@ -244,17 +330,18 @@ mod tests {
 
     #[test]
     fn a_connection_of_the_same_moment_proves_nothing() {
-        let looks = [glance(&[1], &[(ONE, &[])]), glance(&[1], &[(ONE, &[2])]), glance(&[1], &[(ONE, &[2])])];
+        let first = glance(&[1], &[(ONE, &[])]);
+        let looks = [&[first][..], &vec![glance(&[1], &[(ONE, &[2])]); 10]].concat();
         assert_eq!(orphans(&looks), []);
     }
 
     #[test]
     fn another_connection_with_the_same_ends_is_suspected_anew() {
         let mut suspects = Suspects::default();
-        suspects.look(&glance(&[1], &[(ONE, &[])]));
-        suspects.look(&glance(&[1], &[(ONE, &[])]));
+        suspects.look(&glance(&[1], &[(ONE, &[])]), Instant::now());
+        suspects.look(&glance(&[1], &[(ONE, &[])]), Instant::now());
         let mut other = glance(&[1], &[(ONE, &[2])]);
         other.waiting = [(ends(1), 99)].into();
-        assert_eq!(suspects.look(&other), []);
+        assert_eq!(suspects.look(&other, Instant::now()), []);
     }
 }

@@ -64,6 +64,11 @@ impl Observed {
         self.peers.keys()
     }
 
+    /// nginx has confirmed that it is so by our own mark.
+    pub fn has(&self, peer: &Peer, state: State) -> bool {
+        self.peers.get(peer).and_then(|seen| seen.own.as_ref()).is_some_and(|own| own.state == state)
+    }
+
     /// Whether this mark takes a peer out of service, or puts it back: one may not wait without the other, or for a
     /// moment nobody serves.
     pub fn is_urgent(&self, mark: &MarkRequest) -> bool {

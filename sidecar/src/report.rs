@@ -29,6 +29,9 @@ pub struct Report {
     pub at: u64,
     pub notices: Notices,
     pub latency: LatencyView,
+    /// Where preloads are heard.
+    #[serde(default)]
+    pub preload: Option<PathBuf>,
     pub workers: Vec<WorkerReport>,
 }
 
@@ -38,6 +41,9 @@ pub struct WorkerReport {
     pub app: String,
     pub phase: String,
     pub peers: Vec<Peer>,
+    /// It has the preload, which speaks with us.
+    #[serde(default)]
+    pub preload: bool,
 }
 
 /// From PM2's notice of a stop to nginx's acknowledgement, in microseconds.
@@ -65,12 +71,19 @@ pub const STALE: Duration = Duration::from_secs(5);
 // === impl Report ===
 
 impl Report {
-    pub fn new(home: &Home, owner: &Owner, roster: &Roster, latency: &Latency) -> Self {
+    pub fn new(
+        home: &Home,
+        owner: &Owner,
+        roster: &Roster,
+        latency: &Latency,
+        preload: Option<&Path>,
+    ) -> Self {
         let workers = roster.workers().map(|(id, worker)| WorkerReport {
             id,
             app: worker.app().to_owned(),
             phase: worker.phase().to_string(),
             peers: worker.claims().iter().cloned().collect(),
+            preload: roster.has_preload(id, worker),
         });
         Self {
             sidecar: Process::own(),
@@ -80,6 +93,7 @@ impl Report {
             at: now(),
             notices: roster.notices(),
             latency: latency.view(),
+            preload: preload.map(Path::to_owned),
             workers: workers.collect(),
         }
     }

@@ -13,6 +13,11 @@ use crate::{
         event::Event,
         monitor::{Listed, Status},
     },
+    preload::{
+        Answer, Preloads, What,
+        workers::{Farewell, patience},
+    },
+    reconcile::Observed,
     worker::{Phase, Seen, Wish, Worker},
 };
 use handoff_wire::{Expect, State};
@@ -25,6 +30,9 @@ use std::{
 pub struct Roster {
     workers: BTreeMap<PmId, Worker>,
     clusters: Clusters,
+    preloads: Preloads,
+    /// Those who have their order to go and stay as long as nobody else serves, and until when at the latest.
+    needed: BTreeMap<PmId, Instant>,
     overrides: Vec<Override>,
     /// Workers whose peers are given by configuration.
     configured: BTreeMap<PmId, Vec<String>>,
@@ -103,12 +111,58 @@ impl Roster {
             Event::Starting(id) => self.with(id, |worker| worker.starting(now)),
             Event::Ready(id) => self.with(id, |worker| worker.says_ready(now)),
             Event::Ended(id) => self.with(id, |worker| worker.ended(now)),
-            Event::StoppingOld(_)
-            | Event::Exited(..)
-            | Event::ExitedOld(..)
-            | Event::Threw(..)
-            | Event::Changed => {}
+            Event::StoppingOld(_) | Event::Exited(_) | Event::Threw(..) | Event::Changed => {}
         }
+    }
+
+    /// A process says this of itself, through its preload.
+    pub fn preload(&mut self, process: Process, what: &What, now: Instant) {
+        match what {
+            What::Came(_) => {
+                let its = |worker: &Worker| worker.process() == Some(process);
+                let worker = self.workers().find(|(_, worker)| its(worker)).map(|(id, _)| id);
+                self.preloads.came(process, worker);
+            }
+            What::Listens(places) => self.preloads.listens(process, *places > 0),
+            What::Stopping => self.preloads.goodbye(process),
+            What::Left => self.preloads.left(process),
+        }
+        self.part(now);
+    }
+
+    /// What those are told who have said goodbye. `nginx`: what it was told and has confirmed.
+    pub fn answers(&mut self, nginx: &Observed, now: Instant) -> Vec<(Process, Answer)> {
+        let wishes = self.wishes();
+        let farewell = |id: PmId, process: Process| {
+            let Some(worker) = self.workers.get(&id) else { return Farewell::Unknown };
+            let is_current = worker.process() == Some(process);
+            if let Some(until) = self.needed.get(&id).filter(|_| is_current) {
+                return Farewell::Needed(until.saturating_duration_since(now));
+            }
+            let mut peers =
+                worker.claims().iter().filter_map(|peer| Some((peer, wishes.get(peer)?))).peekable();
+            if peers.peek().is_none() {
+                return Farewell::Unknown;
+            }
+            let is_told =
+                |(peer, wish): (&Peer, &Wish)| wish.state != State::Up && nginx.has(peer, wish.state);
+            if peers.all(is_told) { Farewell::Told } else { Farewell::Untold }
+        };
+        let mut preloads = std::mem::take(&mut self.preloads);
+        let answers = preloads.answers(farewell);
+        self.preloads = preloads;
+        answers
+    }
+
+    /// What PM2 calls those who do not know it yet.
+    pub fn names(&mut self) -> Vec<(Process, String)> {
+        let name = |id: PmId| self.workers.get(&id).map(|worker| format!("{}:{id}", worker.app()));
+        self.preloads.names(name)
+    }
+
+    /// Its process has the preload.
+    pub fn has_preload(&self, id: PmId, worker: &Worker) -> bool {
+        worker.process().is_some_and(|process| self.preloads.has(id, process))
     }
 
     /// True: the daemon may have handed it connections.
@@ -125,13 +179,15 @@ impl Roster {
         let peers = self.behind.iter().filter(is_shared).map(|(peer, _)| peer.clone()).collect();
         let examined = look.examined.values().map(|examined| examined.process);
         let workers = examined.chain(look.leavers.iter().copied()).collect();
-        Cast { daemon: look.daemon, workers, peers }
+        Cast { began: look.listed.as_ref().map(|_| look.began), daemon: look.daemon, workers, peers }
     }
 
     pub fn look(&mut self, look: &Look, now: Instant) {
         for worker in look.listed.iter().flatten() {
             self.describe(worker, now);
         }
+        self.preloads.meet(look);
+        self.part(now);
         let (holders, nothing) = (look.holders(), BTreeSet::new());
         // For an app in fork mode the daemon listens nowhere.
         let is_cluster = self.workers.values().any(|worker| worker.settings().cluster);
@@ -164,6 +220,7 @@ impl Roster {
         for worker in self.workers.values_mut() {
             worker.tick(now);
         }
+        self.needed = self.needed(now);
     }
 
     /// When time alone changes something.
@@ -172,7 +229,8 @@ impl Roster {
             Phase::Settling { until } => Some(until),
             _ => None,
         };
-        self.workers.values().filter_map(until).chain(self.clusters.next_tick()).min()
+        let needed = self.needed.values().copied();
+        self.workers.values().filter_map(until).chain(self.clusters.next_tick()).chain(needed).min()
     }
 
     /// What each peer of ours should be. A peer on which two workers listen is nobody's, but in cluster mode.
@@ -184,6 +242,9 @@ impl Roster {
         for (id, worker) in forks {
             for peer in worker.claims() {
                 let mut wish = worker.wish(peer);
+                if self.needed.contains_key(&id) {
+                    wish.state = State::Up;
+                }
                 wish.reason = format!("{}:{id}: {}", worker.app(), wish.reason);
                 if wishes.insert(peer.clone(), wish).is_some() {
                     shared.insert(peer);
@@ -225,6 +286,41 @@ impl Roster {
                 .chain(self.clusters.pace())
                 .min(),
         }
+    }
+
+    /// Those whose goodbye is new go from now on.
+    fn part(&mut self, now: Instant) {
+        for (id, process) in self.preloads.parting() {
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            if worker.settings().cluster {
+                self.clusters.hear(worker.app(), now);
+            }
+            // One that PM2 has replaced is no longer the worker.
+            if worker.process() == Some(process) {
+                worker.parts(now);
+            }
+        }
+    }
+
+    /// PM2 stops one worker after the other, and without `ready` does not wait until the one before serves again. Who has the
+    /// preload does, if somebody is about to.
+    fn needed(&self, now: Instant) -> BTreeMap<PmId, Instant> {
+        let needed = self.workers().filter_map(|(id, worker)| {
+            let until = worker.stopping_since()? + patience(worker.settings());
+            let of_app = || self.workers().filter(|(other, of)| *other != id && of.app() == worker.app());
+            let is_needed = until > now
+                && self.has_preload(id, worker)
+                && !of_app().any(|(id, other)| self.serves(id, other))
+                && of_app().any(|(_, other)| other.is_expected());
+            is_needed.then_some((id, until))
+        });
+        needed.collect()
+    }
+
+    /// In cluster mode somebody listens all the time; who has the preload says itself whether it is this one.
+    fn serves(&self, id: PmId, worker: &Worker) -> bool {
+        let says = |process| self.preloads.listen(id, process);
+        worker.is_serving() && (!worker.settings().cluster || worker.process().is_some_and(says))
     }
 
     fn with(&mut self, id: PmId, tell: impl FnOnce(&mut Worker)) {

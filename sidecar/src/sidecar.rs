@@ -9,6 +9,7 @@ use crate::{
     nginx::{Nginx, Refresh, Views},
     orphans::{Cast, Search},
     pm2::{bus, home::Home},
+    preload::{Door, Heard},
     report::{self, Report},
     roster::Attention,
     scout::{self, Hurry},
@@ -27,7 +28,11 @@ pub struct Settings {
     pub homes: Vec<Home>,
     pub overrides: Vec<Override>,
     pub state_dir: PathBuf,
+    /// Where preloads call. None: beside the reports.
+    pub preload_socket: Option<PathBuf>,
 }
+
+const SOCKET: &str = "preload.sock";
 
 /// Runs until the shutdown. Nothing that is missing outside ends it.
 pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
@@ -42,12 +47,21 @@ pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
     watchers.spawn(nginx.run());
     let memory = Memory::open(&settings.state_dir, Control::new(settings.control.clone()));
     workers.spawn(memory.run(views.clone(), shutdown.clone()));
+    let door = settings.preload_socket.clone().map_or_else(|| Ok(report::writable_place()?.join(SOCKET)), Ok);
+    let door = door.inspect_err(|error: &io::Error| tracing::warn!("no preload is heard: {error}")).ok();
+    let mut agents = Vec::new();
     for (home, owner) in daemons {
-        let daemon = Daemon { home, owner, views: views.clone(), refresh: refresh.clone() };
+        let (said, preloads) = mpsc::channel(64);
+        agents.push(said);
+        let door = door.clone();
+        let daemon = Daemon { home, owner, views: views.clone(), refresh: refresh.clone(), preloads, door };
         match daemon.start(&settings, &mut watchers) {
             Ok(agent) => _ = workers.spawn(agent.run(shutdown.clone())),
             Err(error) => tracing::error!("cannot watch processes: {error}"),
         }
+    }
+    if let Some(path) = door {
+        watchers.spawn(Door::new(path, &settings.homes, agents).run());
     }
     tracing::info!(control = %settings.control, "handoff {} runs", env!("CARGO_PKG_VERSION"));
     while workers.join_next().await.is_some() {}
@@ -64,6 +78,8 @@ struct Daemon {
     owner: Owner,
     views: Views,
     refresh: Refresh,
+    preloads: mpsc::Receiver<Heard>,
+    door: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -83,13 +99,21 @@ impl Daemon {
         let (cast, cast_out) = watch::channel(Cast::default());
         let death = Arc::new(Notify::new());
         let control = Control::new(settings.control.clone());
-        let search = Search { owner: self.owner.clone(), control, cast: cast_out, death: death.clone() };
+        let search = Search {
+            owner: self.owner.clone(),
+            control,
+            cast: cast_out,
+            death: death.clone(),
+            look: hurry.all.clone(),
+        };
         watchers.spawn(search.run());
         let lines = Lines {
             notices,
             deaths,
             told_deaths,
             looks,
+            preloads: self.preloads,
+            door: self.door,
             views: self.views,
             refresh: self.refresh,
             attention,

@@ -1,5 +1,6 @@
-//! A PM2 that does anything, a bus that loses and delays anything, looks that come late, and an nginx that forgets:
-//! whatever happened, once the world is calm nginx has what is true.
+//! A PM2 that does anything, a bus that loses and delays anything, looks that come late, workers that say goodbye and stay,
+//! and an nginx that forgets: whatever happened, once the world is calm nginx has what is true. And no worker that said
+//! goodbye was ever told that nginx knows when it did not.
 
 use crate::{
     host::{Listeners, Locals, Process, tree::Held},
@@ -7,9 +8,10 @@ use crate::{
     peer::Peer,
     pm2::{
         PmId,
-        event::{Ending, Event},
+        event::Event,
         monitor::{Listed, Settings, Status},
     },
+    preload::{Answer, Line, What},
     reconcile::{self, Observed},
     roster::Roster,
 };
@@ -46,6 +48,7 @@ struct Real {
 
 enum Message {
     Event(Event),
+    Preload(Process, What),
     Death(Process),
     Look(Box<Look>),
 }
@@ -66,6 +69,11 @@ struct World {
 
 fn peer(id: PmId) -> Peer {
     Peer::new("app", format!("127.0.0.1:{}", 3000 + id.0))
+}
+
+/// Every other one.
+fn has_preload(id: PmId) -> bool {
+    id.0.is_multiple_of(2)
 }
 
 fn inode(id: PmId) -> u64 {
@@ -119,10 +127,11 @@ impl World {
         worker.status = status;
         worker.listens = false;
         if let Some(process) = worker.process.take() {
+            self.messages.push((self.now, Message::Preload(process, What::Left)));
             // A death is the one message that cannot be lost.
             let at = self.now + Duration::from_millis(self.chance.below(20));
             self.messages.push((at, Message::Death(process)));
-            self.tell(Message::Event(Event::Exited(id, Ending::Orderly)));
+            self.tell(Message::Event(Event::Exited(id)));
         }
     }
 
@@ -130,7 +139,7 @@ impl World {
     fn act(&mut self) {
         let id = PmId(u32::try_from(self.chance.below(4)).unwrap());
         let Some(worker) = self.workers.get(&id).cloned() else { return };
-        match (worker.process, worker.status, self.chance.below(8)) {
+        match (worker.process, worker.status, self.chance.below(9)) {
             (None, Status::Errored | Status::Stopped, 0 | 1) => self.start(id),
             (None, Status::Launching, _) => self.start(id),
             (None, ..) => {}
@@ -148,8 +157,19 @@ impl World {
                 self.tell(Message::Event(Event::Stopping(id)));
                 self.workers.get_mut(&id).unwrap().status = Status::Stopping;
             }
+            (Some(process), _, 3) if has_preload(id) => self.says(process, What::Stopping),
             (Some(_), ..) => self.serve(id),
         }
+    }
+
+    /// What a process says of itself is not lost, and comes in order.
+    fn says(&mut self, process: Process, what: What) {
+        self.messages.push((self.now, Message::Preload(process, what)));
+    }
+
+    fn calls(&mut self, process: Process, listens: bool) {
+        self.says(process, What::Came(Line::dead()));
+        self.says(process, What::Listens(usize::from(listens)));
     }
 
     fn serve(&mut self, id: PmId) {
@@ -159,6 +179,9 @@ impl World {
             self.tell(Message::Event(Event::Ready(id)));
         } else {
             worker.listens = true;
+            if let Some(process) = worker.process.filter(|_| has_preload(id)) {
+                self.calls(process, true);
+            }
         }
     }
 
@@ -204,6 +227,7 @@ impl World {
                 Message::Event(event) => self.roster.notice(&event, self.now),
                 Message::Death(process) => _ = self.roster.died(process, self.now),
                 Message::Look(look) => self.roster.look(&look, self.now),
+                Message::Preload(process, what) => self.roster.preload(process, &what, self.now),
             }
             self.roster.tick(self.now);
             self.reconcile();
@@ -228,6 +252,13 @@ impl World {
         observed.acknowledge(&asked, &ack, self.now);
         let again = reconcile::plan(&self.roster.wishes(), observed, behind, self.now);
         assert_eq!(again, [], "a plan that was carried out leaves nothing to be done");
+        for (process, answer) in self.roster.answers(observed, self.now) {
+            let its = |worker: &Real| worker.process == Some(process);
+            let Some((&id, _)) = self.workers.iter().find(|(_, worker)| its(worker)) else { continue };
+            let state = self.marks.get(&peer(id)).map(|mark| mark.state);
+            let is_told = answer != Answer::Ack || state.is_some_and(|state| !state.serves());
+            assert!(is_told, "{id} was told {answer:?}, and nginx has {state:?}");
+        }
     }
 
     fn view(&self) -> Upstreams {
@@ -262,6 +293,11 @@ impl World {
                 self.roster.set_peers((0..4).map(PmId).map(peer).collect());
                 self.messages.clear();
                 self.observed = None;
+                for (id, worker) in self.workers.clone() {
+                    if let Some(process) = worker.process.filter(|_| has_preload(id) && worker.listens) {
+                        self.calls(process, true);
+                    }
+                }
             }
             2..=20 => self.act(),
             _ => self.look(),

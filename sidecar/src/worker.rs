@@ -16,6 +16,7 @@ use crate::{
     host::{Process, Unknown},
     peer::Peer,
     pm2::monitor::{Settings, Status},
+    preload::workers::kill_timeout,
     settle::Settle,
 };
 use handoff_wire::{Expect, State};
@@ -38,6 +39,8 @@ pub struct Worker {
     buried: Option<Process>,
     /// The last order that we heard on the bus: an older look does not know of it.
     told: Option<Instant>,
+    /// Its process says that it goes, whatever PM2 says: until then it is believed.
+    parts: Option<Instant>,
     /// When we heard that this end is the last one: no process follows.
     ended: Option<Instant>,
     /// The app said so, or PM2 did.
@@ -99,6 +102,8 @@ const STOPPED_FOR_GOOD: Duration = Duration::from_secs(1);
 const WAITED_FOR_GOOD: Duration = Duration::from_secs(60);
 /// While it serves elsewhere, it is expected for so long where it listened before.
 const MOVED_FOR_GOOD: Duration = Duration::from_secs(60);
+/// How much longer than its kill_timeout a process may need to go.
+const PARTING_GRACE: Duration = Duration::from_secs(1);
 /// How far PM2's word and the death that it explains may be apart.
 const LATE_NOTICE: Duration = Duration::from_secs(1);
 /// How often to look whether a starting worker listens, by its age. Older ones are met by the general look.
@@ -120,6 +125,7 @@ impl Worker {
             met: None,
             buried: None,
             told: None,
+            parts: None,
             ended: None,
             ready: false,
             ordered: true,
@@ -183,6 +189,16 @@ impl Worker {
             self.ordered = true;
         }
         false
+    }
+
+    /// Its process says that it was told to go: PM2 is not the only one who may.
+    pub fn parts(&mut self, now: Instant) {
+        if self.process.is_some() {
+            self.parts = Some(now + kill_timeout(&self.settings) + PARTING_GRACE);
+            self.told = Some(now);
+            self.ready = false;
+            self.enter(Phase::Stopping, now);
+        }
     }
 
     /// PM2 is about to start a process.
@@ -270,6 +286,19 @@ impl Worker {
         matches!(self.phase, Phase::Starting | Phase::Stopping | Phase::Dead)
     }
 
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Settling { .. })
+    }
+
+    /// It does not serve for certain, and is about to.
+    pub fn is_expected(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Dead) || (self.settings.cluster && self.is_serving())
+    }
+
+    pub fn stopping_since(&self) -> Option<Instant> {
+        (self.phase == Phase::Stopping).then_some(self.since)
+    }
+
     /// Since when a new process is expected.
     pub fn missing_since(&self) -> Option<Instant> {
         (self.phase == Phase::Dead).then_some(self.since)
@@ -330,7 +359,7 @@ impl Worker {
             Some(status) => {
                 // PM2 says `online` when the app said ready, or when it has waited long enough for that.
                 self.ready |= status == Status::Online;
-                if self.phase == Phase::Stopping {
+                if self.phase == Phase::Stopping && self.parts.is_none_or(|until| until <= now) {
                     self.enter(Phase::Starting, now);
                 }
             }
@@ -378,6 +407,7 @@ impl Worker {
 
     fn bury(&mut self, ordered: bool, now: Instant) {
         self.buried = self.process.take();
+        self.parts = None;
         self.open.clear();
         self.doubted = false;
         self.ready = false;

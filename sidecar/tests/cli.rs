@@ -220,3 +220,10 @@ fn help_lists_the_exit_codes() {
         assert!(stdout.contains(line), "{stdout}");
     }
 }
+
+#[test]
+fn the_preload_is_written_as_it_is_installed() {
+    let (code, stdout, stderr) = end(&mut handoff(&Dir::new(), &["preload"]));
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(stdout, include_str!("../preload/handoff.cjs"));
+}

@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 pub const NAME: &str = "myapp";
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
@@ -34,6 +36,10 @@ pub struct App {
     pub mode: Mode,
     pub workers: u16,
     pub first_port: u16,
+    /// How long PM2 waits for `ready`, if it does.
+    pub wait_ready: Option<Duration>,
+    /// The workers load our preload, which calls here.
+    pub preload: Option<PathBuf>,
     folder: PathBuf,
     script: PathBuf,
 }
@@ -46,6 +52,8 @@ impl App {
             mode,
             workers,
             first_port: ports::row(workers)?,
+            wait_ready: (behaviour != Behaviour::Naive).then_some(LISTEN_TIMEOUT),
+            preload: None,
             folder: folder.to_path_buf(),
             script: place::server_js()?,
         })
@@ -96,6 +104,10 @@ impl App {
         let mut env: serde_json::Map<String, Value> =
             self.environment().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
         env.insert("PORT".to_owned(), self.first_port.into());
+        let socket = self.preload.iter().map(|path| path.display().to_string());
+        env.extend(socket.map(|path| ("HANDOFF_PRELOAD_SOCKET".to_owned(), path.into())));
+        let preload = place::root().join("sidecar/preload/handoff.cjs");
+        let node_args = self.preload.iter().map(|_| format!("-r {}", preload.display()));
         let (mode, increment_var) = match self.mode {
             Mode::Fork => ("fork", Some("PORT")),
             Mode::Cluster => ("cluster", None),
@@ -106,12 +118,17 @@ impl App {
             "exec_mode": mode,
             "instances": self.workers,
             "increment_var": increment_var,
-            "wait_ready": self.behaviour != Behaviour::Naive,
-            "listen_timeout": 10_000,
+            "node_args": node_args.collect::<String>(),
+            "wait_ready": self.wait_ready.is_some(),
+            "listen_timeout": millis(self.wait_ready.unwrap_or(LISTEN_TIMEOUT)),
             "kill_timeout": 8_000,
             "min_uptime": 3_000,
             "max_restarts": 5,
             "env": env,
         }]})
     }
+}
+
+fn millis(long: Duration) -> u64 {
+    u64::try_from(long.as_millis()).unwrap_or(u64::MAX)
 }

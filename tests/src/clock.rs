@@ -19,6 +19,10 @@ impl Moment {
         Self(nanos)
     }
 
+    pub fn as_nanos(self) -> u64 {
+        self.0
+    }
+
     /// What the wall clock showed as `millis` since 1970.
     pub fn from_unix_millis(millis: u64) -> Self {
         let wall = nanos(clock_gettime(ClockId::Realtime));

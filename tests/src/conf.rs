@@ -9,6 +9,8 @@ pub struct Conf {
     pub port: u16,
     pub servers: Vec<SocketAddr>,
     pub tuning: Tuning,
+    /// A POST may be sent again, whatever became of it.
+    pub non_idempotent: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -31,6 +33,7 @@ impl Conf {
             .replace("@load_module@", &self.load_module())
             .replace("@upstream@", &self.upstream())
             .replace("@control@", &self.control())
+            .replace("@non_idempotent@", if self.non_idempotent { " non_idempotent" } else { "" })
             .replace("@tries@", tries)
             .replace("@tries_timeout@", tries_timeout)
             .replace("@port@", &self.port.to_string())
@@ -92,7 +95,13 @@ mod tests {
     use crate::ports;
 
     fn conf(tuning: Tuning) -> String {
-        Conf { port: 80, servers: vec![ports::address(3000), ports::address(3001)], tuning }.text("/p")
+        Conf {
+            port: 80,
+            servers: vec![ports::address(3000), ports::address(3001)],
+            tuning,
+            non_idempotent: false,
+        }
+        .text("/p")
     }
 
     #[test]
@@ -106,7 +115,7 @@ mod tests {
     #[test]
     fn stock_nginx_is_given_nothing_but_the_articles_block() {
         let text = conf(Tuning::Stock);
-        for absent in ["zone", "max_fails", "handoff", "load_module"] {
+        for absent in ["non_idempotent", "zone", "max_fails", "handoff", "load_module"] {
             assert!(!text.contains(absent), "{absent} in {text}");
         }
         assert!(text.contains("proxy_next_upstream_tries 2;"));

@@ -56,6 +56,8 @@ impl Starts {
         let (workers_at_a_time, command_lines) = match deploy {
             Action::SafeReload => (1, CommandLines::None),
             Action::DrainScript => (1, CommandLines::OneEach),
+            Action::Interrupt => (1, CommandLines::None),
+            Action::StopAndStart | Action::Scale => (1, CommandLines::OneEach),
             Action::Reload | Action::Restart | Action::Kill | Action::Crash => (2, CommandLines::One),
         };
         Self { workers_at_a_time, command_lines }

@@ -39,7 +39,13 @@ impl Orders {
     }
 
     pub fn executed_twice(&self) -> usize {
-        self.0.values().filter(|executions| executions.len() > 1).count()
+        self.twice().count()
+    }
+
+    /// Those that were executed more than once, and how.
+    pub fn twice(&self) -> impl Iterator<Item = (&str, &[Execution])> {
+        let all = self.0.iter().map(|(id, executions)| (id.as_str(), executions.as_slice()));
+        all.filter(|(_, executions)| executions.len() > 1)
     }
 
     fn take(&mut self, line: &str) -> Option<()> {

@@ -18,7 +18,7 @@ use crate::{
     pm2::{self, Pm2},
     ports, process,
     reload::{self, Reload},
-    scenario::{Action, SETTLING, Scenario, Setup, Trouble},
+    scenario::{Action, Level, SETTLING, Scenario, Setup, Trouble},
     sidecar::Sidecar,
     streams::{Stream, Streams},
     wait,
@@ -32,6 +32,8 @@ use tokio::{sync::Mutex, time::sleep, try_join};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longer than any proxy's ban of a peer that failed.
 const CRASHING: Duration = Duration::from_secs(12);
+/// PM2's number of the worker that it started first.
+const FIRST: &str = "0";
 /// Shorter than a worker needs to be replaced.
 const AWHILE: Duration = Duration::from_millis(500);
 
@@ -179,7 +181,10 @@ impl Stage {
     async fn set(plan: &Plan) -> Result<Self> {
         let Plan { scenario, setup, .. } = plan;
         let place = Place::new()?;
-        let app = App::new(scenario.behaviour, scenario.mode, scenario.workers, place.path())?;
+        let mut app = App::new(scenario.behaviour, scenario.mode, scenario.workers, place.path())?;
+        app.wait_ready = scenario.wait_ready;
+        let has_preload = scenario.level == Level::L2 && *setup == Setup::Handoff;
+        app.preload = has_preload.then(|| place.file("runtime/preload.sock"));
         let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await?;
         for address in app.addresses() {
             wait::until("every worker to answer", PATIENCE, async || {
@@ -192,10 +197,13 @@ impl Stage {
             Setup::Stock | Setup::Tuned | Setup::Haproxy => None,
             Setup::Handoff => Some(Sidecar::start(&place, &app.addresses()).await?),
         };
+        if let Some(sidecar) = sidecar.as_ref().filter(|_| has_preload) {
+            sidecar.protects(NAME, "L2").await?;
+        }
         Ok(Self { sidecar: Mutex::new(sidecar), front, reloads: Mutex::default(), pm2, app, place })
     }
 
-    async fn front(Plan { setup, nginx, .. }: &Plan, place: &Place, app: &App) -> Result<Front> {
+    async fn front(Plan { scenario, setup, nginx, .. }: &Plan, place: &Place, app: &App) -> Result<Front> {
         let (port, servers) = (ports::row(1)?, app.addresses());
         let tuning = match setup {
             Setup::Stock => Tuning::Stock,
@@ -208,7 +216,9 @@ impl Stage {
                 return Ok(Front::Haproxy(haproxy));
             }
         };
-        let conf = Conf { port, servers, tuning };
+        // With Handoff it is not needed.
+        let non_idempotent = scenario.non_idempotent && *setup != Setup::Handoff;
+        let conf = Conf { port, servers, tuning, non_idempotent };
         Ok(Front::Nginx(Nginx::start(nginx, &place.nginx_prefix(), &conf).await?))
     }
 
@@ -233,7 +243,19 @@ impl Stage {
                 drain_script::run(haproxy, &self.pm2, &self.app).await?;
                 None
             }
-            Action::Kill => Some(self.kill_one()?),
+            Action::StopAndStart => {
+                self.pm2.run(&["stop", FIRST]).await?;
+                self.pm2.run(&["start", FIRST]).await?;
+                None
+            }
+            Action::Scale => {
+                for workers in [self.app.workers - 1, self.app.workers] {
+                    self.pm2.run(&["scale", NAME, &workers.to_string()]).await?;
+                }
+                None
+            }
+            Action::Interrupt => Some(self.signal_one(Signal::INT)?),
+            Action::Kill => Some(self.signal_one(Signal::KILL)?),
             Action::Crash => {
                 self.crash().await?;
                 None
@@ -246,7 +268,9 @@ impl Stage {
             Action::Reload | Action::Restart | Action::SafeReload | Action::DrainScript => {
                 self.ready_again(self.app.workers.into(), began).await?.max(ended)
             }
-            Action::Kill => self.ready_again(1, began).await?,
+            Action::StopAndStart | Action::Scale | Action::Interrupt | Action::Kill => {
+                self.ready_again(1, began).await?.max(ended)
+            }
             Action::Crash => self.crashes_no_more().await?.max(ended),
         };
         Ok(Done { action, began, ended, settled, victim })
@@ -311,12 +335,12 @@ impl Stage {
         Ok(fs::remove_file(file)?)
     }
 
-    /// Kills the worker that has lived longest.
-    fn kill_one(&self) -> Result<u32> {
+    /// Signals the worker that has lived longest.
+    fn signal_one(&self, signal: Signal) -> Result<u32> {
         let lives = lives::read(&self.app.lives())?;
         let serving = lives.iter().filter(|life| process::is_alive(life.worker));
         let victim = serving.min_by_key(|life| life.booted).context("no worker to kill")?.worker;
-        process::signal(victim, Signal::KILL);
+        process::signal(victim, signal);
         Ok(victim)
     }
 

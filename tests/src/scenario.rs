@@ -14,6 +14,10 @@ pub struct Scenario {
     pub behaviour: Behaviour,
     pub mode: Mode,
     pub workers: u16,
+    /// How long PM2 waits for `ready`, if it does.
+    pub wait_ready: Option<Duration>,
+    /// Without Handoff, nginx may send a POST again, whatever became of it.
+    pub non_idempotent: bool,
     /// Visits a second.
     pub rate: u32,
     pub action: Action,
@@ -41,6 +45,12 @@ pub enum Action {
     SafeReload,
     /// A script that drains a worker in HAProxy before it restarts it.
     DrainScript,
+    /// `pm2 stop` of one worker, and `pm2 start` of it.
+    StopAndStart,
+    /// `pm2 scale` to one worker less, and back.
+    Scale,
+    /// `kill -INT` of one worker, by hand.
+    Interrupt,
     /// `kill -9` of one worker.
     Kill,
     /// For a while, one worker throws 200 ms after it listens, again and again.
@@ -103,6 +113,9 @@ pub enum Level {
     /// Types `handoff reload` instead of `pm2 reload`.
     #[value(name = "L1")]
     L1,
+    /// Loads the preload into every worker, and types what they always typed.
+    #[value(name = "L2")]
+    L2,
 }
 
 pub const SETTLING: Duration = Duration::from_millis(2_500);
@@ -125,12 +138,54 @@ pub const S1: Scenario = Scenario {
 pub const S2: Scenario =
     Scenario { name: "S2", says: "a restart of four workers in cluster mode", action: Action::Restart, ..S1 };
 
+pub const S3: Scenario = Scenario {
+    name: "S3",
+    says: "a reload of four workers in cluster mode that handle no signal and say nothing",
+    behaviour: Behaviour::Naive,
+    wait_ready: Some(Duration::from_secs(3)),
+    within: None,
+    ..S1
+};
+
+pub const S3B: Scenario =
+    Scenario { name: "S3b", says: "the same, and PM2 does not wait for their word", wait_ready: None, ..S3 };
+
+pub const S3_RESTART: Scenario = Scenario {
+    name: "S3-restart",
+    says: "a restart of four workers in cluster mode that handle no signal",
+    action: Action::Restart,
+    ..S3B
+};
+
+pub const S3_STOP: Scenario = Scenario {
+    name: "S3-stop",
+    says: "one of four workers in cluster mode that handle no signal is stopped and started",
+    action: Action::StopAndStart,
+    ..S3B
+};
+
+pub const S3_SCALE: Scenario = Scenario {
+    name: "S3-scale",
+    says: "four workers in cluster mode that handle no signal become three, and four again",
+    action: Action::Scale,
+    ..S3B
+};
+
+pub const S3_INT: Scenario = Scenario {
+    name: "S3-int",
+    says: "kill -INT of one of four workers in cluster mode that handle no signal",
+    action: Action::Interrupt,
+    ..S3B
+};
+
 pub const S4: Scenario = Scenario {
     name: "S4",
     says: "a reload of four workers in fork mode",
     behaviour: Behaviour::Graceful,
     mode: Mode::Fork,
     workers: 4,
+    wait_ready: Some(Duration::from_secs(10)),
+    non_idempotent: false,
     rate: 200,
     action: Action::Reload,
     trouble: None,
@@ -146,6 +201,7 @@ pub const S4N: Scenario = Scenario {
     name: "S4n",
     says: "a reload of four workers that handle no signal",
     behaviour: Behaviour::Naive,
+    wait_ready: None,
     within: Some(Duration::from_secs(7)),
     ..S4
 };
@@ -170,6 +226,20 @@ pub const S6C: Scenario = Scenario {
     ..S4
 };
 
+pub const S7: Scenario = Scenario {
+    name: "S7",
+    says: "a reload of four workers in cluster mode, and nginx may send POSTs again",
+    non_idempotent: true,
+    ..S1
+};
+
+pub const S8: Scenario = Scenario {
+    name: "S8",
+    says: "a reload in cluster mode under streams of ten seconds, which are waited for",
+    mode: Mode::Cluster,
+    ..S8B
+};
+
 pub const S8B: Scenario = Scenario {
     name: "S8b",
     says: "a reload under streams of ten seconds, which are waited for",
@@ -190,7 +260,8 @@ pub const S8B_CUT: Scenario = Scenario {
     ..S8B
 };
 
-pub const ALL: [Scenario; 9] = [S1, S2, S4, S4N, S6, S6B, S6C, S8B, S8B_CUT];
+pub const ALL: [Scenario; 17] =
+    [S1, S2, S3, S3B, S3_RESTART, S3_STOP, S3_SCALE, S3_INT, S4, S4N, S6, S6B, S6C, S7, S8, S8B, S8B_CUT];
 
 impl Scenario {
     pub fn find(name: &str) -> Result<Self> {
@@ -204,7 +275,7 @@ impl Scenario {
     pub fn at(self, level: Level) -> Result<Self> {
         let Self { name, action, mode, .. } = self;
         let has_one = action == Action::Reload && mode == Mode::Fork;
-        ensure!(level == Level::L0 || has_one, "{name} has no `handoff reload`: play it at L0");
+        ensure!(level != Level::L1 || has_one, "{name} has no `handoff reload`: play it at L0 or L2");
         Ok(Self { level, ..self })
     }
 
@@ -213,6 +284,8 @@ impl Scenario {
         match (self.action, setup, self.level) {
             (Action::Reload, Setup::Haproxy, _) => Action::DrainScript,
             (Action::Reload, Setup::Handoff, Level::L1) => Action::SafeReload,
+            // Streams last longer than PM2 waits for anybody.
+            (Action::Reload, Setup::Handoff, Level::L2) if self.streaming.is_some() => Action::SafeReload,
             (action, ..) => action,
         }
     }
@@ -222,7 +295,7 @@ impl Level {
     /// Handoff, and what it is to be compared with.
     pub fn setups(self) -> &'static [Setup] {
         match self {
-            Self::L0 => &[Setup::Stock, Setup::Tuned, Setup::Handoff],
+            Self::L0 | Self::L2 => &[Setup::Stock, Setup::Tuned, Setup::Handoff],
             Self::L1 => &[Setup::Tuned, Setup::Haproxy, Setup::Handoff],
         }
     }
@@ -252,7 +325,16 @@ impl fmt::Display for Setup {
 
 impl Action {
     pub fn is_deploy(self) -> bool {
-        matches!(self, Self::Reload | Self::Restart | Self::SafeReload | Self::DrainScript)
+        matches!(
+            self,
+            Self::Reload
+                | Self::Restart
+                | Self::SafeReload
+                | Self::DrainScript
+                | Self::StopAndStart
+                | Self::Scale
+                | Self::Interrupt
+        )
     }
 
     /// In an operator's words.
@@ -262,6 +344,9 @@ impl Action {
             Self::Restart => "pm2 restart",
             Self::SafeReload => "handoff reload",
             Self::DrainScript => "drain script",
+            Self::StopAndStart => "pm2 stop; pm2 start",
+            Self::Scale => "pm2 scale",
+            Self::Interrupt => "kill -INT",
             Self::Kill => "kill -9",
             Self::Crash => "crash loop",
         }

@@ -7,6 +7,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde::Deserialize;
 use std::{
     ffi::OsString,
     fs,
@@ -24,6 +25,23 @@ pub struct Sidecar {
     child: Child,
     log: PathBuf,
     environment: Environment,
+}
+
+/// What `handoff status` says, as far as a stage waits for it.
+#[derive(Deserialize)]
+struct Status {
+    daemons: Vec<Daemon>,
+}
+
+#[derive(Deserialize)]
+struct Daemon {
+    apps: Vec<App>,
+}
+
+#[derive(Deserialize)]
+struct App {
+    app: String,
+    level: Option<String>,
 }
 
 type Environment = [(&'static str, OsString); 4];
@@ -61,6 +79,18 @@ impl Sidecar {
             .spawn()
             .context("cannot run handoff")?;
         Ok(Self { child, log, environment })
+    }
+
+    /// Waits until it says that an app is protected so far.
+    pub async fn protects(&self, app: &str, level: &str) -> Result<()> {
+        let mut last = String::new();
+        let protected = wait::until("the app to be protected", PATIENCE, async || {
+            last = self.status().await.ok()?;
+            let status: Status = serde_json::from_str(&last).ok()?;
+            let mut apps = status.daemons.iter().flat_map(|daemon| &daemon.apps);
+            apps.any(|of| of.app == app && of.level.as_deref() == Some(level)).then_some(())
+        });
+        protected.await.with_context(|| last)
     }
 
     pub fn pid(&self) -> u32 {

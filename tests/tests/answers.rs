@@ -9,11 +9,12 @@ use e2e::{
 };
 use handoff_wire::{PeerView, Responses, UpstreamView, path};
 use hyper::Method;
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     spawn,
+    time::sleep,
 };
 
 const NONE: Responses =
@@ -46,6 +47,10 @@ async fn sum(site: &Site) -> Result<Responses> {
         client_error: a.client_error + b.client_error,
         server_error: a.server_error + b.server_error,
     })
+}
+
+async fn cut(site: &Site, upstream: &str) -> Result<u64> {
+    Ok(peers(site, upstream).await?.iter().map(|peer| peer.cut).sum())
 }
 
 /// A site with an upstream `app`, whose peers are tried whatever they answered before, and these locations.
@@ -119,6 +124,7 @@ async fn each_attempt_of_a_request_counts_where_its_answer_came_from() -> Result
         let after = responses(&site).await?;
         assert_eq!(after[0], both, "it answered nothing");
         assert!(after[1].success > 0, "{after:?}");
+        assert_eq!(cut(&site, "app").await?, 0, "what broke off was answered by the other one");
         site.end().await?;
     }
     Ok(())
@@ -161,6 +167,8 @@ async fn an_answer_counts_when_its_attempt_ends_and_not_without_its_header() -> 
         assert_eq!(open.iter().map(|peer| peer.responses.informational).sum::<u64>(), 0);
         drop(socket);
         assert_eq!(sum(&site).await?, Responses { informational: 1, ..SUCCESS });
+        // None of it was the peer's doing.
+        assert_eq!(cut(&site, "app").await?, 0);
         site.end().await?;
     }
     Ok(())
@@ -299,5 +307,98 @@ async fn counts(site: &Site, path: &str, upstream: &str, begins: &str, counted: 
     let peers = peers(site, upstream).await?;
     let seen: Vec<_> = peers.iter().map(|peer| (peer.requests, peer.responses)).collect();
     ensure!(seen == [(1, counted)], "{seen:?} instead of {counted:?}");
+    Ok(())
+}
+
+/// How a peer ends its answer.
+#[derive(Clone, Copy, PartialEq)]
+enum Ends {
+    Orderly,
+    /// After what it sent has come.
+    Reset,
+}
+
+#[tokio::test]
+async fn a_request_is_cut_when_its_peer_ends_before_the_answer_does() -> Result<()> {
+    const SIZED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n";
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const CLOSED: &str = "HTTP/1.1 200 OK\r\n\r\n";
+    const SWITCHED: &str =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let cases = [
+        (SIZED, "ab", Ends::Orderly, 1),
+        (SIZED, "ab", Ends::Reset, 1),
+        (SIZED, "abcd", Ends::Orderly, 0),
+        (SIZED, "abcd", Ends::Reset, 0),
+        (CHUNKED, "", Ends::Orderly, 1),
+        (CHUNKED, "2\r\nab\r\n", Ends::Orderly, 1),
+        (CHUNKED, "2\r\nab\r\n", Ends::Reset, 1),
+        (CHUNKED, "2\r\nab\r\n0\r\n\r\n", Ends::Orderly, 0),
+        (CLOSED, "ab", Ends::Orderly, 0),
+        (CLOSED, "ab", Ends::Reset, 1),
+        ("HTTP/1.1 204 No Content\r\n\r\n", "", Ends::Orderly, 0),
+        // Nothing of it came, or not all of its header.
+        ("", "", Ends::Orderly, 1),
+        ("", "", Ends::Reset, 1),
+        ("HTTP/1.1 200 OK\r\nContent-Le", "", Ends::Orderly, 1),
+        // A WebSocket may be closed by either end.
+        (SWITCHED, "", Ends::Orderly, 0),
+    ];
+    for version in VERSIONS {
+        let mut site = Site::new(version).await?;
+        let first = ports::row(u16::try_from(cases.len())?)?;
+        let (mut upstreams, mut locations) = (String::new(), String::new());
+        for (number, (header, body, ends, _)) in cases.into_iter().enumerate() {
+            let address = ports::address(first + u16::try_from(number)?);
+            peer_that_ends(address, [header, body].concat().into(), ends).await?;
+            upstreams +=
+                &format!("upstream app{number} {{ zone app{number} 64k; server {address}; handoff; }}\n");
+            for (path, buffering) in [("kept", "on"), ("passed", "off")] {
+                locations += &format!(
+                    "location = /{path}/{number} {{ proxy_buffering {buffering}; proxy_pass http://app{number}; }}\n"
+                );
+            }
+        }
+        site.write(&format!(
+            "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;\n\
+             {upstreams}server {{ listen 127.0.0.1:{}; {locations} }}\n{}",
+            site.port(),
+            site.api("")
+        ))?;
+        site.start().await?;
+        for (number, (header, body, _, wanted)) in cases.into_iter().enumerate() {
+            let upstream = format!("app{number}");
+            for (before, path) in ["kept", "passed"].into_iter().enumerate() {
+                let request = format!("GET /{path}/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+                let request = match header {
+                    SWITCHED => format!("{request}Upgrade: websocket\r\n\r\n"),
+                    _ => format!("{request}\r\n"),
+                };
+                let answer = site.visitors().raw(request).await?;
+                let (before, after) = (before as u64 * wanted, cut(&site, &upstream).await?);
+                ensure!(
+                    after == before + wanted,
+                    "{path} {header:?} {body:?}: {after} cut instead of {} ({answer:?})",
+                    before + wanted
+                );
+            }
+        }
+        site.end().await?;
+    }
+    Ok(())
+}
+
+async fn peer_that_ends(address: SocketAddr, answer: Vec<u8>, ends: Ends) -> Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            _ = stream.read(&mut [0; 4096]).await;
+            _ = stream.write_all(&answer).await;
+            if ends == Ends::Reset {
+                sleep(Duration::from_millis(100)).await;
+                _ = stream.set_zero_linger();
+            }
+        }
+    });
     Ok(())
 }

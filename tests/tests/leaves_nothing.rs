@@ -15,7 +15,8 @@ async fn pm2_its_workers_and_nginx_end_with_the_values_that_stand_for_them() {
     let place = Place::new().unwrap();
     let app = App::new(Behaviour::Graceful, Mode::Fork, 2, place.path()).unwrap();
     let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await.unwrap();
-    let conf = Conf { port: ports::row(1).unwrap(), servers: app.addresses(), tuning: Tuning::Stock };
+    let (port, tuning) = (ports::row(1).unwrap(), Tuning::Stock);
+    let conf = Conf { port, servers: app.addresses(), tuning, non_idempotent: false };
     let binary = Binary::find(None).await.unwrap();
     let nginx = Nginx::start(&binary, &place.nginx_prefix(), &conf).await.unwrap();
 

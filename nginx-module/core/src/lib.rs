@@ -24,6 +24,7 @@ pub mod admission;
 pub mod answers;
 pub mod control;
 pub mod directive;
+pub mod ending;
 pub mod event;
 pub mod floor;
 pub mod hold;

@@ -23,6 +23,9 @@ pub struct Slot {
     requests: AtomicU64,
     pub answers: Answers,
     fails: AtomicU64,
+    broken: AtomicU64,
+    /// Those of the broken that went on elsewhere.
+    resumed: AtomicU64,
     refused: AtomicU64,
     /// The change that last brought the peer back from a planned replacement.
     readied: AtomicU64,
@@ -126,6 +129,17 @@ impl Slot {
         self.fails.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[cold]
+    pub fn count_broken(&self) {
+        self.broken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Another peer was asked after all, or this one again.
+    #[cold]
+    pub fn count_resumed(&self) {
+        self.resumed.fetch_add(1, Ordering::Relaxed);
+    }
+
     #[inline]
     pub fn count_refused(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
@@ -137,6 +151,12 @@ impl Slot {
 
     pub fn fails(&self) -> u64 {
         self.fails.load(Ordering::Relaxed)
+    }
+
+    /// Requests that ended with the peer before their answer did.
+    pub fn cut(&self) -> u64 {
+        let resumed = self.resumed.load(Ordering::Relaxed);
+        self.broken.load(Ordering::Relaxed).saturating_sub(resumed)
     }
 
     pub fn refused(&self) -> u64 {
@@ -152,9 +172,16 @@ impl Slot {
         self.seen.store(0, Ordering::Release);
         self.marks.iter().for_each(Mark::remove);
         self.gate.set(State::Up);
-        for counter in
-            [&self.retired_before, &self.requests, &self.fails, &self.refused, &self.readied, &self.forgiven]
-        {
+        for counter in [
+            &self.retired_before,
+            &self.requests,
+            &self.fails,
+            &self.broken,
+            &self.resumed,
+            &self.refused,
+            &self.readied,
+            &self.forgiven,
+        ] {
             counter.store(0, Ordering::Relaxed);
         }
         self.answers.reset();

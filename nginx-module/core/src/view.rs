@@ -43,6 +43,7 @@ fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -
         requests: slot.requests(),
         responses: slot.answers.view(),
         fails: slot.fails(),
+        cut: slot.cut(),
         refused: slot.refused(),
         retired_before: slot.retired_before(),
         configured: standing.is_some(),

@@ -111,6 +111,7 @@ fn a_slot_that_changes_hands_keeps_nothing() {
     }
     slot.count_request();
     slot.count_fail();
+    slot.count_broken();
     slot.count_refused();
     slot.answers.count(500);
     assert!(slot.readied() > 0 && slot.retired_before() == 9);
@@ -120,8 +121,9 @@ fn a_slot_that_changes_hands_keeps_nothing() {
     assert_eq!(master.read(&[B, C]).1[1], slots[0]);
     let slot = master.zone.table().slot(slots[0].unwrap()).unwrap();
     assert_eq!((slot.address().as_str(), slot.gate.state(), slot.has_marks()), (C, Up, false));
-    let counts = [slot.requests(), slot.fails(), slot.refused(), slot.readied(), slot.retired_before()];
-    assert_eq!((counts, slot.answers.view().total()), ([0; 5], 0));
+    let counts =
+        [slot.requests(), slot.fails(), slot.cut(), slot.refused(), slot.readied(), slot.retired_before()];
+    assert_eq!((counts, slot.answers.view().total()), ([0; 6], 0));
 }
 
 #[test]

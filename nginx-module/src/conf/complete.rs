@@ -5,7 +5,7 @@ use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
 use crate::upstream::Upstream;
-use crate::{Handoff, socket, zone};
+use crate::{Handoff, name, socket, zone};
 use handoff_core::hold::Queue;
 use handoff_core::slot::MAX_NAME;
 use handoff_core::{directive, view};
@@ -44,6 +44,9 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
     main.uncovered = view::uncovered(bypasses.into_iter().map(Bypass::way));
     if main.upstreams.is_empty() && main.apis.is_empty() {
         return Ok(());
+    }
+    if !main.upstreams.is_empty() {
+        name::learn(context)?;
     }
     guard_sockets(context, main)?;
     declare_zone(cf, main)

@@ -105,6 +105,9 @@ pub struct PeerView {
     pub responses: Responses,
     /// Attempts that nginx counted as failed.
     pub fails: u64,
+    /// Requests that broke off with this peer: their answer never came whole, and nobody else was asked.
+    #[serde(default)]
+    pub cut: u64,
     /// Times the balancer chose this peer and was sent on because of a mark.
     pub refused: u64,
     /// Connections opened before this number are not reused (nginx's connection counter).

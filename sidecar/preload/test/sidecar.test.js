@@ -68,6 +68,47 @@ for (const [timeout, most] of [[undefined, 400], ['8000', 500], ['1000', 250]]) 
   });
 }
 
+test('one that cannot tell nginx says so, and is not waited for', async (t) => {
+  const side = await sidecar(t, { stopping: (_message, answer) => answer({ type: 'nack' }) });
+  const app = await start(t, HANDLED, told(side, { kill_timeout: '8000' }));
+  await side.hears('hello');
+  app.kill('SIGINT');
+  await app.says('signal');
+  assert.ok(performance.now() - app.killed < 200);
+});
+
+test('one that asks for more time gets it, half of kill_timeout at most, and requests are taken', async (t) => {
+  const side = await sidecar(t, { stopping: (_message, answer) => answer({ type: 'wait', ms: 60_000 }) });
+  const app = await start(t, HANDLED, told(side, { kill_timeout: '2400' }));
+  await side.hears('hello');
+  app.kill('SIGINT');
+  await side.hears('stopping');
+  await sleep(800);
+  assert.ok(!app.words.includes('signal'));
+  assert.equal((await new Client(app.port).ask('/')).status, 200);
+  await app.says('signal');
+  const lasted = performance.now() - app.killed;
+  assert.ok(lasted >= 1190 && lasted < 1500, `${lasted} ms`);
+});
+
+test('the answer ends the longer time, too, as does a second signal', async (t) => {
+  const side = await sidecar(t, { stopping: (_message, answer) => answer({ type: 'wait', ms: 60_000 }) });
+  const first = await start(t, HANDLED, told(side, { kill_timeout: '60000' }));
+  await side.hears('hello');
+  first.kill('SIGINT');
+  await side.hears('stopping');
+  side.say({ type: 'ack' });
+  await first.says('signal');
+  const second = await start(t, HANDLED, told(side, { kill_timeout: '60000' }));
+  await until('it says hello', () => side.of('hello').length === 2);
+  second.kill('SIGINT');
+  await until('it says goodbye', () => side.of('stopping').length === 2);
+  await sleep(600);
+  assert.ok(!second.words.includes('signal'));
+  second.kill('SIGINT');
+  await second.says('signal');
+});
+
 test('a sidecar that is not there costs nothing', async (t) => {
   const app = await start(t, HANDLED);
   app.kill('SIGINT');

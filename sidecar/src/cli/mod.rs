@@ -3,6 +3,7 @@
 mod drain;
 mod events;
 pub mod exit;
+mod preload;
 mod progress;
 mod ready;
 mod reload;
@@ -70,6 +71,9 @@ enum Command {
     Reload(reload::Args),
     /// Show what changed
     Events(events::Args),
+    /// Write the Node preload: `handoff preload > handoff.cjs`, and node_args: '-r /path/to/handoff.cjs' in the app's
+    /// ecosystem file
+    Preload,
 }
 
 /// What every command knows: arguments over configuration over defaults.
@@ -79,6 +83,7 @@ struct Context {
     homes: Vec<Home>,
     overrides: Vec<Override>,
     state_dir: Option<PathBuf>,
+    preload_socket: Option<PathBuf>,
 }
 
 pub fn main() -> ExitCode {
@@ -128,6 +133,7 @@ impl Command {
             Self::Ready(args) => ready::run(context, args).await,
             Self::Reload(args) => reload::run(context, args).await,
             Self::Events(args) => events::run(context, args).await,
+            Self::Preload => preload::run(),
         }
     }
 }
@@ -155,6 +161,7 @@ impl Global {
             homes: if named.is_empty() { vec![Home::from_env()] } else { named },
             overrides: file.overrides,
             state_dir: file.state_dir,
+            preload_socket: file.preload_socket,
         })
     }
 }

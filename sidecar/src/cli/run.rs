@@ -12,6 +12,9 @@ pub(super) struct Args {
     /// Where the operator's marks are remembered [default: /var/lib/handoff, or the user's state directory]
     #[arg(long, env = "HANDOFF_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Where workers' preloads call [default: preload.sock in /run/handoff or $XDG_RUNTIME_DIR/handoff]
+    #[arg(long, env = "HANDOFF_PRELOAD_SOCKET", value_name = "PATH")]
+    preload_socket: Option<PathBuf>,
 }
 
 /// What `nice` calls it. Everything that is done at this priority takes microseconds.
@@ -26,6 +29,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
         homes: context.homes.clone(),
         overrides: context.overrides.clone(),
         state_dir: state_dir.unwrap_or_else(memory::default_dir),
+        preload_socket: args.preload_socket.clone().or_else(|| context.preload_socket.clone()),
     };
     sidecar::run(settings, shutdown).await;
     Ok(Exit::Done)

@@ -3,11 +3,12 @@
 use super::{Context, Exit, Failure, complain, say, table, target};
 use crate::{
     danger,
-    level::{self, Surroundings},
+    level::{self, Known, Surroundings},
     mapping::Behind,
     peer::Peer,
     pm2::{PmId, home::Home},
-    report::{self, LatencyView, Report},
+    report::{self, LatencyView, Report, WorkerReport},
+    rollout::notes::{Note, Notes},
     roster::Notices,
     survey::{self, Survey},
     worker::Worker,
@@ -64,12 +65,14 @@ struct SidecarStatus {
 #[derive(Debug, Serialize)]
 struct AppStatus {
     app: String,
-    /// `L0`, `L1`, or nothing.
+    /// `L0`, `L1`, `L2`, or nothing.
     level: Option<&'static str>,
     why_not: Option<String>,
     #[serde(skip)]
     says: String,
     dangers: Vec<String>,
+    /// A canary that a killed `handoff reload` left behind.
+    left_behind: Option<PmId>,
     workers: Vec<WorkerStatus>,
 }
 
@@ -78,6 +81,8 @@ struct WorkerStatus {
     id: PmId,
     pid: Option<u32>,
     phase: String,
+    /// It speaks with the sidecar itself.
+    preload: bool,
     peers: Vec<PeerStatus>,
     why_not_mapped: Option<String>,
 }
@@ -163,7 +168,7 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
     for (id, worker) in survey.roster.workers() {
         apps.entry(worker.app()).or_default().push((id, worker));
     }
-    let seen = Scene { survey, view, report: report.as_ref() };
+    let seen = Scene { home, survey, view, report: report.as_ref() };
     let apps = apps.into_iter().map(|(app, workers)| seen.app(app, &workers, around));
     DaemonStatus {
         home: home.to_string(),
@@ -176,6 +181,7 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
 /// What is known of one daemon.
 #[derive(Clone, Copy)]
 struct Scene<'a> {
+    home: &'a Home,
     survey: &'a Survey,
     view: Option<&'a Upstreams>,
     report: Option<&'a Report>,
@@ -183,25 +189,23 @@ struct Scene<'a> {
 
 impl Scene<'_> {
     fn app(&self, app: &str, workers: &[(PmId, &Worker)], around: Surroundings) -> AppStatus {
-        let known: Vec<(&Worker, BTreeSet<Peer>, Option<String>)> = workers
+        let known: Vec<Known<'_>> = workers
             .iter()
             .map(|&(id, worker)| {
                 let claims = self.claims(id, worker);
                 let why = if claims.is_empty() { Some(self.why_not_mapped(id, worker)) } else { None };
-                (worker, claims, why)
+                Known { worker, peers: claims, why_not_mapped: why, preload: self.has_preload(id, worker) }
             })
             .collect();
         let level = level::level(&known, around);
         let dangers = danger::dangers(&workers.iter().map(|&(_, worker)| worker).collect::<Vec<_>>());
-        let status = |(&(id, worker), (_, claims, why)): (&(PmId, &Worker), _)| -> WorkerStatus {
-            let claims: BTreeSet<Peer> = claims;
-            WorkerStatus {
-                id,
-                pid: worker.process().map(|process| process.pid),
-                phase: worker.phase().to_string(),
-                peers: self.peers(&claims),
-                why_not_mapped: why,
-            }
+        let status = |(&(id, worker), known): (&(PmId, &Worker), Known<'_>)| WorkerStatus {
+            id,
+            pid: worker.process().map(|process| process.pid),
+            phase: worker.phase().to_string(),
+            preload: known.preload,
+            peers: self.peers(&known.peers),
+            why_not_mapped: known.why_not_mapped,
         };
         AppStatus {
             app: app.to_owned(),
@@ -209,15 +213,29 @@ impl Scene<'_> {
             level: level.name(),
             why_not: level.why_not().map(ToString::to_string),
             dangers: dangers.iter().map(ToString::to_string).collect(),
+            left_behind: self.left_behind(app),
             workers: workers.iter().zip(known).map(status).collect(),
         }
     }
 
+    fn left_behind(&self, app: &str) -> Option<PmId> {
+        let note = Notes::of(self.home).get(app).filter(Note::is_left)?;
+        note.find(self.survey.look.listed.iter().flatten())
+    }
+
     /// The peers of a worker: those it listens on, and those that the sidecar remembers while it is replaced.
     fn claims(&self, id: PmId, worker: &Worker) -> BTreeSet<Peer> {
+        let remembered = self.reported(id, worker).flat_map(|known| &known.peers);
+        worker.claims().iter().chain(remembered).cloned().collect()
+    }
+
+    fn has_preload(&self, id: PmId, worker: &Worker) -> bool {
+        self.reported(id, worker).any(|known| known.preload)
+    }
+
+    fn reported(&self, id: PmId, worker: &Worker) -> impl Iterator<Item = &WorkerReport> {
         let reported = self.report.iter().flat_map(|report| &report.workers);
-        let remembered = reported.filter(|known| known.id == id && known.app == worker.app());
-        worker.claims().iter().chain(remembered.flat_map(|known| &known.peers)).cloned().collect()
+        reported.filter(move |known| known.id == id && known.app == worker.app())
     }
 
     fn why_not_mapped(&self, id: PmId, worker: &Worker) -> String {
@@ -329,7 +347,13 @@ fn millis(micros: u64) -> String {
 impl AppStatus {
     fn level_lines(&self) -> String {
         let dangers = self.dangers.iter().map(|danger| format!("beware: {danger}"));
-        let lines = [self.says.clone()].into_iter().chain(dangers);
+        let left = self.left_behind.map(|id| {
+            format!(
+                "{0}:{id} is the canary of a `handoff reload` that was killed. `handoff reload {0}` deletes it",
+                self.app
+            )
+        });
+        let lines = [self.says.clone()].into_iter().chain(dangers).chain(left);
         lines.map(|line| format!("{}: {line}\n", self.app)).collect()
     }
 

@@ -60,7 +60,7 @@ pub fn at(address: SocketAddr) -> io::Result<Vec<Connection>> {
 
 /// How many clients a process has at these ports of its own.
 pub fn clients(proc: &Proc, process: Process, ports: &BTreeSet<u16>) -> io::Result<u64> {
-    let held: BTreeSet<u64> = tree::sockets(proc, process.pid)?.into_iter().collect();
+    let held = tree::sockets(proc, process.pid)?;
     let mut clients = 0;
     for &port in ports {
         let connections = diag::connections(port, 0)?;

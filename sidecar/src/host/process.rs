@@ -17,6 +17,7 @@ pub(super) struct Stat {
     pub(super) parent: u32,
     pub(super) start: u64,
     pub(super) is_dead: bool,
+    has_memory: bool,
 }
 
 impl Process {
@@ -28,6 +29,13 @@ impl Process {
 
     pub fn is_alive(self, proc: &Proc) -> bool {
         Self::find(proc, self.pid) == Some(self)
+    }
+
+    /// Alive and with all its connections. One that ends lets go of its memory, then of its connections, and is dead after
+    /// that.
+    pub fn is_whole(self, proc: &Proc) -> bool {
+        Stat::read(proc, self.pid)
+            .is_some_and(|stat| !stat.is_dead && stat.has_memory && stat.start == self.start)
     }
 
     /// This very process.
@@ -55,7 +63,8 @@ impl Stat {
         let parent = fields.next()?.parse().ok()?;
         // Field 22 of the manual; the state is the third.
         let start = fields.nth(17)?.parse().ok()?;
-        Some(Self { parent, start, is_dead: matches!(state, "Z" | "X" | "x") })
+        let memory: u64 = fields.next()?.parse().ok()?;
+        Some(Self { parent, start, is_dead: matches!(state, "Z" | "X" | "x"), has_memory: memory > 0 })
     }
 }
 
@@ -67,7 +76,7 @@ mod tests {
     fn a_name_may_look_like_the_rest_of_the_line() {
         let line = "812 (node) S 1 (x) R 811 812 812 0 -1 4194560 1 0 0 0 2 1 0 0 20 0 11 0 98765 1 2 3";
         let stat = Stat::parse(line);
-        assert_eq!(stat, Some(Stat { parent: 811, start: 98765, is_dead: false }));
+        assert_eq!(stat, Some(Stat { parent: 811, start: 98765, is_dead: false, has_memory: true }));
     }
 
     #[test]
@@ -77,9 +86,16 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_about_to_end_has_no_memory() {
+        let line = "812 (node) R 811 812 812 0 -1 4194564 1 0 0 0 2 1 0 0 20 0 11 0 98765 0 0 3";
+        let stat = Stat::parse(line).unwrap();
+        assert!(!stat.is_dead && !stat.has_memory);
+    }
+
+    #[test]
     fn we_are_alive() {
         let own = Process::own().unwrap();
-        assert!(own.is_alive(&Proc::default()));
+        assert!(own.is_alive(&Proc::default()) && own.is_whole(&Proc::default()));
         assert!(!Process { start: own.start + 1, ..own }.is_alive(&Proc::default()));
         assert_eq!(user(&Proc::default(), own.pid), Some(rustix::process::getuid().as_raw()));
     }

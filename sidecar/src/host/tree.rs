@@ -88,7 +88,7 @@ impl Processes {
 }
 
 /// The inodes of a process's open sockets.
-pub fn sockets(proc: &Proc, pid: u32) -> io::Result<Vec<u64>> {
+pub fn sockets(proc: &Proc, pid: u32) -> io::Result<BTreeSet<u64>> {
     let files = fs::read_dir(proc.of(pid).join("fd"))?;
     Ok(files.flatten().filter_map(|file| inode(fs::read_link(file.path()).ok()?.to_str()?)).collect())
 }

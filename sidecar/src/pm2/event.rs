@@ -18,9 +18,7 @@ pub enum Event {
     /// PM2 is about to start a process.
     Starting(PmId),
     /// A process ended.
-    Exited(PmId, Ending),
-    /// The same, of a process that PM2 has replaced already.
-    ExitedOld(PmId, Ending),
+    Exited(PmId),
     /// The app says that it can serve.
     Ready(PmId),
     /// An app in cluster mode ends by an exception, which PM2 mostly does not write into its log files any more.
@@ -29,15 +27,6 @@ pub enum Event {
     Ended(PmId),
     /// Something happened: look.
     Changed,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// By itself and well, or at the signal that asks for it: PM2 does not tell these apart.
-    Orderly,
-    /// With an error, or killed.
-    Forced,
 }
 
 /// Where an exception was thrown, for people. It may quote secrets, and is shown where the app's log would be.
@@ -129,26 +118,12 @@ fn line_event(line: &str) -> Option<Event> {
     if let Some((subject, _)) = rest.rsplit_once("] starting in -") {
         return id(subject.rsplit_once(':')?.1).map(Event::Starting);
     }
-    let (subject, ending) = rest.rsplit_once("] exited with code [")?;
-    let (subject, ending) = (subject.rsplit_once(':')?.1, Ending::parse(ending));
-    match subject.strip_prefix("_old_") {
-        Some(old) => id(old).map(|id| Event::ExitedOld(id, ending)),
-        None => id(subject).map(|id| Event::Exited(id, ending)),
-    }
+    let (subject, _) = rest.rsplit_once("] exited with code [")?;
+    id(subject.rsplit_once(':')?.1).map(Event::Exited)
 }
 
 fn id(text: &str) -> Option<PmId> {
     text.parse().ok().map(PmId)
-}
-
-// === impl Ending ===
-
-impl Ending {
-    /// `0] via signal [SIGINT]`
-    fn parse(text: &str) -> Self {
-        let is_orderly = text.starts_with("0]") && !text.ends_with("[SIGKILL]");
-        if is_orderly { Self::Orderly } else { Self::Forced }
-    }
 }
 
 // === impl Change ===
@@ -297,15 +272,7 @@ mod tests {
         assert_eq!(log("App [my:app:12] starting in -fork mode-\n"), Some(Event::Starting(PmId(12))));
         assert_eq!(
             log("App [myapp:0] exited with code [0] via signal [SIGINT]\n"),
-            Some(Event::Exited(PmId(0), Ending::Orderly))
-        );
-        assert_eq!(
-            log("App [myapp:_old_0] exited with code [0] via signal [SIGKILL]\n"),
-            Some(Event::ExitedOld(PmId(0), Ending::Forced))
-        );
-        assert_eq!(
-            log("App [myapp:0] exited with code [1] via signal [SIGINT]\n"),
-            Some(Event::Exited(PmId(0), Ending::Forced))
+            Some(Event::Exited(PmId(0)))
         );
     }
 

@@ -7,12 +7,14 @@
 //! What it must not outlive is the roll-out: it is [noted](super::notes) before PM2 is asked for it.
 
 use super::{
+    OnDeadline,
     event::Step,
     fitness::Expected,
     grip::{Call, Grip, Said, Shared},
     logs::Logs,
     newcomer::{Newcomer, WATCH},
     notes::{Note, Notes},
+    parting,
     stop::{Broken, Stop},
     toll::Toll,
     verdict::Answers,
@@ -62,7 +64,8 @@ impl Canary {
         let Seen { listed, .. } = grip.seen()?;
         let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
         let proved = prove(&grip, &mut call, answers, window).await;
-        let cut = match ended(&grip, &mut call, window).await {
+        let at_deadline = if proved.is_ok() { self.shared.options.on_deadline } else { OnDeadline::Cut };
+        let cut = match ended(&grip, &mut call, at_deadline, window).await {
             Ok(cut) => cut,
             Err(stop) => return Err(left_behind(&grip, proved.err().unwrap_or(stop))),
         };
@@ -133,7 +136,7 @@ impl Canary {
 pub async fn remove_left(grip: Grip, app: &str, window: &mut Window) -> Result<u64, Stop> {
     grip.note(format!("{} was the canary of a roll-out that was killed: it is deleted", grip.name));
     grip.in_hand.is_moving(true);
-    let cut = stopped(&grip, window).await?;
+    let cut = stopped(&grip, grip.options().on_deadline, window).await?;
     grip.delete().await?;
     strike(&grip, &Notes::of(&grip.shared.home), app);
     Ok(cut)
@@ -153,12 +156,17 @@ async fn prove(
 }
 
 /// PM2 7 forgets a worker that was not ready yet without stopping it for good: first its answer is waited for.
-async fn ended(grip: &Grip, call: &mut Call<PmId>, window: &mut Window) -> Result<u64, Stop> {
+async fn ended(
+    grip: &Grip,
+    call: &mut Call<PmId>,
+    at_deadline: OnDeadline,
+    window: &mut Window,
+) -> Result<u64, Stop> {
     let patience = grip.seen()?.listed.settings.listen_timeout.unwrap_or_default() + ANSWER_GRACE;
     let until = Instant::now() + patience;
     loop {
         match call.answered().await? {
-            Some(&id) if id == grip.id => return stopped(grip, window).await,
+            Some(&id) if id == grip.id => return stopped(grip, at_deadline, window).await,
             Some(&id) => {
                 let text = format!("{} was added, beside our canary with the number {id}", grip.name);
                 return Err(Stop::Foreign(text));
@@ -172,7 +180,10 @@ async fn ended(grip: &Grip, call: &mut Call<PmId>, window: &mut Window) -> Resul
     }
 }
 
-async fn stopped(grip: &Grip, window: &mut Window) -> Result<u64, Stop> {
+async fn stopped(grip: &Grip, at_deadline: OnDeadline, window: &mut Window) -> Result<u64, Stop> {
+    if let Some(process) = grip.seen()?.process {
+        parting::finished(grip, process, at_deadline).await?;
+    }
     // An nginx that is away is no reason to leave it there.
     if let Err(stop) = window.holds().await {
         grip.note(format!("{} is stopped all the same: {stop}", grip.name));
@@ -185,13 +196,13 @@ async fn stopped(grip: &Grip, window: &mut Window) -> Result<u64, Stop> {
             stopped = &mut stop => break stopped?,
             () = time::sleep(LOOK_PAUSE) => {
                 if let Some(toll) = &mut toll {
-                    toll.look(&grip.seen()?, window).await;
+                    toll.look(window).await;
                 }
             }
         }
     }
     Ok(match toll {
-        Some(toll) => toll.sum(grip, window).await,
+        Some(toll) => toll.sum(window).await,
         None => 0,
     })
 }

@@ -8,7 +8,11 @@ use super::{
 use crate::{
     host::connections,
     peer::{Peer, Place},
-    pm2::{PmId, monitor::Status},
+    pm2::{
+        PmId,
+        monitor::{Settings, Status},
+    },
+    preload::workers::kill_timeout,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,23 +29,27 @@ pub struct Cluster {
     pub left: Option<PmId>,
     /// From PM2's signal to SIGKILL.
     pub kill_timeout: Duration,
+    /// Each worker can be asked to [finish](super::parting) what it has before that signal.
+    pub finishes: bool,
 }
-
-/// PM2's.
-const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_millis(1600);
 
 // === impl Cluster ===
 
 impl Cluster {
     pub fn of(workers: &BTreeMap<PmId, &Seen>, world: &World, around: Surroundings<'_>) -> Self {
         let peers = workers.iter().flat_map(|(&id, seen)| plan::peers(id, seen, world, around)).collect();
-        let online = workers.iter().find(|(_, seen)| seen.listed.status == Status::Online);
-        let kill_timeout = workers.values().find_map(|seen| seen.listed.settings.kill_timeout);
+        let online: Vec<PmId> = workers
+            .iter()
+            .filter(|(_, seen)| seen.listed.status == Status::Online)
+            .map(|(&id, _)| id)
+            .collect();
+        let first = workers.values().next().map(|seen| seen.listed.settings.clone()).unwrap_or_default();
         Self {
             peers,
-            model: online.map(|(&id, _)| id),
+            model: online.first().copied(),
             left: around.left,
-            kill_timeout: kill_timeout.unwrap_or(DEFAULT_KILL_TIMEOUT),
+            kill_timeout: kill_timeout(&first),
+            finishes: online.len() > 1 && online.iter().all(|id| around.preloads.contains(id)),
         }
     }
 
@@ -61,7 +69,8 @@ impl Cluster {
         } else {
             plan::uncovered(app, &self.peers, &listens, around)
         };
-        let canary = self.model.and_then(|_| canary(app, workers));
+        let settings = workers.values().map(|seen| &seen.listed.settings);
+        let canary = self.model.and_then(|_| noticed(app, settings));
         let untold = connections::are_told()
             .err()
             .filter(|_| !self.peers.is_empty())
@@ -87,17 +96,16 @@ impl Cluster {
     }
 }
 
-/// What one more worker would change that somebody notices.
-fn canary(app: &str, workers: &BTreeMap<PmId, &Seen>) -> Option<String> {
-    let settings = || workers.values().map(|seen| &seen.listed.settings);
-    if let Some(name) = settings().find_map(|settings| settings.increment_var.as_ref()) {
+/// What one more worker, the canary, would change that somebody notices.
+pub fn noticed<'a>(app: &str, workers: impl Iterator<Item = &'a Settings> + Clone) -> Option<String> {
+    if let Some(name) = workers.clone().find_map(|settings| settings.increment_var.as_ref()) {
         return Some(format!(
             "{app} counts {name} up from worker to worker (increment_var): the canary, with which a release is tried \
              in cluster mode, would have a {name} that no worker has. Take increment_var away, or use fork mode"
         ));
     }
     // PM2 gives the lowest number that is free.
-    let has_first = settings().any(|settings| settings.instance == Some(0));
+    let has_first = workers.clone().any(|settings| settings.instance == Some(0));
     (!has_first).then(|| {
         format!(
             "the canary, with which a release is tried in cluster mode, would be instance 0 of {app}, which no worker is \

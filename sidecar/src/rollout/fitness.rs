@@ -127,8 +127,6 @@ mod tests {
             listens: Vec::new(),
             unknown: None,
             ready: None,
-            stopping: None,
-            ended: None,
             threw: None,
         }
     }

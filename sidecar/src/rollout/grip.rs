@@ -17,6 +17,7 @@ use crate::pm2::{
 };
 use std::{
     future::Future,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,6 +40,8 @@ pub struct Shared {
     pub options: Options,
     pub worlds: Worlds,
     pub brake: Brake,
+    /// Where the sidecar hears preloads, and passes on to them what is wanted.
+    pub preload: Option<PathBuf>,
     pub steps: UnboundedSender<(PmId, Said)>,
 }
 

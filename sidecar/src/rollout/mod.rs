@@ -9,9 +9,12 @@
 //! It lives in the process that the operator started. When that is killed its marks run out and nothing more is stopped;
 //! PM2 finishes what it was asked to do. Whatever else happens pulls the [`brake`].
 
+pub mod abandoned;
+pub mod arrival;
 pub mod brake;
 pub mod canary;
 pub mod cluster;
+pub mod counts;
 pub mod event;
 pub mod fitness;
 pub mod grip;
@@ -22,6 +25,7 @@ pub mod marks;
 pub mod newcomer;
 pub mod notes;
 pub mod outcome;
+pub mod parting;
 pub mod plan;
 pub mod reach;
 pub mod replace;
@@ -40,9 +44,10 @@ pub use stop::{Broken, How, Stop};
 use crate::{
     config::Override,
     control::{Address, Control},
+    orphans,
     peer::Peer,
     pm2::{PmId, home::Home, orders::Sealed},
-    report,
+    report::{self, WorkerReport},
 };
 use brake::{Brake, Halt};
 use canary::Canary;
@@ -146,11 +151,21 @@ impl Rollout {
         let both = (hands.clone(), brake.clone());
         let worlds =
             Observer::start(&site.home, &site.overrides, &order.app, peers, both, &mut tasks).await?;
-        let remembered = remembered(&site.home, &order.app);
+        let reported: Vec<WorkerReport> =
+            report::live(&site.home).flat_map(|report| report.workers).collect();
+        let reported = || reported.iter().filter(|worker| worker.app == order.app);
+        let remembered =
+            reported().map(|worker| (worker.id, worker.peers.iter().cloned().collect())).collect();
+        let preloads = reported().filter(|worker| worker.preload).map(|worker| worker.id).collect();
         let world = worlds.borrow().clone().ok_or_else(|| Stop::Lost("PM2 lists no workers".to_owned()))?;
         let left = Notes::of(&site.home).get(&order.app).and_then(|note| note.find(world.listed.iter()));
-        let around =
-            Surroundings { overview: &overview, upstreams: &upstreams, remembered: &remembered, left };
+        let around = Surroundings {
+            overview: &overview,
+            upstreams: &upstreams,
+            remembered: &remembered,
+            preloads: &preloads,
+            left,
+        };
         let chosen = |id| order.only.is_none_or(|only| only == id);
         let plan = Plan::make(&order.app, &world, chosen, around, &options)
             .map_err(|reasons| Stop::Refused(reasons.join("\n")))?;
@@ -211,6 +226,7 @@ impl Rollout {
             options: self.options.clone(),
             worlds: self.worlds.clone(),
             brake: self.brake.clone(),
+            preload: report::live(&self.site.home).find_map(|report| report.preload),
             steps,
         });
         match self.plan.cluster.clone() {
@@ -228,8 +244,16 @@ impl Rollout {
             Ok(window) => window,
             Err(stop) => return Outcome { stop: Some(stop), ..outcome },
         };
+        let is_alone = report::live(&self.site.home).next().is_none();
+        if is_alone {
+            let (control, owner) = (Control::new(self.site.control.clone()), self.owner.clone());
+            self._tasks.spawn(abandoned::search(control, owner, self.worlds.clone()));
+        }
         if let Err(stop) = self.succeed(cluster, &mut window, &shared, &mut outcome).await {
             outcome.stop = Some(stop);
+        }
+        if is_alone {
+            time::sleep(orphans::LASTS).await;
         }
         if let Err(stop) = window.close().await {
             let text =
@@ -345,12 +369,6 @@ impl Rollout {
         let left = self.plan.cluster.as_ref().and_then(|cluster| cluster.left);
         before.workers.iter().filter(|(id, _)| Some(**id) != left).find_map(is_same)
     }
-}
-
-/// Where the workers of an app listened, as running sidecars remember.
-fn remembered(home: &Home, app: &str) -> BTreeMap<PmId, BTreeSet<Peer>> {
-    let workers = report::live(home).flat_map(|report| report.workers).filter(|worker| worker.app == app);
-    workers.map(|worker| (worker.id, worker.peers.into_iter().collect())).collect()
 }
 
 /// No two roll-outs have the same owner, so that no one lives on another one's renewals.

@@ -4,8 +4,8 @@
 //! early as can be.
 
 use super::{
-    event::Step,
-    fitness::{Expected, Fitness},
+    arrival::{self, Checks},
+    fitness::Expected,
     grip::{Call, Grip},
     health,
     reach::Way,
@@ -14,7 +14,7 @@ use super::{
     verdict::Answers,
     window::Window,
 };
-use crate::host::{Proc, Process};
+use crate::host::Process;
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -32,7 +32,6 @@ pub struct Newcomer<'a> {
 /// How long it is watched if nobody said how long.
 pub const WATCH: Duration = Duration::from_secs(1);
 const WATCH_PAUSE: Duration = Duration::from_millis(40);
-const CHECK_PAUSE: Duration = Duration::from_millis(100);
 /// So long one attempt to reach it lasts before we look whether it lives.
 const REACH: Duration = Duration::from_millis(200);
 
@@ -84,13 +83,7 @@ impl Newcomer<'_> {
         if self.may_halt {
             self.grip.go_on()?;
         }
-        if !self.expected.lives(&Proc::default()) {
-            return Err(self.grip.broken(How::Crashed, "it crashed".to_owned()));
-        }
-        match self.expected.judge(&self.grip.seen()?, |_| None) {
-            Fitness::Broken(How::Crashed, text) => Err(self.grip.broken(How::Crashed, text)),
-            _ => Ok(()),
-        }
+        arrival::still_lives(&mut self.expected, self.grip)
     }
 
     /// Waits until it is ready, as far as PM2 knows.
@@ -105,21 +98,11 @@ impl Newcomer<'_> {
             if self.may_halt {
                 self.grip.go_on()?;
             }
-            if call.answered().await?.is_some() {
-                self.expected.answered();
-            }
-            let seen = self.grip.seen()?;
             if let Some(toll) = toll.as_deref_mut() {
-                toll.look(&seen, window).await;
+                toll.look(window).await;
             }
-            match self.expected.judge(&seen, |_| None) {
-                Fitness::Fit => return Ok(()),
-                Fitness::Broken(how, text) => return Err(self.grip.broken(how, text)),
-                Fitness::NotYet(what) if Instant::now() >= until => {
-                    let text = format!("{what} within {}", self.start_timeout());
-                    return Err(self.grip.broken(How::NotReady, text));
-                }
-                Fitness::NotYet(_) => self.grip.next_look().await?,
+            if arrival::is_fit(&mut self.expected, self.grip, call, until, |_| None).await? {
+                return Ok(());
             }
         }
     }
@@ -133,9 +116,8 @@ impl Newcomer<'_> {
         window: &mut Window,
     ) -> Result<Option<TcpStream>, Stop> {
         loop {
-            let seen = self.grip.seen()?;
             if let Some(toll) = toll.as_deref_mut() {
-                toll.look(&seen, window).await;
+                toll.look(window).await;
             }
             self.still_lives()?;
             let Some(worker) = self.process() else { return Ok(None) };
@@ -151,34 +133,28 @@ impl Newcomer<'_> {
 
     /// Waits until its health checks pass, each on a connection that is its own.
     async fn well(&mut self, mut toll: Option<&mut Toll>, window: &mut Window) -> Result<(), Stop> {
-        let Some(path) = self.grip.options().health.clone() else { return Ok(()) };
-        let (of, timeout) = (self.grip.options().health_passes, self.grip.options().health_timeout);
-        let until = Instant::now() + timeout.duration();
-        let mut passed = 0;
-        self.grip.step(Step::Checking { passed, of });
-        while passed < of {
-            let mut ill = None;
+        let Some(mut checks) = Checks::begin(self.grip) else { return Ok(()) };
+        loop {
+            let mut answers = Vec::new();
             for address in window.addresses() {
-                let answer = match self.reached(address, until, toll.as_deref_mut(), window).await? {
-                    Some(socket) => health::check_on(socket, &address.to_string(), &path).await,
-                    None => Err("cannot be asked: no connection reached it".to_owned()),
+                let answer = match self.reached(address, checks.until, toll.as_deref_mut(), window).await? {
+                    Some(socket) => {
+                        let answer = health::check_on(socket, &address.to_string(), &checks.path).await;
+                        answer.map_err(|what| format!("{address} {what}"))
+                    }
+                    // The time is over. What it said before tells more.
+                    None => Err(checks
+                        .ill
+                        .take()
+                        .unwrap_or_else(|| format!("{address} cannot be asked: no connection reached it"))),
                 };
-                ill = ill.or(answer.err().map(|what| format!("{path} of {address} {what}")));
+                answers.push(answer);
             }
             self.still_lives()?;
-            match ill {
-                None => passed += 1,
-                Some(text) if Instant::now() >= until => {
-                    return Err(self.grip.broken(How::Unhealthy, format!("{text}, after {timeout}")));
-                }
-                Some(_) => passed = 0,
-            }
-            self.grip.step(Step::Checking { passed, of });
-            if passed < of {
-                time::sleep(CHECK_PAUSE).await;
+            if checks.count(self.grip, &answers).await? {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     fn process(&self) -> Option<Process> {

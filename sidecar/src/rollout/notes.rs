@@ -5,6 +5,7 @@
 //! reads and writes.
 
 use super::lock;
+use crate::host::{Proc, Process};
 use crate::pm2::{
     PmId,
     home::Home,
@@ -21,6 +22,9 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     app: String,
+    /// Whose canary it is.
+    #[serde(default)]
+    by: Option<Process>,
     /// When PM2 was asked, in milliseconds since 1970.
     asked: u64,
     /// No number was higher then. PM2 counts on.
@@ -92,12 +96,17 @@ impl Note {
         let highest = listed.map(|listed| listed.id).max().unwrap_or(PmId(0));
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let asked = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        Self { app: app.to_owned(), asked, highest, found: None }
+        Self { app: app.to_owned(), by: Process::own(), asked, highest, found: None }
     }
 
     pub fn found(self, listed: &Listed) -> Self {
         let found = Found { id: listed.id, created_at: listed.settings.created_at };
         Self { found: Some(found), ..self }
+    }
+
+    /// Whoever started it is gone.
+    pub fn is_left(&self) -> bool {
+        self.by.is_none_or(|by| !by.is_alive(&Proc::default()))
     }
 
     /// The worker that it speaks of, if that is certain: one that somebody restarted meanwhile is theirs.
@@ -151,6 +160,15 @@ mod tests {
         assert_eq!(find(&note, &[listed(2, "shop", Some(7010)), canary.clone()]), Some(4));
         assert_eq!(find(&note, &[listed(4, "shop", Some(17_010))]), None, "later");
         assert_eq!(find(&note, &[canary, listed(5, "shop", Some(7020))]), None, "which of them?");
+    }
+
+    #[test]
+    fn a_canary_is_left_when_its_roll_out_is_gone() {
+        let note = Note::asking("shop", [].iter());
+        assert!(!note.is_left());
+        let gone = note.by.map(|by| Process { start: by.start + 1, ..by });
+        assert!(Note { by: gone, ..note.clone() }.is_left());
+        assert!(Note { by: None, ..note }.is_left());
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Surroundings<'a> {
     pub upstreams: &'a Upstreams,
     /// Where workers that do not listen now did so before, as a running sidecar remembers.
     pub remembered: &'a BTreeMap<PmId, BTreeSet<Peer>>,
+    /// Those that speak with it themselves.
+    pub preloads: &'a BTreeSet<PmId>,
     /// A canary that a killed roll-out left behind.
     pub left: Option<PmId>,
 }
@@ -84,12 +86,13 @@ impl Plan {
 
     /// What cannot be promised.
     pub fn caution(&self) -> Option<String> {
-        let kill_timeout = self.cluster.as_ref()?.kill_timeout;
+        let cluster = self.cluster.as_ref().filter(|cluster| !cluster.finishes)?;
         Some(format!(
             "{} runs in cluster mode, where nginx cannot wait for what a certain worker still has: PM2 ends it {} after \
-             the signal, so that what takes longer is cut, and all that it has if it ends at the signal itself",
+             the signal, so that what takes longer is cut, and all that it has if it ends at the signal itself. Two \
+             workers or more that load the preload finish what they have first",
             self.app,
-            handoff_wire::Span::from(kill_timeout)
+            handoff_wire::Span::from(cluster.kill_timeout)
         ))
     }
 }
@@ -187,6 +190,7 @@ impl Planned {
 mod tests {
     use super::*;
     use crate::{
+        orphans::Cast,
         pm2::{
             monitor::{Listed, Settings},
             trust::Daemon,
@@ -231,8 +235,6 @@ mod tests {
             listens: vec![format!("127.0.0.1:{port}")],
             unknown: None,
             ready: None,
-            stopping: None,
-            ended: None,
             threw: None,
         }
     }
@@ -267,6 +269,7 @@ mod tests {
             listed: Vec::new(),
             leavers: BTreeSet::new(),
             behind,
+            cast: Cast::default(),
         };
         let view = |port: u16| {
             json!({"address": format!("127.0.0.1:{port}"), "state": "up", "marks": [], "in_flight": 0, "requests": 0,
@@ -284,6 +287,7 @@ mod tests {
             overview: &serde_json::from_value(overview).unwrap(),
             upstreams: &serde_json::from_value(upstreams).unwrap(),
             remembered: &BTreeMap::new(),
+            preloads: &[PmId(0), PmId(1)].into(),
             left: None,
         };
         Plan::make("shop", &world, |_| true, around, options).map_err(|reasons| reasons.join("; "))
@@ -342,6 +346,13 @@ mod tests {
         assert!(plan.turns.iter().all(|turn| turn.peers == [peer(1)].into()));
         assert_eq!(plan.cluster.as_ref().unwrap().model, Some(PmId(0)));
         assert!(plan.caution().unwrap().contains("1600ms"), "{:?}", plan.caution());
+    }
+
+    #[test]
+    fn nothing_is_cut_where_every_worker_finishes_first_and_another_one_serves() {
+        let caution = |workers: &[Settings]| plan(&cluster(workers), 1, &[], &options()).unwrap().caution();
+        assert_eq!(caution(&[instance(0), instance(1)]), None);
+        assert!(caution(&[instance(0)]).is_some());
     }
 
     #[test]

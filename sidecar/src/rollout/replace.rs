@@ -12,8 +12,10 @@
 
 use super::{
     OnDeadline,
+    arrival::{self, Checks},
+    counts::Counts,
     event::Step,
-    fitness::{Expected, Fitness},
+    fitness::Expected,
     grip::{Call, Grip, KILL_GRACE},
     health,
     logs::Logs,
@@ -24,11 +26,22 @@ use super::{
 };
 use crate::{
     host::Proc,
+    peer::Peer,
     pm2::{PmId, orders::Sealed},
 };
 use handoff_wire::{Code, OwnerKind, PeerState};
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 use tokio::time;
+
+/// What nginx had counted before the old process was told to end, and when that last had its connections.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    before: Counts,
+    last: Counts,
+}
 
 #[derive(Debug)]
 pub struct Turn {
@@ -41,7 +54,7 @@ pub struct Turn {
     pub env: Option<Sealed>,
 }
 
-/// A worker that is new. So many requests were in flight when its old process ended.
+/// A worker that is new. So many requests were cut when its old process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced {
     pub id: PmId,
@@ -52,10 +65,9 @@ pub struct Replaced {
 const TRIES: usize = 5;
 const FLOOR_PAUSE: Duration = Duration::from_millis(200);
 const COUNT_PAUSE: Duration = Duration::from_millis(100);
-/// How long nginx waits for the last request while its worker ends: it answers the moment that one is complete.
-const CUT_PAUSE: Duration = Duration::from_millis(10);
 const DEATH_PAUSE: Duration = Duration::from_millis(5);
-const CHECK_PAUSE: Duration = Duration::from_millis(100);
+/// So long after the new process is ready nginx has noticed the end of the old one.
+const NOTICE: Duration = Duration::from_millis(500);
 const UP_PAUSE: Duration = Duration::from_millis(20);
 const WATCH_PAUSE: Duration = Duration::from_millis(40);
 /// How long a worker is on trial, or watched if nobody said how long; so many answers are enough. The first one stands for
@@ -182,38 +194,48 @@ impl Turn {
             self.grip.stop().await?;
         }
         let was = self.grip.seen()?;
+        let before = self.counts().await?;
         let mut expected = Expected::after(&was);
         let mut call = self.grip.reload(&was, self.env.take());
-        let cut = self.ended(fenced.in_flight, &was, &mut call).await?;
+        let end = self.ended(before, &was, &mut call).await?;
         self.grip.step(Step::Starting);
         self.marks.starting().await?;
-        let serves = self.serves_again(&mut expected, call).await;
-        serves.map_err(|stop| self.grip.with_log(stop, &logs))?;
+        let serves = self.serves_again(&mut expected, call, end).await;
+        let cut = serves.map_err(|stop| self.grip.with_log(stop, &logs))?;
         self.grip.announce("reload").await;
         Ok(cut)
     }
 
-    async fn serves_again(&mut self, expected: &mut Expected, call: Call) -> Result<(), Stop> {
+    /// Returns how many requests the old process took with it.
+    async fn serves_again(
+        &mut self,
+        expected: &mut Expected,
+        call: Call,
+        end: Option<End>,
+    ) -> Result<u64, Stop> {
         self.fit(expected, call).await?;
         self.grip.in_hand.is_moving(false);
         self.well(expected).await?;
+        let cut = self.cut(end).await?;
         self.tried(expected).await?;
         self.marks.lift().await?;
         let views = self.until(PeerState::Up, expected).await?;
         self.grip.step(Step::Up);
         match self.grip.options().watch {
-            Some(watch) => self.watched(expected, views, watch.duration(), u64::MAX).await,
-            None if self.is_first => self.watched(expected, views, WATCH, ENOUGH_ANSWERS).await,
-            None => Ok(()),
+            Some(watch) => self.watched(expected, views, watch.duration(), u64::MAX).await?,
+            None if self.is_first => self.watched(expected, views, WATCH, ENOUGH_ANSWERS).await?,
+            None => {}
         }
+        Ok(cut)
     }
 
-    /// Waits for the end of the old process. Returns how many requests it took with it.
-    async fn ended(&mut self, mut cut: u64, was: &Seen, call: &mut Call) -> Result<u64, Stop> {
-        let Some(old) = was.process else { return Ok(0) };
+    /// Waits for the end of the old process. None: there was none.
+    async fn ended(&mut self, before: Counts, was: &Seen, call: &mut Call) -> Result<Option<End>, Stop> {
+        let Some(old) = was.process else { return Ok(None) };
         let proc = Proc::default();
         let patience = was.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
         let until = Instant::now() + patience;
+        let mut last = before;
         while old.is_alive(&proc) {
             call.answered().await?;
             if Instant::now() >= until {
@@ -223,64 +245,63 @@ impl Turn {
                     old.pid
                 )));
             }
-            if cut == 0 {
-                time::sleep(DEATH_PAUSE).await;
-                continue;
+            if last.in_flight > 0 {
+                let now = self.counts().await?;
+                last = if old.is_whole(&proc) { now } else { last };
             }
-            let now = self.marks.in_flight(CUT_PAUSE).await?;
-            // What nginx counts after the death is no more what was lost by it.
-            cut = if old.is_alive(&proc) { now } else { cut };
+            time::sleep(DEATH_PAUSE).await;
         }
-        Ok(cut)
+        Ok(Some(End { before, last }))
+    }
+
+    /// How many requests the old process took with it. Nothing new has begun since it was told to end, so that whatever broke
+    /// off broke off with it. A WebSocket may break off or be closed, which nginx cannot tell apart: one that was open when the
+    /// process was last whole was cut. So was what nginx still passes on now, as far as anybody knows.
+    async fn cut(&mut self, end: Option<End>) -> Result<u64, Stop> {
+        let Some(End { before, last }) = end else { return Ok(0) };
+        let until = Instant::now() + NOTICE;
+        loop {
+            let now = self.counts().await?;
+            if now.in_flight == 0 || Instant::now() >= until {
+                return Ok(now.cut_since(before) + now.closed_since(last) + now.in_flight);
+            }
+            time::sleep(UP_PAUSE).await;
+        }
+    }
+
+    async fn counts(&mut self) -> Result<Counts, Stop> {
+        Ok(Counts::of(&self.marks.views().await?.ours))
     }
 
     /// Waits until the new process listens and is ready.
     async fn fit(&mut self, expected: &mut Expected, mut call: Call) -> Result<(), Stop> {
         let until = Instant::now() + self.grip.options().start_timeout.duration();
         loop {
-            if call.answered().await?.is_some() {
-                expected.answered();
+            if !self.serves {
+                self.marks.extend(&self.grip.seen()?.open);
             }
-            match self.fitness(expected)? {
-                Fitness::Fit => return Ok(()),
-                Fitness::Broken(how, text) => return Err(self.grip.broken(how, text)),
-                Fitness::NotYet(what) if Instant::now() >= until => {
-                    let text = format!("{what} within {}", self.grip.options().start_timeout);
-                    return Err(self.grip.broken(How::NotReady, text));
-                }
-                Fitness::NotYet(_) => self.grip.next_look().await?,
+            let peers = self.marks.peers();
+            let lacks = |seen: &Seen| lacks(peers, seen);
+            if arrival::is_fit(expected, &self.grip, &mut call, until, lacks).await? {
+                return Ok(());
             }
         }
     }
 
     /// Waits until its health checks pass.
     async fn well(&mut self, expected: &mut Expected) -> Result<(), Stop> {
-        let Some(path) = self.grip.options().health.clone() else { return Ok(()) };
-        let (of, timeout) = (self.grip.options().health_passes, self.grip.options().health_timeout);
-        let until = Instant::now() + timeout.duration();
-        let peers = self.marks.peers().clone();
-        let mut passed = 0;
-        self.grip.step(Step::Checking { passed, of });
-        while passed < of {
-            let mut ill = None;
-            for peer in &peers {
-                let answer = health::check(peer, &path).await;
-                ill = ill.or(answer.err().map(|what| format!("{path} of {} {what}", peer.address)));
+        let Some(mut checks) = Checks::begin(&self.grip) else { return Ok(()) };
+        loop {
+            let mut answers = Vec::new();
+            for peer in self.marks.peers() {
+                let answer = health::check(peer, &checks.path).await;
+                answers.push(answer.map_err(|what| format!("{} {what}", peer.address)));
             }
-            self.still_lives(expected)?;
-            match ill {
-                None => passed += 1,
-                Some(text) if Instant::now() >= until => {
-                    return Err(self.grip.broken(How::Unhealthy, format!("{text}, after {timeout}")));
-                }
-                Some(_) => passed = 0,
-            }
-            self.grip.step(Step::Checking { passed, of });
-            if passed < of {
-                time::sleep(CHECK_PAUSE).await;
+            arrival::still_lives(expected, &self.grip)?;
+            if checks.count(&self.grip, &answers).await? {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Before it is given to users: what it gets now can be tried elsewhere, and is, if its answer is an error.
@@ -314,7 +335,7 @@ impl Turn {
                 }
                 return Ok(views);
             }
-            self.still_lives(expected)?;
+            arrival::still_lives(expected, &self.grip)?;
             if Instant::now() >= until {
                 let by = held.marks.first().map(|mark| format!(" by {} ({})", mark.owner, mark.reason));
                 let (state, by) = (held.state, by.unwrap_or_default());
@@ -335,7 +356,7 @@ impl Turn {
         let (ours, others) = (Answers::of(&before.ours), Answers::of(&before.others));
         let until = Instant::now() + long;
         loop {
-            self.still_lives(expected)?;
+            arrival::still_lives(expected, &self.grip)?;
             let views = self.marks.views().await?;
             let (new, old) = (Answers::of(&views.ours).since(ours), Answers::of(&views.others).since(others));
             if new.is_worse_than(old) {
@@ -367,31 +388,13 @@ impl Turn {
         self.grip.announce("stop").await;
         Ok(self.marks.down().await?)
     }
+}
 
-    fn fitness(&mut self, expected: &mut Expected) -> Result<Fitness, Stop> {
-        let seen = self.grip.seen()?;
-        if !self.serves {
-            self.marks.extend(&seen.open);
-        }
-        let peers = self.marks.peers();
-        Ok(expected.judge(&seen, |seen| match peers.iter().find(|peer| !seen.open.contains(peer)) {
-            None => None,
-            Some(peer) if seen.listens.is_empty() => Some(format!("it did not listen on {}", peer.address)),
-            Some(peer) => Some(format!(
-                "it did not listen on {} (it does on {})",
-                peer.address,
-                seen.listens.join(", ")
-            )),
-        }))
-    }
-
-    fn still_lives(&mut self, expected: &mut Expected) -> Result<(), Stop> {
-        if !expected.lives(&Proc::default()) {
-            return Err(self.grip.broken(How::Crashed, "it crashed".to_owned()));
-        }
-        match self.fitness(expected)? {
-            Fitness::Broken(How::Crashed, text) => Err(self.grip.broken(How::Crashed, text)),
-            _ => Ok(()),
-        }
-    }
+fn lacks(peers: &BTreeSet<Peer>, seen: &Seen) -> Option<String> {
+    let Peer { address, .. } = peers.difference(&seen.open).next()?;
+    Some(if seen.listens.is_empty() {
+        format!("it did not listen on {address}")
+    } else {
+        format!("it did not listen on {address} (it does on {})", seen.listens.join(", "))
+    })
 }

@@ -15,6 +15,11 @@ pub enum Stop {
          with --drain-timeout, or decide with --on-deadline"
     )]
     Deadline { worker: String, in_flight: u64, after: Span },
+    #[error(
+        "{worker} still has {in_flight} in flight after {after}. It was not stopped: it finishes them, and takes nothing new \
+         until it is replaced. Give it longer with --drain-timeout, or decide with --on-deadline"
+    )]
+    Overdue { worker: String, in_flight: u64, after: Span },
     #[error("{}", broken(.0))]
     Broken(Broken),
     #[error("{0}")]
@@ -68,7 +73,7 @@ impl Stop {
             Self::Interrupted(Signal::Interrupt) => Exit::Interrupted,
             Self::Interrupted(Signal::Terminate) => Exit::Terminated,
             Self::Foreign(_) => Exit::Foreign,
-            Self::Deadline { .. } => Exit::Deadline,
+            Self::Deadline { .. } | Self::Overdue { .. } => Exit::Deadline,
             Self::Broken(broken) => broken.how.exit(),
             Self::Refused(_) | Self::Sibling => Exit::Failed,
             Self::Control(error) => error.into(),

@@ -1,10 +1,12 @@
 //! One worker's turn in cluster mode, where its successor comes first.
 //!
 //! ```text
-//!   starting ──► checking ──► stopping ──► done
-//!      │            │
-//!      └────────────┴──► failed: PM2 stops it; those that were not touched serve on
+//!   draining ──► starting ──► checking ──► stopping ──► done
+//!                   │            │
+//!                   └────────────┴──► failed: PM2 stops it; those that were not touched serve on
 //! ```
+//!
+//! Only who has the preload can be [drained](super::parting) beforehand; the others have until PM2's kill_timeout.
 //!
 //! PM2 starts the new process beside the old one and stops that one by itself: as soon as the new one is ready, and also
 //! when it never gets ready. That the release is fit to serve was seen before, in its [canary](super::canary).
@@ -15,6 +17,7 @@ use super::{
     grip::{Call, Grip, KILL_GRACE},
     logs::Logs,
     newcomer::Newcomer,
+    parting,
     replace::Replaced,
     stop::{Broken, Stop},
     toll::Toll,
@@ -43,6 +46,10 @@ impl Succession {
         window.holds().await?;
         let settings = self.grip.seen()?.listed.settings;
         let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());
+        if let (true, Some(process)) = (self.serves, self.grip.seen()?.process) {
+            parting::finished(&self.grip, process, self.grip.options().on_deadline).await?;
+            window.holds().await?;
+        }
         match self.replaced(window).await {
             Ok(cut) => {
                 let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
@@ -82,7 +89,7 @@ impl Succession {
         let proved = newcomer.proves_itself(&mut call, Some(&mut toll), window).await;
         grip.step(Step::Stopping { cut: 0 });
         let over = over(grip, &mut call, &mut toll, window).await;
-        let cut = toll.sum(grip, window).await;
+        let cut = toll.sum(window).await;
         if cut > 0 {
             grip.note(format!("{cut} requests were cut with the old {}", grip.name));
         }
@@ -110,7 +117,7 @@ async fn over(grip: &Grip, call: &mut Call, toll: &mut Toll, window: &mut Window
         if Instant::now() >= until {
             return Err(Stop::Refused(format!("PM2 could not stop the old {} for {patience:?}", grip.name)));
         }
-        toll.look(&grip.seen()?, window).await;
+        toll.look(window).await;
         grip.next_look().await?;
     }
     Ok(())

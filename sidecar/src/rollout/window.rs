@@ -4,7 +4,7 @@
 //! So whoever ends has no connection on which another request could come; what it still has it must finish by itself.
 //! What it did not is [counted](toll).
 
-use super::{marks::Marks, stop::Stop, toll::Counts, verdict::Answers};
+use super::{counts::Counts, marks::Marks, stop::Stop, verdict::Answers};
 use crate::peer::{Peer, Place};
 use handoff_wire::PeerView;
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};

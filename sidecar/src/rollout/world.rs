@@ -9,11 +9,12 @@ use crate::{
     host::{Proc, Process, Processes},
     look::{self, Look},
     mapping::Behind,
+    orphans::Cast,
     peer::Peer,
     pm2::{
         PmId,
         bus::{self, Item, Notice, Notices},
-        event::{Ending, Event, Thrown},
+        event::{Event, Thrown},
         home::Home,
         monitor::Listed,
         rpc::{Rpc, RpcError},
@@ -41,6 +42,8 @@ pub struct World {
     pub leavers: BTreeSet<Process>,
     /// Who is behind each peer of nginx.
     pub behind: BTreeMap<Peer, Behind>,
+    /// Who has the connections that the daemon accepts.
+    pub cast: Cast,
 }
 
 #[derive(Clone, Debug)]
@@ -55,9 +58,6 @@ pub struct Seen {
     pub unknown: Option<String>,
     /// When it said `ready` last.
     pub ready: Option<Instant>,
-    /// When PM2 began to stop a process of it last, and how the last one ended.
-    pub stopping: Option<Instant>,
-    pub ended: Option<(Instant, Ending)>,
     /// What it threw last.
     pub threw: Option<(Instant, Thrown)>,
 }
@@ -104,8 +104,6 @@ pub struct Observer {
     brake: Brake,
     worlds: watch::Sender<Option<Arc<World>>>,
     ready: BTreeMap<PmId, Instant>,
-    stopping: BTreeMap<PmId, Instant>,
-    ended: BTreeMap<PmId, (Instant, Ending)>,
     threw: BTreeMap<PmId, (Instant, Thrown)>,
     /// The bus was interrupted: what was said meanwhile is not known.
     missed: bool,
@@ -157,8 +155,6 @@ impl Observer {
             brake,
             worlds,
             ready: BTreeMap::new(),
-            stopping: BTreeMap::new(),
-            ended: BTreeMap::new(),
             threw: BTreeMap::new(),
             missed: false,
         };
@@ -201,19 +197,14 @@ impl Observer {
                 self.threw.insert(id, (Instant::now(), thrown.clone()));
             }
             Event::Ready(id) => _ = self.ready.insert(id, Instant::now()),
-            Event::Stopping(id) | Event::StoppingOld(id) => {
-                self.stopping.insert(id, Instant::now());
-                if self.is_ours(id) && !self.hands.claim_stop(id) {
-                    self.brake.pull(Halt::Foreign(format!(
-                        "PM2 stops {}:{id}, and not for this roll-out",
-                        self.app
-                    )));
-                }
-            }
-            Event::Exited(id, ending) | Event::ExitedOld(id, ending) => {
-                self.ended.insert(id, (Instant::now(), ending));
-            }
+            Event::Stopping(id) | Event::StoppingOld(id) => self.is_stopped(id),
             _ => {}
+        }
+    }
+
+    fn is_stopped(&self, id: PmId) {
+        if self.is_ours(id) && !self.hands.claim_stop(id) {
+            self.brake.pull(Halt::Foreign(format!("PM2 stops {}:{id}, and not for this roll-out", self.app)));
         }
     }
 
@@ -278,8 +269,6 @@ impl Observer {
                 listens,
                 unknown: worker.and_then(|worker| worker.unknown()).map(ToString::to_string),
                 ready: self.ready.get(&listed.id).copied(),
-                stopping: self.stopping.get(&listed.id).copied(),
-                ended: self.ended.get(&listed.id).copied(),
                 threw: self.threw.get(&listed.id).cloned(),
                 listed: listed.clone(),
             }
@@ -291,6 +280,7 @@ impl Observer {
             leavers: look.leavers.clone(),
             workers: of_this_app.map(|listed| (listed.id, seen(listed))).collect(),
             behind: roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect(),
+            cast: roster.cast(look),
         }
     }
 

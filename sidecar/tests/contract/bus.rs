@@ -7,7 +7,7 @@ use crate::{
 use handoff::pm2::{
     PmId,
     bus::{Item, Notice, Notices, channel},
-    event::{Ending, Event},
+    event::Event,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -56,13 +56,13 @@ pub async fn tells_of_a_stop_before_the_signal(pm2: &Pm2) {
     assert_eq!(stopping.event, Event::Stopping(SHOP));
     let signal = &pm2.facts("SIGINT")[0];
     assert!(stopping.at <= signal.at, "said at {}, done at {}", stopping.at, signal.at);
-    for event in [Event::Exited(SHOP, Ending::Orderly), Event::Starting(SHOP), Event::Ready(SHOP)] {
+    for event in [Event::Exited(SHOP), Event::Starting(SHOP), Event::Ready(SHOP)] {
         assert_eq!(tells(&mut notices).await.event, event);
     }
 
     rpc.stop(SHOP).await.unwrap();
     rpc.announce(SHOP, "stop").await.unwrap();
-    for event in [Event::Stopping(SHOP), Event::Exited(SHOP, Ending::Orderly), Event::Ended(SHOP)] {
+    for event in [Event::Stopping(SHOP), Event::Exited(SHOP), Event::Ended(SHOP)] {
         assert_eq!(tells(&mut notices).await.event, event);
     }
 

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(about)]
 struct Options {
-    /// Which one: S1, S2, S4, S4n, S6, S6b, S6c, S8b, S8b-cut
+    /// Which one, as in `S1`, `S3-restart`, `S4n`; a wrong one lists them
     #[arg(long)]
     scenario: String,
     /// How often each setup plays it

@@ -117,7 +117,7 @@ impl Trial {
         } else {
             Tuning::Stock
         };
-        let conf = Conf { port: ports::row(1)?, servers, tuning };
+        let conf = Conf { port: ports::row(1)?, servers, tuning, non_idempotent: false };
         let nginx = Nginx::start(&nginx, &place.nginx_prefix(), &conf).await?;
         let sidecar = if is_handoff { Some(Sidecar::start(&place, &app.addresses()).await?) } else { None };
         let peers = sidecar.as_ref().map(|_| peers::Watch::new(&control));

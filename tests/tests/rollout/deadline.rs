@@ -1,8 +1,10 @@
 //! Requests that take longer than they may.
 
-use crate::stage::{LIGHT, Plan};
+use crate::stage::{LIGHT, PATIENCE, Plan};
 use anyhow::{Result, ensure};
+use e2e::wait;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 const LONG: Duration = Duration::from_millis(2_500);
 /// Longer than a worker is waited for that was told to end.
@@ -59,5 +61,26 @@ async fn what_a_graceful_worker_finishes_after_the_deadline_is_not_counted_as_cu
     ensure!(ended.cut() == Some(0), "{:?}", ended.events);
     held.is_served(&stage).await?;
     stage.is_whole().await?;
+    stage.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_worker_answers_instead_is_not_counted_as_cut() -> Result<()> {
+    let stage = Plan::workers(2).naive().set().await?;
+    let mut visits = JoinSet::new();
+    for _ in 0..6 {
+        let door = stage.site.visitors();
+        visits.spawn(async move { door.get("/slow?ms=3000").await });
+    }
+    wait::until("both workers to be busy", PATIENCE, async || {
+        let peers = stage.site.app().await.ok()?;
+        peers.iter().all(|peer| peer.in_flight == 3).then_some(())
+    })
+    .await?;
+    let ended = stage.reload(&then("cut", "shop:0")).await?.is(0, &[])?;
+    ensure!(ended.cut() == Some(0), "{:?}", ended.events);
+    for answer in visits.join_all().await {
+        ensure!(answer?.status == 200);
+    }
     stage.end().await
 }

@@ -37,6 +37,11 @@ impl Held {
         }
     }
 
+    /// With those that came to other workers.
+    pub fn count(&self) -> usize {
+        1 + self.others.len()
+    }
+
     /// It was executed once, and answered.
     #[expect(clippy::wrong_self_convention, reason = "an answer is awaited once")]
     pub async fn is_served(self, stage: &Stage) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     app::Mode,
-    command,
+    command, http,
     place::{self},
     pm2::{NEWEST, Pm2},
     ports,
@@ -129,6 +129,11 @@ impl Stage {
         // So that the workers have their numbers in the order of their ports.
         let daemon = [("PM2_CONCURRENT_ACTIONS", "1")];
         let pm2 = Pm2::start_file(NEWEST, &site.file("pm2"), &setup.ecosystem, &daemon).await?;
+        // PM2 says `online` before one listens that says nothing; nginx would ban it for that.
+        for address in (first_port..).take(plan.ports().into()).map(ports::address) {
+            wait::until("every worker to listen", PATIENCE, async || http::status(address, "/health").await)
+                .await?;
+        }
         site.write(&setup.http)?;
         site.start().await?;
         let listing = Listing::new(&site.file("pm2"))?;
