@@ -3,7 +3,11 @@
 
 use crate::trial::{Findings, Plan, Trial, set};
 use anyhow::Result;
-use e2e::{alone, app::NAME, scenario::Setup};
+use e2e::{
+    alone,
+    app::{Mode, NAME},
+    scenario::Setup,
+};
 use serde_json::json;
 use std::{
     fs,
@@ -15,13 +19,13 @@ const SOON: Duration = Duration::from_secs(10);
 const ALL: [u16; 4] = [0, 1, 2, 3];
 
 /// A cron pattern for once a minute, the next time soon.
-fn soon() -> Result<String> {
+pub(crate) fn soon() -> Result<String> {
     let second = (SystemTime::now() + SOON).duration_since(SystemTime::UNIX_EPOCH)?.as_secs() % 60;
     Ok(format!("{second} * * * * *"))
 }
 
 async fn play(setup: Setup) -> Result<Findings> {
-    let plan = Plan { setup, workers: 4, servers: 4, daemon: &[] };
+    let plan = Plan { setup, mode: Mode::Fork, workers: 4, servers: 4, daemon: &[] };
     let mut trial = Trial::set(&plan, |place, _, ecosystem| {
         set(ecosystem, "/apps/0/watch", json!([place.file("watched")]));
     })

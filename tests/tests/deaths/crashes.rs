@@ -2,7 +2,11 @@
 
 use crate::trial::{Findings, Plan, Trial, set};
 use anyhow::Result;
-use e2e::{alone, app::App, scenario::Setup};
+use e2e::{
+    alone,
+    app::{App, Mode},
+    scenario::Setup,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -22,7 +26,7 @@ fn two_apps(app: &App, ecosystem: &mut Value) {
 async fn play(setup: Setup) -> Result<Findings> {
     // So that the workers have their numbers in the order of their ports.
     let daemon = &[("PM2_CONCURRENT_ACTIONS", "1")];
-    let plan = Plan { setup, workers: 4, servers: 4, daemon };
+    let plan = Plan { setup, mode: Mode::Fork, workers: 4, servers: 4, daemon };
     let mut trial = Trial::set(&plan, |_, app, ecosystem| two_apps(app, ecosystem)).await?;
 
     let began = trial.begin("one throws");

@@ -2,13 +2,13 @@
 
 use crate::trial::{Plan, Trial, set};
 use anyhow::{Context, Result};
-use e2e::{alone, scenario::Setup};
+use e2e::{alone, app::Mode, scenario::Setup};
 use serde_json::{Value, json};
 
 const ALL: [u16; 4] = [0, 1, 2, 3];
 
 async fn play(setup: Setup, adapt: impl Fn(&mut Value)) -> Result<Trial> {
-    let plan = Plan { setup, workers: 4, servers: 4, daemon: &[] };
+    let plan = Plan { setup, mode: Mode::Fork, workers: 4, servers: 4, daemon: &[] };
     let mut trial = Trial::set(&plan, |_, _, ecosystem| {
         set(ecosystem, "/apps/0/env_production", json!({"RELEASE": "two"}));
         adapt(ecosystem);

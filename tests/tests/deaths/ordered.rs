@@ -2,7 +2,7 @@
 
 use crate::trial::{Findings, Plan, Trial, set};
 use anyhow::Result;
-use e2e::{alone, scenario::Setup};
+use e2e::{alone, app::Mode, scenario::Setup};
 use rustix::process::Signal;
 use serde_json::json;
 use std::fs;
@@ -13,10 +13,13 @@ const SPARE: u16 = 4;
 async fn play(setup: Setup) -> Result<Findings> {
     // PM2 looks at its workers' memory each 30 s.
     let daemon = &[("PM2_WORKER_INTERVAL", "1000")];
-    let mut trial = Trial::set(&Plan { setup, workers: 4, servers: 5, daemon }, |place, _, ecosystem| {
-        set(ecosystem, "/apps/0/watch", json!([place.file("watched")]));
-        set(ecosystem, "/apps/0/max_memory_restart", json!("200M"));
-    })
+    let mut trial = Trial::set(
+        &Plan { setup, mode: Mode::Fork, workers: 4, servers: 5, daemon },
+        |place, _, ecosystem| {
+            set(ecosystem, "/apps/0/watch", json!([place.file("watched")]));
+            set(ecosystem, "/apps/0/max_memory_restart", json!("200M"));
+        },
+    )
     .await?;
 
     trial.pm2("stop 3").await?;

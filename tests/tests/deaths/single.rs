@@ -2,7 +2,7 @@
 
 use crate::trial::{Plan, Trial};
 use anyhow::Result;
-use e2e::{alone, scenario::Setup};
+use e2e::{alone, app::Mode, scenario::Setup};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -13,7 +13,7 @@ const TAKEN: Duration = Duration::from_secs(1);
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_worker_is_replaced_and_nobody_notices_but_by_the_time_it_takes() -> Result<()> {
     let _alone = alone::take()?;
-    let plan = Plan { setup: Setup::Handoff, workers: 1, servers: 1, daemon: &[] };
+    let plan = Plan { setup: Setup::Handoff, mode: Mode::Fork, workers: 1, servers: 1, daemon: &[] };
     let mut trial = Trial::set(&plan, |_, _, _| ()).await?;
     for words in ["restart myapp", "reload myapp", "restart myapp"] {
         let began = trial.pm2(words).await?;

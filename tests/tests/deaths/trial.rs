@@ -53,6 +53,7 @@ pub struct Trial {
 /// What is to be set up.
 pub struct Plan {
     pub setup: Setup,
+    pub mode: Mode,
     pub workers: u16,
     /// Servers in nginx's configuration, at the ports from the first worker's on.
     pub servers: u16,
@@ -94,7 +95,7 @@ impl Trial {
         let nginx = Binary::find(Some("1.22.1")).await?;
         let place = Place::new()?;
         let row = plan.servers.max(plan.workers);
-        let mut app = App::new(Behaviour::Graceful, Mode::Fork, row, place.path())?;
+        let mut app = App::new(Behaviour::Graceful, plan.mode, row, place.path())?;
         let servers = app.addresses();
         app.workers = plan.workers;
         let mut ecosystem = app.ecosystem();
@@ -170,6 +171,14 @@ impl Trial {
         Ok(())
     }
 
+    /// Sends a signal to every worker.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        let lives = lives::read(&self.app.lives())?;
+        let living = lives.iter().filter(|life| process::is_alive(life.worker));
+        living.for_each(|life| process::signal(life.worker, signal));
+        Ok(())
+    }
+
     /// Waits until so many processes that booted since then have listened.
     pub async fn replaced(&self, count: usize, since: Moment) -> Result<()> {
         wait::until("the new workers to listen", PATIENCE, async || {
@@ -180,7 +189,7 @@ impl Trial {
         .await
     }
 
-    /// Waits until nginx holds exactly these peers for up, and every other one for down; a spare one, behind which nobody
+    /// Waits until nginx holds exactly these peers (in cluster mode there is one, 0) for up, and every other one for down; a spare one, behind which nobody
     /// ever was, may be unavailable. Without Handoff nobody holds anything.
     pub async fn only_up(&self, workers: &[u16]) -> Result<()> {
         let up: Vec<String> = workers.iter().map(|&worker| self.address(worker).to_string()).collect();
