@@ -255,6 +255,7 @@ pub const S8B_CUT: Scenario = Scenario {
     name: "S8b-cut",
     says: "a reload under streams of ten seconds, which are cut after two",
     behaviour: Behaviour::Naive,
+    wait_ready: None,
     options: &["--drain-timeout", "2s", "--on-deadline", "cut"],
     exit: 4,
     ..S8B

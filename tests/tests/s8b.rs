@@ -28,6 +28,7 @@ const SHORT: Scenario = Scenario {
 /// None of them is over at the deadline but those that were about to end.
 const SHORT_CUT: Scenario = Scenario {
     behaviour: S8B_CUT.behaviour,
+    wait_ready: S8B_CUT.wait_ready,
     options: &["--drain-timeout", "1s", "--on-deadline", "cut"],
     exit: S8B_CUT.exit,
     ..SHORT

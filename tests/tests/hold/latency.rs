@@ -27,6 +27,7 @@ async fn p99(stage: &Stage) -> Result<Duration> {
 
 /// Three times, for the machine may be busy with something else.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "it measures; `make latency` runs it"]
 async fn those_who_wait_are_sent_on_within_ten_milliseconds() -> Result<()> {
     for version in VERSIONS {
         let stage = Stage::new(version, 2, "", "").await?;
