@@ -118,8 +118,8 @@ demo: build ## deploy under load, without Handoff and with it; about two minutes
 	cargo run --release $(LOCKED) --bin demo
 
 .PHONY: scenario
-scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0; LEVEL=L1 installs haproxy
-ifneq ($(LEVEL),L0)
+scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0, L1 (which installs haproxy) or L2
+ifeq ($(LEVEL),L1)
 	build/setup haproxy
 endif
 	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L0,$(LEVEL)),,--control)
