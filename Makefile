@@ -122,7 +122,7 @@ scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0, L1 (which i
 ifeq ($(LEVEL),L1)
 	build/setup haproxy
 endif
-	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L0,$(LEVEL)),,--control)
+	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L1,$(LEVEL)),--control)
 
 .PHONY: bench
 bench: build ## what Handoff costs a request: instructions, and throughput in interleaved pairs; installs valgrind
