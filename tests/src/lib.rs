@@ -35,6 +35,7 @@ pub mod load;
 pub mod marker;
 pub mod nginx;
 pub mod orders;
+pub mod parrot;
 pub mod peers;
 pub mod picture;
 pub mod place;

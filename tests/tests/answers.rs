@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{
     backend::Backend,
+    parrot::{fastcgi, parrot},
     ports,
     site::{PATIENCE, Site, VERSIONS},
     wait,
@@ -239,29 +240,6 @@ fn cases() -> Vec<Case> {
         ("fastcgi_pass $peer", fastcgi("Content-Type: text/plain\r\n\r\n"), "HTTP/1.1 200 ", SUCCESS),
         ("set $memcached_key a; memcached_pass $peer", http("END\r\n"), "HTTP/1.1 404 ", CLIENT_ERROR),
     ]
-}
-
-/// An answer in FastCGI's records: its output, and its end.
-fn fastcgi(output: &str) -> Vec<u8> {
-    let [.., high, low] = output.len().to_be_bytes();
-    let end = [1, 3, 0, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    [&[1, 6, 0, 1, high, low, 0, 0], output.as_bytes(), &end].concat()
-}
-
-/// A peer that has one answer to everything.
-async fn parrot(address: SocketAddr, answer: Vec<u8>) -> Result<()> {
-    let listener = TcpListener::bind(address).await?;
-    spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 4096];
-            _ = stream.read(&mut request).await;
-            _ = stream.write_all(&answer).await;
-            _ = stream.shutdown().await;
-            // Closed with unread bytes it would be reset, and what was sent might be lost.
-            _ = stream.read_to_end(&mut Vec::new()).await;
-        }
-    });
-    Ok(())
 }
 
 #[tokio::test]

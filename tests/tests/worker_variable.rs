@@ -3,7 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
-    command, place, ports,
+    command,
+    parrot::fastcgi,
+    place, ports,
     site::{PATIENCE, Say, Site, VERSIONS},
     wait,
 };
@@ -214,13 +216,6 @@ fn cases() -> Vec<Case> {
         ),
         ("set $memcached_key a; memcached_pass $peer", bytes("END\r\n"), "HTTP/1.1 404 ", "-"),
     ]
-}
-
-/// An answer in FastCGI's records: its output, and its end.
-fn fastcgi(output: &str) -> Vec<u8> {
-    let [.., high, low] = output.len().to_be_bytes();
-    let end = [1, 3, 0, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    [&[1, 6, 0, 1, high, low, 0, 0], output.as_bytes(), &end].concat()
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     farm::Farm,
+    parrot::{fastcgi, parrot},
     ports,
     site::{PATIENCE, Site, VERSIONS},
     wait,
@@ -14,12 +15,7 @@ use e2e::{
 use handoff_wire::{UpstreamView, path};
 use hyper::Method;
 use serde_json::json;
-use std::net::SocketAddr;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-    spawn,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
 async fn over_tls_with_sessions_and_with_connections_kept() -> Result<()> {
@@ -86,29 +82,6 @@ async fn websockets_and_what_else_is_upgraded() -> Result<()> {
         stage.site.has_in_flight(&peer, 0).await?;
         stage.end().await?;
     }
-    Ok(())
-}
-
-/// An answer in FastCGI's records: its output, and its end.
-fn fastcgi(output: &str) -> Vec<u8> {
-    let [.., high, low] = output.len().to_be_bytes();
-    let end = [1, 3, 0, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    [&[1, 6, 0, 1, high, low, 0, 0], output.as_bytes(), &end].concat()
-}
-
-/// A peer that has one answer to everything.
-async fn parrot(address: SocketAddr, answer: Vec<u8>) -> Result<()> {
-    let listener = TcpListener::bind(address).await?;
-    spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 4096];
-            _ = stream.read(&mut request).await;
-            _ = stream.write_all(&answer).await;
-            _ = stream.shutdown().await;
-            // Closed with unread bytes it would be reset, and what was sent might be lost.
-            _ = stream.read_to_end(&mut Vec::new()).await;
-        }
-    });
     Ok(())
 }
 
