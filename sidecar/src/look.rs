@@ -27,6 +27,8 @@ pub struct Look {
     /// Children of the daemon that are none of the workers looked at. Beside PM2's whole list: workers that have been
     /// replaced, and are about to end.
     pub leavers: BTreeSet<Process>,
+    /// `pm2 update` is at work: who was stopped is started again. None: that was not looked for.
+    pub updating: Option<bool>,
     pub listeners: Listeners,
     pub locals: Locals,
 }
@@ -59,7 +61,17 @@ impl Look {
             .map(|&(id, process)| (id, Examined { process, held: processes.held(proc, process, daemon) }))
             .collect();
         let locals = Locals::read(proc);
-        Ok(Self { began, listed: None, examined, daemon: daemon.pid, daemons, leavers, listeners, locals })
+        Ok(Self {
+            began,
+            listed: None,
+            examined,
+            daemon: daemon.pid,
+            daemons,
+            leavers,
+            updating: None,
+            listeners,
+            locals,
+        })
     }
 
     /// Whose sockets are whose.

@@ -73,8 +73,8 @@ impl Observed {
     /// moment nobody serves.
     pub fn is_urgent(&self, mark: &MarkRequest) -> bool {
         let peer = Peer::new(mark.upstream.as_deref().unwrap_or_default(), &mark.peer);
-        let has_none = self.peers.get(&peer).is_some_and(|seen| seen.own.is_none());
-        mark.state == State::Up || has_none
+        let serves = |seen: &ObservedPeer| seen.own.as_ref().is_none_or(|own| own.state.serves());
+        mark.state.serves() || self.peers.get(&peer).is_some_and(serves)
     }
 
     /// nginx did what it was asked.

@@ -18,6 +18,7 @@ use crate::{
         workers::{Farewell, patience},
     },
     reconcile::Observed,
+    shared::Shared,
     worker::{Phase, Seen, Wish, Worker},
 };
 use handoff_wire::{Expect, State};
@@ -36,6 +37,8 @@ pub struct Roster {
     overrides: Vec<Override>,
     /// Workers whose peers are given by configuration.
     configured: BTreeMap<PmId, Vec<String>>,
+    /// PM2's daemon gives its place to a newer one.
+    updating: bool,
     /// The peers that nginx has.
     peers: BTreeSet<Peer>,
     /// What was behind each of them at the last full look.
@@ -69,6 +72,8 @@ const ASK: [(Duration, Duration); 2] = [
     (Duration::from_secs(15), Duration::from_millis(25)),
     (Duration::from_secs(120), Duration::from_millis(250)),
 ];
+/// How often it is asked while `pm2 update` is at work.
+const UPDATE: Duration = Duration::from_millis(100);
 
 // === impl Roster ===
 
@@ -186,6 +191,7 @@ impl Roster {
         for worker in look.listed.iter().flatten() {
             self.describe(worker, now);
         }
+        self.updating = look.updating.unwrap_or(self.updating);
         self.preloads.meet(look);
         self.part(now);
         let (holders, nothing) = (look.holders(), BTreeSet::new());
@@ -252,14 +258,22 @@ impl Roster {
             }
         }
         wishes.retain(|peer, _| !shared.contains(peer));
-        for (_, worker) in clusters {
+        let mut behind_many = BTreeMap::<&Peer, Shared>::new();
+        for (id, worker) in clusters {
             for peer in worker.claims() {
-                let is_changing = worker.is_changing() || self.clusters.is_leaving(worker.app());
-                let wish = wishes.entry(peer.clone()).or_insert_with(|| shared_wish(worker.app()));
-                if is_changing && wish.state == State::Up {
-                    wish.state = State::Changing;
+                let shared = behind_many.entry(peer).or_default();
+                shared.meet(peer, worker, self.needed.contains_key(&id));
+                if self.clusters.is_leaving(worker.app()) {
+                    shared.leaves(self.clusters.has_leavers(worker.app()));
                 }
             }
+        }
+        for (peer, shared) in behind_many {
+            wishes.entry(peer.clone()).or_insert_with(|| shared.wish());
+        }
+        for wish in wishes.values_mut().filter(|wish| self.updating && wish.expect == Expect::Gone) {
+            wish.expect = Expect::Back;
+            wish.reason.push_str(", and pm2 update is at work");
         }
         wishes
     }
@@ -284,6 +298,7 @@ impl Roster {
                 .filter_map(Worker::missing_since)
                 .filter_map(ask)
                 .chain(self.clusters.pace())
+                .chain(self.updating.then_some(UPDATE))
                 .min(),
         }
     }
@@ -453,10 +468,4 @@ fn port(peer: &Peer) -> Option<u16> {
         Some(Place::Tcp(address)) => Some(address.port()),
         _ => None,
     }
-}
-
-/// What the peer of an app in cluster mode should be while all is calm.
-fn shared_wish(app: &str) -> Wish {
-    let reason = format!("{app}: a worker is being replaced");
-    Wish { state: State::Up, expect: Expect::Back, reason, is_able: false }
 }
