@@ -180,7 +180,7 @@ fn describe(plan: &Plan) -> String {
     let caution = plan.caution().map(|text| format!("{text}\n"));
     let cluster = plan.cluster.as_ref();
     let left = plan.left.map(|left| {
-        format!("{app}:{left} was left behind by a roll-out that was killed, and would be deleted\n")
+        format!("{app}:{left} was left behind by a roll-out that did not end, and would be deleted\n")
     });
     let stand_in = match &plan.relief {
         Some(Relief::StandIn(spare)) => {

@@ -71,7 +71,7 @@ struct AppStatus {
     #[serde(skip)]
     says: String,
     dangers: Vec<String>,
-    /// A canary that a killed `handoff reload` left behind.
+    /// One worker more than the app has, which a `handoff reload` left behind that did not end.
     left_behind: Option<PmId>,
     workers: Vec<WorkerStatus>,
 }
@@ -349,7 +349,7 @@ impl AppStatus {
         let dangers = self.dangers.iter().map(|danger| format!("beware: {danger}"));
         let left = self.left_behind.map(|id| {
             format!(
-                "{0}:{id} is the canary of a `handoff reload` that was killed. `handoff reload {0}` deletes it",
+                "{0}:{id} was left behind by a `handoff reload` that did not end. `handoff reload {0}` deletes it",
                 self.app
             )
         });
