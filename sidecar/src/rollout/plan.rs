@@ -224,7 +224,7 @@ impl Planned {
                 "{nobody}, so its requests would fail while it is replaced: run two workers or more there, or say --force"
             ));
         }
-        let mend = match Spare::find(&name, &seen.listed.settings, &self.peers, around, is_free) {
+        let mend = match Spare::find(&name, &seen.listed.settings, &self.peers, around.upstreams, is_free) {
             Ok(spare) => return Ok(Some(Relief::StandIn(spare))),
             Err(mend) => mend,
         };

@@ -2,11 +2,11 @@
 //!
 //! The app must be able to learn its port: the variable that says where it listens now says another one to the stand-in.
 
-use super::plan::Surroundings;
 use crate::{
     peer::{Peer, Place},
     pm2::monitor::Settings,
 };
+use handoff_wire::Upstreams;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
@@ -26,7 +26,7 @@ impl Spare {
         name: &str,
         settings: &Settings,
         own: &BTreeSet<Peer>,
-        around: Surroundings<'_>,
+        upstreams: &Upstreams,
         is_free: impl Fn(&Peer) -> bool,
     ) -> Result<Self, String> {
         let listens = own.first().map(|peer| peer.address.as_str()).unwrap_or_default();
@@ -40,7 +40,7 @@ impl Spare {
         let addresses: Option<Vec<(&str, IpAddr)>> = own.iter().map(|peer| at(peer, port)).collect();
         let addresses = addresses.ok_or_else(untold)?;
         let mut known = BTreeSet::new();
-        for upstream in &around.upstreams.upstreams {
+        for upstream in &upstreams.upstreams {
             let used = upstream.peers.iter().filter(|peer| peer.configured && !peer.backup);
             known.extend(used.map(|peer| Peer::new(&upstream.name, &peer.address)));
         }
