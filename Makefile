@@ -118,9 +118,10 @@ demo: build ## deploy under load, without Handoff and with it; about two minutes
 	cargo run --release $(LOCKED) --bin demo
 
 .PHONY: scenario
-scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0, L1 (which installs haproxy) or L2
+scenario: build ## one scenario of the README: S=S4 RUNS=3 LEVEL=L0, L1 (which installs HAProxy and Caddy) or L2
 ifeq ($(LEVEL),L1)
 	build/setup haproxy
+	build/caddy
 endif
 	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L1,$(LEVEL)),--control)
 

@@ -46,6 +46,8 @@ pub struct Known<'a> {
     pub why_not_mapped: Option<String>,
     /// It speaks with the sidecar itself.
     pub preload: bool,
+    /// Another one could stand in for it.
+    pub spare: bool,
 }
 
 pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
@@ -72,6 +74,7 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
     };
     let settings = workers.iter().map(|known| known.worker.settings());
     match why {
+        Why::Alone if !is_cluster && matches!(workers, [Known { spare: true, .. }]) => Level::L1(why),
         Why::NotMapped(_) | Why::Alone => Level::None(why),
         _ if is_cluster && cluster::noticed("", settings).is_some() => Level::None(why),
         Why::Treekill | Why::NoPs | Why::NoNotice | Why::NoReady | Why::NoSidecar => Level::L1(why),
@@ -159,9 +162,10 @@ impl fmt::Display for Why {
             Self::NoNotice => {
                 f.write_str("PM2 gives no notice of a stop; is PM2_LOG_DATE_FORMAT empty in its environment?")
             }
-            Self::Alone => {
-                f.write_str("one worker only, so nobody serves while it is replaced; run two or more")
-            }
+            Self::Alone => f.write_str(
+                "one worker only, so requests wait while it is replaced; run two or more, or give its upstream a port to \
+                 spare",
+            ),
             Self::NoReady => f.write_str(
                 "wait_ready is off, so PM2 stops the next worker before this one serves; turn it on, and send `ready` \
                  when the app listens",
@@ -192,7 +196,7 @@ mod tests {
     }
 
     fn known(worker: &Worker, preload: bool) -> Known<'_> {
-        Known { worker, peers: worker.claims().clone(), why_not_mapped: None, preload }
+        Known { worker, peers: worker.claims().clone(), why_not_mapped: None, preload, spare: false }
     }
 
     fn of(workers: &[Worker], around: Surroundings) -> Level {
@@ -216,6 +220,13 @@ mod tests {
         let hasty = [1, 2].map(|port| worker(port, Settings { wait_ready: false, ..fork() }));
         assert_eq!(of(&hasty, GOOD), Level::L1(Why::NoReady));
         assert!(matches!(of(&hasty[..1], GOOD), Level::None(Why::Alone)));
+    }
+
+    #[test]
+    fn another_one_stands_in_for_the_only_worker_in_fork_mode() {
+        let of = |settings| level(&[Known { spare: true, ..known(&worker(1, settings), false) }], GOOD);
+        assert_eq!(of(fork()), Level::L1(Why::Alone));
+        assert_eq!(of(Settings { cluster: true, ..fork() }), Level::None(Why::Alone));
     }
 
     #[test]

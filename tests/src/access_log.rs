@@ -1,11 +1,19 @@
-//! Where nginx tried each visit, in its own words. Failures are never counted from here, only explained.
+//! Where nginx tried each visit, and how long it kept it waiting, in its own words. Failures are never counted from here,
+//! only explained.
 
 use anyhow::{Context, Result};
-use std::{collections::HashMap, fs, net::SocketAddr, path::Path};
+use std::{collections::HashMap, fs, net::SocketAddr, path::Path, time::Duration};
 
-/// The peers that nginx tried, in order, by the number of the visit.
+/// By the number of the visit.
 #[derive(Clone, Debug, Default)]
-pub struct AccessLog(HashMap<u64, Vec<SocketAddr>>);
+pub struct AccessLog(HashMap<u64, Entry>);
+
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    /// The peers, in order.
+    tried: Vec<SocketAddr>,
+    held: Duration,
+}
 
 impl AccessLog {
     pub fn read(path: &Path) -> Result<Self> {
@@ -19,7 +27,7 @@ impl AccessLog {
     }
 
     pub fn tried(&self, visit: u64) -> &[SocketAddr] {
-        self.0.get(&visit).map(Vec::as_slice).unwrap_or_default()
+        self.0.get(&visit).map(|entry| entry.tried.as_slice()).unwrap_or_default()
     }
 
     /// Whether the visit ever reached nginx.
@@ -29,16 +37,23 @@ impl AccessLog {
 
     /// Visits that nginx tried more than once.
     pub fn retried(&self) -> usize {
-        self.0.values().filter(|tried| tried.len() > 1).count()
+        self.0.values().filter(|entry| entry.tried.len() > 1).count()
+    }
+
+    /// How long each visit that waited for a peer did so.
+    pub fn held(&self) -> impl Iterator<Item = Duration> {
+        self.0.values().map(|entry| entry.held).filter(|held| !held.is_zero())
     }
 }
 
-fn line(line: &str) -> Option<(u64, Vec<SocketAddr>)> {
+fn line(line: &str) -> Option<(u64, Entry)> {
     let mut fields = line.split('|');
     let visit = fields.next()?.parse().ok()?;
     // With no peer left, nginx writes the name of the upstream: that was no try.
     let tried = fields.next()?.split([',', ' ']).filter_map(|word| word.parse().ok()).collect();
-    Some((visit, tried))
+    // Only Handoff has anybody wait.
+    let held = fields.nth(1).and_then(|seconds| seconds.parse().ok());
+    Some((visit, Entry { tried, held: held.map(Duration::from_secs_f64).unwrap_or_default() }))
 }
 
 #[cfg(test)]
@@ -54,5 +69,11 @@ mod tests {
         assert_eq!(log.tried(2).len(), 2);
         assert!(log.tried(3).is_empty());
         assert_eq!(log.retried(), 1);
+    }
+
+    #[test]
+    fn who_waited_is_known_where_anybody_waits() {
+        let log = AccessLog::parse("1|127.0.0.1:3000|200|0.000\n2|127.0.0.1:3000|200|0.412\n3|myapp|502|-\n");
+        assert_eq!(log.held().collect::<Vec<_>>(), [Duration::from_millis(412)]);
     }
 }

@@ -32,12 +32,17 @@ impl Conf {
         TEMPLATE
             .replace("@load_module@", &self.load_module())
             .replace("@upstream@", &self.upstream())
+            .replace("@held@", if self.has_handoff() { "|$handoff_held" } else { "" })
             .replace("@control@", &self.control())
             .replace("@non_idempotent@", if self.non_idempotent { " non_idempotent" } else { "" })
             .replace("@tries@", tries)
             .replace("@tries_timeout@", tries_timeout)
             .replace("@port@", &self.port.to_string())
             .replace("@prefix@", prefix)
+    }
+
+    fn has_handoff(&self) -> bool {
+        matches!(self.tuning, Tuning::Handoff { .. })
     }
 
     fn load_module(&self) -> String {
@@ -55,7 +60,7 @@ impl Conf {
         let parameters = if matches!(self.tuning, Tuning::Tuned) { " max_fails=0" } else { "" };
         lines.extend(self.servers.iter().map(|server| format!("server {server}{parameters};")));
         lines.push("keepalive 32;".to_owned());
-        if matches!(self.tuning, Tuning::Handoff { .. }) {
+        if self.has_handoff() {
             lines.push("handoff;".to_owned());
         }
         indented(&lines, 8)

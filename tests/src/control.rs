@@ -23,16 +23,17 @@ enum CommandLines {
     OneEach,
 }
 
-/// Starts one worker for each of the app's, on ports that nobody visits, in the manner of this deploy. Comes back when the
-/// last one listens: from when to when that was.
-pub async fn play(app: &App, deploy: Action) -> Result<(Moment, Moment)> {
+/// Starts one worker for each of the app's, and for each that stands in for one, on ports that nobody visits, in the manner of
+/// this deploy. Comes back when the last one listens: from when to when that was.
+pub async fn play(app: &App, deploy: Action, spares: u16) -> Result<(Moment, Moment)> {
     let Starts { workers_at_a_time, command_lines } = Starts::of(deploy);
     let began = Moment::now();
     if command_lines == CommandLines::One {
         start_command_line().await?;
     }
-    let first = ports::row(app.workers)?;
-    let ports: Vec<u16> = (first..).take(app.workers.into()).collect();
+    let workers = app.workers + if deploy == Action::SafeReload { spares } else { 0 };
+    let first = ports::row(workers)?;
+    let ports: Vec<u16> = (first..).take(workers.into()).collect();
     for together in ports.chunks(workers_at_a_time) {
         if command_lines == CommandLines::OneEach {
             start_command_line().await?;

@@ -1,12 +1,13 @@
 //! What stands in front of the workers: nginx, or the proxy that one could have chosen instead.
 
-use crate::{access_log::AccessLog, haproxy::Haproxy, nginx::Nginx};
+use crate::{access_log::AccessLog, caddy::Caddy, haproxy::Haproxy, nginx::Nginx};
 use anyhow::Result;
 
 #[derive(Debug)]
 pub enum Front {
     Nginx(Nginx),
     Haproxy(Haproxy),
+    Caddy(Caddy),
 }
 
 impl Front {
@@ -14,24 +15,25 @@ impl Front {
         match self {
             Self::Nginx(nginx) => nginx.port(),
             Self::Haproxy(haproxy) => haproxy.port(),
+            Self::Caddy(caddy) => caddy.port(),
         }
     }
 
     pub fn nginx(&self) -> Option<&Nginx> {
         match self {
             Self::Nginx(nginx) => Some(nginx),
-            Self::Haproxy(_) => None,
+            Self::Haproxy(_) | Self::Caddy(_) => None,
         }
     }
 
     pub fn haproxy(&self) -> Option<&Haproxy> {
         match self {
             Self::Haproxy(haproxy) => Some(haproxy),
-            Self::Nginx(_) => None,
+            Self::Nginx(_) | Self::Caddy(_) => None,
         }
     }
 
-    /// What nginx logged is complete only when it has ended; HAProxy has no such log.
+    /// What nginx logged is complete only when it has ended; the others have no such log.
     pub async fn quit(self) -> Result<AccessLog> {
         match self {
             Self::Nginx(nginx) => {
@@ -41,6 +43,10 @@ impl Front {
             }
             Self::Haproxy(haproxy) => {
                 haproxy.stop()?;
+                Ok(AccessLog::default())
+            }
+            Self::Caddy(caddy) => {
+                caddy.stop()?;
                 Ok(AccessLog::default())
             }
         }

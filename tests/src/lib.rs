@@ -1,8 +1,8 @@
 //! The stage: real nginx, real PM2, real Node apps, and a load that accounts for every request.
 //!
 //! A [`runner`] takes one [`scenario`] and one setup, and goes through it in this order: a directory of its own
-//! ([`place`]), the [`app`] under [`pm2`], [`nginx`] or [`haproxy`] in [`front`] of it, with Handoff the [`sidecar`], and
-//! then the [`load`] and the [`streams`].
+//! ([`place`]), the [`app`] under [`pm2`], [`nginx`], [`haproxy`] or [`caddy`] in [`front`] of it, with Handoff the
+//! [`sidecar`], and then the [`load`] and the [`streams`].
 //! While it runs, [`lives`] sees each worker boot, listen, close and die, and [`peers`] what nginx holds of each of them.
 //! What comes out, a [`runner::Run`], is raw: every visit, every order, every life. [`report`] counts it, [`timeline`]
 //! and [`picture`] draw it, [`verdict`] judges it.
@@ -19,6 +19,7 @@ pub mod alone;
 pub mod app;
 pub mod backend;
 pub mod blocks;
+pub mod caddy;
 pub mod clock;
 pub mod command;
 pub mod conf;

@@ -152,7 +152,7 @@ impl<'a> Panel<'a> {
     fn facts(&self) -> String {
         let p99 = |spread: Spread| spread.p99.map_or("–".to_owned(), |p99| format!("{p99:.0} ms"));
         let tried_again = match self.run.setup {
-            Setup::Haproxy => String::new(),
+            Setup::Haproxy | Setup::Caddy => String::new(),
             _ => format!("{} tried again by nginx · ", thousands(self.run.log.retried())),
         };
         format!(

@@ -105,6 +105,10 @@ impl Place {
         self.path().join("haproxy")
     }
 
+    pub fn caddy_prefix(&self) -> PathBuf {
+        self.path().join("caddy")
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }

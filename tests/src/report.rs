@@ -1,6 +1,7 @@
 //! What the runs of a scenario come to. The demo, the tests and the soak write the same shape.
 
 use crate::{
+    lives::Life,
     load::{Answer, Visit},
     runner::Run,
     scenario::{Level, Setup},
@@ -10,7 +11,7 @@ use crate::{
 use anyhow::{Context, Result};
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -38,6 +39,9 @@ pub struct Tally {
     pub retried: Option<usize>,
     pub held: usize,
     pub held_ms: Spread,
+    /// From the end of the only worker until the next one listened.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gap_seconds: Vec<f64>,
     pub by_handoff_503: usize,
     pub deploy_seconds: Vec<f64>,
     /// Of each `handoff reload`.
@@ -114,14 +118,15 @@ impl Tally {
             hung: failed.iter().filter(|visit| visit.answer == Answer::Hung).count(),
             executed_twice: sum(|run| run.orders.executed_twice()),
             failed_though_executed: sum(|run| run.failed_though_executed().count()),
-            retried: (setup != Setup::Haproxy).then(|| sum(|run| run.log.retried())),
-            held: 0,
-            held_ms: Spread::default(),
+            retried: (!matches!(setup, Setup::Haproxy | Setup::Caddy)).then(|| sum(|run| run.log.retried())),
+            held: sum(|run| run.log.held().count()),
+            held_ms: median(|run| Spread::of(run.log.held())),
             by_handoff_503: if setup == Setup::Handoff {
                 failed.iter().filter(|visit| is_503(visit)).count()
             } else {
                 0
             },
+            gap_seconds: runs.iter().flat_map(|run| run.gaps()).map(|gap| gap.as_secs_f64()).collect(),
             deploy_seconds: runs.iter().flat_map(|run| run.deploys()).collect(),
             exits: runs.iter().flat_map(|run| &run.reloads).map(|reload| reload.exit).collect(),
             streams: Streams::of(runs),
@@ -187,6 +192,21 @@ impl Run {
     pub fn deploys(&self) -> impl Iterator<Item = f64> {
         let deploys = self.done.iter().filter(|done| done.action.is_deploy());
         deploys.map(|done| (done.ended.since(done.began).as_secs_f64() * 100.0).round() / 100.0)
+    }
+
+    /// Where there is one worker only: how long there was none, each time that it was replaced.
+    pub fn gaps(&self) -> Vec<Duration> {
+        if self.scenario.workers > 1 {
+            return Vec::new();
+        }
+        let mut lives: Vec<&Life> = self.lives.iter().collect();
+        lives.sort_by_key(|life| life.booted);
+        let gap = |pair: &[&Life]| {
+            let [old, new] = pair else { return None };
+            let ended = old.closed.or(old.died)?;
+            new.listened.filter(|&listened| listened > ended).map(|listened| listened.since(ended))
+        };
+        lives.windows(2).filter_map(gap).collect()
     }
 
     pub fn calm(&self) -> Spread {

@@ -3,6 +3,7 @@
 use crate::{
     access_log::AccessLog,
     app::{App, NAME},
+    caddy::{self, Caddy},
     clock::Moment,
     conf::{Conf, Tuning},
     control, drain_script,
@@ -108,6 +109,7 @@ impl Plan {
                 ensure!(action == Action::Reload, "{name} has no deploy: HAProxy does not play it");
                 haproxy::binary()?;
             }
+            Setup::Caddy => _ = caddy::binary()?,
         }
         Ok(())
     }
@@ -126,7 +128,7 @@ impl Plan {
         let streams = self.scenario.streaming.map(|streaming| Streams::start(target, streaming));
         let done = self.act(&stage, began).await?;
         let control = if self.control {
-            Some(stage.play_control(self.scenario.action_with(self.setup)).await?)
+            Some(stage.play_control(self.scenario.action_with(self.setup), self.scenario.spares).await?)
         } else {
             None
         };
@@ -194,7 +196,7 @@ impl Stage {
         }
         let front = Self::front(plan, &place, &app).await?;
         let sidecar = match setup {
-            Setup::Stock | Setup::Tuned | Setup::Haproxy => None,
+            Setup::Stock | Setup::Tuned | Setup::Haproxy | Setup::Caddy => None,
             Setup::Handoff => Some(Sidecar::start(&place, &app.addresses()).await?),
         };
         if let Some(sidecar) = sidecar.as_ref().filter(|_| has_preload) {
@@ -204,7 +206,11 @@ impl Stage {
     }
 
     async fn front(Plan { scenario, setup, nginx, .. }: &Plan, place: &Place, app: &App) -> Result<Front> {
-        let (port, servers) = (ports::row(1)?, app.addresses());
+        let (port, mut servers) = (ports::row(1)?, app.addresses());
+        if scenario.action_with(*setup) == Action::SafeReload && scenario.spares > 0 {
+            let first = ports::row(scenario.spares)?;
+            servers.extend((first..).take(scenario.spares.into()).map(ports::address));
+        }
         let tuning = match setup {
             Setup::Stock => Tuning::Stock,
             Setup::Tuned => Tuning::Tuned,
@@ -214,6 +220,9 @@ impl Stage {
             Setup::Haproxy => {
                 let haproxy = Haproxy::start(&place.haproxy_prefix(), port, &servers).await?;
                 return Ok(Front::Haproxy(haproxy));
+            }
+            Setup::Caddy => {
+                return Ok(Front::Caddy(Caddy::start(&place.caddy_prefix(), port, &servers).await?));
             }
         };
         // With Handoff it is not needed.
@@ -369,8 +378,8 @@ impl Stage {
     }
 
     /// Between two pauses, so that nothing else is in what is measured.
-    async fn play_control(&self, deploy: Action) -> Result<(Moment, Moment)> {
-        let control = control::play(&self.app, deploy).await?;
+    async fn play_control(&self, deploy: Action, spares: u16) -> Result<(Moment, Moment)> {
+        let control = control::play(&self.app, deploy, spares).await?;
         (control.1 + SETTLING).reached().await;
         Ok(control)
     }

@@ -14,6 +14,8 @@ pub struct Scenario {
     pub behaviour: Behaviour,
     pub mode: Mode,
     pub workers: u16,
+    /// With `handoff reload`: ports that the upstream has beside theirs.
+    pub spares: u16,
     /// How long PM2 waits for `ready`, if it does.
     pub wait_ready: Option<Duration>,
     /// Without Handoff, nginx may send a POST again, whatever became of it.
@@ -100,6 +102,8 @@ pub enum Setup {
     Tuned,
     /// HAProxy in the place of nginx, and a script that drains.
     Haproxy,
+    /// Caddy in the place of nginx, which tries again until a worker listens.
+    Caddy,
     /// The article's block with Handoff.
     Handoff,
 }
@@ -184,6 +188,7 @@ pub const S4: Scenario = Scenario {
     behaviour: Behaviour::Graceful,
     mode: Mode::Fork,
     workers: 4,
+    spares: 0,
     wait_ready: Some(Duration::from_secs(10)),
     non_idempotent: false,
     rate: 200,
@@ -204,6 +209,30 @@ pub const S4N: Scenario = Scenario {
     wait_ready: None,
     within: Some(Duration::from_secs(7)),
     ..S4
+};
+
+pub const S5: Scenario = Scenario {
+    name: "S5",
+    says: "a reload of the only worker, in fork mode",
+    workers: 1,
+    spares: 1,
+    within: Some(Duration::from_secs(7)),
+    ..S4
+};
+
+pub const S5_RESTART: Scenario = Scenario {
+    name: "S5-restart",
+    says: "a restart of the only worker, in fork mode",
+    action: Action::Restart,
+    ..S5
+};
+
+pub const S5N: Scenario = Scenario {
+    name: "S5n",
+    says: "a reload of the only worker, which handles no signal",
+    behaviour: Behaviour::Naive,
+    wait_ready: None,
+    ..S5
 };
 
 pub const S6: Scenario = Scenario {
@@ -261,8 +290,10 @@ pub const S8B_CUT: Scenario = Scenario {
     ..S8B
 };
 
-pub const ALL: [Scenario; 17] =
-    [S1, S2, S3, S3B, S3_RESTART, S3_STOP, S3_SCALE, S3_INT, S4, S4N, S6, S6B, S6C, S7, S8, S8B, S8B_CUT];
+pub const ALL: [Scenario; 20] = [
+    S1, S2, S3, S3B, S3_RESTART, S3_STOP, S3_SCALE, S3_INT, S4, S4N, S5, S5_RESTART, S5N, S6, S6B, S6C, S7,
+    S8, S8B, S8B_CUT,
+];
 
 impl Scenario {
     pub fn find(name: &str) -> Result<Self> {
@@ -280,6 +311,16 @@ impl Scenario {
         Ok(Self { level, ..self })
     }
 
+    /// Handoff, and what it is to be compared with.
+    pub fn setups(&self) -> &'static [Setup] {
+        match self.level {
+            Level::L0 | Level::L2 => &[Setup::Stock, Setup::Tuned, Setup::Handoff],
+            // Where there is only one worker to drain, HAProxy has nobody to send to.
+            Level::L1 if self.workers == 1 => &[Setup::Stock, Setup::Caddy, Setup::Handoff],
+            Level::L1 => &[Setup::Tuned, Setup::Haproxy, Setup::Handoff],
+        }
+    }
+
     /// What happens to it with this setup.
     pub fn action_with(&self, setup: Setup) -> Action {
         match (self.action, setup, self.level) {
@@ -292,22 +333,13 @@ impl Scenario {
     }
 }
 
-impl Level {
-    /// Handoff, and what it is to be compared with.
-    pub fn setups(self) -> &'static [Setup] {
-        match self {
-            Self::L0 | Self::L2 => &[Setup::Stock, Setup::Tuned, Setup::Handoff],
-            Self::L1 => &[Setup::Tuned, Setup::Haproxy, Setup::Handoff],
-        }
-    }
-}
-
 impl Setup {
     pub fn title(self) -> &'static str {
         match self {
             Self::Stock => "stock nginx",
             Self::Tuned => "tuned nginx",
             Self::Haproxy => "HAProxy and a drain script",
+            Self::Caddy => "Caddy and its retries",
             Self::Handoff => "Handoff",
         }
     }
@@ -319,6 +351,7 @@ impl fmt::Display for Setup {
             Self::Stock => "stock",
             Self::Tuned => "tuned",
             Self::Haproxy => "haproxy",
+            Self::Caddy => "caddy",
             Self::Handoff => "handoff",
         })
     }

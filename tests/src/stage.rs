@@ -1,6 +1,6 @@
 //! How a program of the stage runs: until it is done, or until somebody stops it; either way nothing is left behind.
 
-use crate::{command, haproxy, nginx::Binary, runner::Run, scenario::Setup};
+use crate::{caddy, command, haproxy, nginx::Binary, runner::Run, scenario::Setup};
 use anyhow::{Result, bail};
 use std::{collections::BTreeMap, process::ExitCode};
 use tokio::{
@@ -44,6 +44,9 @@ pub async fn versions(nginx: &Binary, runs: &[Run]) -> BTreeMap<String, String> 
     ]);
     if runs.iter().any(|run| run.setup == Setup::Haproxy) {
         versions.insert("haproxy".to_owned(), haproxy::version().await.unwrap_or_default());
+    }
+    if runs.iter().any(|run| run.setup == Setup::Caddy) {
+        versions.insert("caddy".to_owned(), caddy::version().await.unwrap_or_default());
     }
     versions
 }

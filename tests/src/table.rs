@@ -29,6 +29,13 @@ const ROWS: [(&str, Cell); 15] = [
 /// What only `handoff reload` has.
 const EXITS: [(&str, Cell); 1] = [("exit code", |tally| exits(&tally.exits))];
 
+/// Where somebody waited.
+const HELD: [(&str, Cell); 3] = [
+    ("held", |tally| tally.held.to_string()),
+    ("longest wait, ms", |tally| number(tally.held_ms.max)),
+    ("no worker, seconds", |tally| seconds(&tally.gap_seconds)),
+];
+
 /// Where there were streams: how many were whole, and what became of the others.
 const STREAMS: [(&str, Cell); 3] = [
     ("event streams", |tally| outcomes(tally, |streams| streams.events)),
@@ -47,7 +54,8 @@ pub fn text(report: &Report) -> String {
     text.push_str(&"─".repeat(width));
     let exits = EXITS.iter().filter(|_| report.results.iter().any(|tally| !tally.exits.is_empty()));
     let streams = STREAMS.iter().filter(|_| report.results.iter().any(|tally| tally.streams.is_some()));
-    for (label, cell) in ROWS.iter().chain(exits).chain(streams) {
+    let held = HELD.iter().filter(|_| report.results.iter().any(|tally| tally.held > 0));
+    for (label, cell) in ROWS.iter().chain(exits).chain(held).chain(streams) {
         // Writing to a String cannot fail.
         _ = write!(text, "\n{label:LABEL$}");
         for tally in &report.results {

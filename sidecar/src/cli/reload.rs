@@ -15,6 +15,7 @@ use crate::{
         event::Event,
         health,
         lock::{Lock, REFRESH},
+        plan::Relief,
     },
 };
 use handoff_wire::Span;
@@ -178,13 +179,21 @@ fn describe(plan: &Plan) -> String {
     };
     let caution = plan.caution().map(|text| format!("{text}\n"));
     let cluster = plan.cluster.as_ref();
-    let left = cluster.and_then(|cluster| cluster.left).map(|left| {
-        format!("{app}:{left} is the canary of a roll-out that was killed, and would be deleted\n")
+    let left = plan.left.map(|left| {
+        format!("{app}:{left} was left behind by a roll-out that did not end, and would be deleted\n")
     });
+    let stand_in = match &plan.relief {
+        Some(Relief::StandIn(spare)) => {
+            let (variable, port) = (&spare.variable, spare.port);
+            Some(format!("another worker of {app} would stand in for it meanwhile, with {variable}={port}\n"))
+        }
+        _ => None,
+    };
     let canary = cluster
         .and_then(|cluster| cluster.model)
         .map(|_| format!("{app} would have one worker more for a moment, a canary of the new release\n"));
-    caution.into_iter().chain(left).chain(canary).chain(plan.turns.iter().map(line)).collect()
+    let more = caution.into_iter().chain(left).chain(canary);
+    more.chain(plan.turns.iter().map(line)).chain(stand_in).collect()
 }
 
 /// Keeps PM2's own reloads away, for as long as it is polled.

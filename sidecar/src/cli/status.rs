@@ -8,7 +8,10 @@ use crate::{
     peer::Peer,
     pm2::{PmId, home::Home},
     report::{self, LatencyView, Report, WorkerReport},
-    rollout::notes::{Note, Notes},
+    rollout::{
+        notes::{Note, Notes},
+        spare::Spare,
+    },
     roster::Notices,
     survey::{self, Survey},
     worker::Worker,
@@ -71,7 +74,7 @@ struct AppStatus {
     #[serde(skip)]
     says: String,
     dangers: Vec<String>,
-    /// A canary that a killed `handoff reload` left behind.
+    /// One worker more than the app has, which a `handoff reload` left behind that did not end.
     left_behind: Option<PmId>,
     workers: Vec<WorkerStatus>,
 }
@@ -194,7 +197,14 @@ impl Scene<'_> {
             .map(|&(id, worker)| {
                 let claims = self.claims(id, worker);
                 let why = if claims.is_empty() { Some(self.why_not_mapped(id, worker)) } else { None };
-                Known { worker, peers: claims, why_not_mapped: why, preload: self.has_preload(id, worker) }
+                let spare = self.has_spare(worker, &claims);
+                Known {
+                    worker,
+                    peers: claims,
+                    why_not_mapped: why,
+                    preload: self.has_preload(id, worker),
+                    spare,
+                }
             })
             .collect();
         let level = level::level(&known, around);
@@ -227,6 +237,13 @@ impl Scene<'_> {
     fn claims(&self, id: PmId, worker: &Worker) -> BTreeSet<Peer> {
         let remembered = self.reported(id, worker).flat_map(|known| &known.peers);
         worker.claims().iter().chain(remembered).cloned().collect()
+    }
+
+    /// Another worker could stand in for it.
+    fn has_spare(&self, worker: &Worker, claims: &BTreeSet<Peer>) -> bool {
+        let is_free = |peer: &Peer| self.survey.roster.behind(peer) == Some(&Behind::Nobody);
+        let spare = |view| Spare::find("", worker.settings(), claims, view, is_free).is_ok();
+        !claims.is_empty() && self.view.is_some_and(spare)
     }
 
     fn has_preload(&self, id: PmId, worker: &Worker) -> bool {
@@ -349,7 +366,7 @@ impl AppStatus {
         let dangers = self.dangers.iter().map(|danger| format!("beware: {danger}"));
         let left = self.left_behind.map(|id| {
             format!(
-                "{0}:{id} is the canary of a `handoff reload` that was killed. `handoff reload {0}` deletes it",
+                "{0}:{id} was left behind by a `handoff reload` that did not end. `handoff reload {0}` deletes it",
                 self.app
             )
         });

@@ -3,7 +3,7 @@
 //! The answer holds every environment variable of every app, and PM2 mixes them with its own settings: a field may have
 //! any type. What is not named here is passed over and never stored.
 
-use super::PmId;
+use super::{PmId, orders::Sealed};
 use serde::{Deserialize, Deserializer, de};
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -57,7 +57,10 @@ pub struct Settings {
     pub created_at: Option<u64>,
     /// `NODE_APP_INSTANCE`, or what `instance_var` says instead.
     pub instance: Option<u32>,
+    /// `PORT`, or what PM2 counts up instead.
     pub port: Option<u16>,
+    /// The variable that says it.
+    pub port_var: Option<String>,
     /// The variable that PM2 counts up from worker to worker; mostly `PORT`.
     pub increment_var: Option<String>,
 }
@@ -65,6 +68,17 @@ pub struct Settings {
 /// The arguments of the reply to `getMonitorData`.
 #[derive(Deserialize)]
 pub(super) struct Reply(#[serde(deserialize_with = "list")] pub(super) Vec<Listed>);
+
+/// The same, each with all that PM2 has of it, unread.
+#[derive(Deserialize)]
+pub(super) struct Sealeds(Vec<RawSealed>);
+
+#[derive(Deserialize)]
+struct RawSealed {
+    #[serde(default)]
+    pm_id: Loose,
+    pm2_env: Sealed,
+}
 
 #[derive(Deserialize)]
 struct RawListed {
@@ -116,6 +130,15 @@ fn list<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Listed>, D::Error> {
     Ok(raw.into_iter().filter_map(RawListed::checked).collect())
 }
 
+// === impl Sealeds ===
+
+impl Sealeds {
+    pub(super) fn of(self, id: PmId) -> Option<Sealed> {
+        let its = |raw: &RawSealed| raw.pm_id.number() == Some(id.0);
+        self.0.into_iter().find(its).map(|raw| raw.pm2_env)
+    }
+}
+
 // === impl RawListed ===
 
 impl RawListed {
@@ -137,6 +160,7 @@ impl RawListed {
 
 impl RawEnv {
     fn settings(self) -> Settings {
+        let (port_var, port) = self.port().unzip();
         Settings {
             cluster: self.exec_mode.as_text() == Some("cluster_mode"),
             wait_ready: self.wait_ready.is_truthy(),
@@ -153,11 +177,21 @@ impl RawEnv {
             restarts: self.restarts.number().unwrap_or_default(),
             created_at: self.created_at.number(),
             instance: self.instance(),
-            port: self.port.number(),
+            port,
+            port_var,
             out_log: self.out_log.text().map(PathBuf::from),
             err_log: self.err_log.text().map(PathBuf::from),
             increment_var: self.increment_var.text().filter(|name| !name.is_empty()),
         }
+    }
+
+    fn port(&self) -> Option<(String, u16)> {
+        let counted = || {
+            let name = self.increment_var.as_text()?;
+            let number = self.numbers.iter().find(|(key, _)| key == name)?.1;
+            Some((name.to_owned(), u16::try_from(number).ok()?))
+        };
+        self.port.number().map(|port| ("PORT".to_owned(), port)).or_else(counted)
     }
 
     fn instance(&self) -> Option<u32> {
@@ -373,6 +407,7 @@ mod tests {
                 created_at: Some(1_795_365_000_000),
                 instance: Some(2),
                 port: Some(3002),
+                port_var: Some("PORT".into()),
                 increment_var: Some("PORT".into()),
             }
         );
@@ -388,6 +423,18 @@ mod tests {
         );
         assert_eq!((worker.app.as_str(), worker.pid, worker.status), ("7", None, Status::Other));
         assert_eq!(worker.settings, Settings { cluster: true, wait_ready: true, ..Settings::default() });
+    }
+
+    #[test]
+    fn a_port_is_what_port_says_or_what_is_counted_up() {
+        let port = |more: &str| {
+            let settings = one(&format!(r#"{{"pm_id":1,"pm2_env":{{{more}}}}}"#)).settings;
+            settings.port_var.zip(settings.port)
+        };
+        let counted = r#""increment_var":"HTTP_PORT","HTTP_PORT":4000"#;
+        assert_eq!(port(counted), Some(("HTTP_PORT".to_owned(), 4000)));
+        assert_eq!(port(&format!(r#"{counted},"PORT":"3000""#)), Some(("PORT".to_owned(), 3000)));
+        assert_eq!(port(r#""HTTP_PORT":4000"#), None);
     }
 
     #[test]

@@ -83,10 +83,9 @@ function surplus(worker, env) {
   return { ...settings, instances: 1 };
 }
 
-/// In cluster mode one stands for all workers of its app.
+/// One stands for all workers of its app.
 function needsSurplus(worker) {
-  const hasOne = found.reload.some(({ surplus }) => surplus?.name === worker.name);
-  return worker.exec_mode === 'cluster_mode' && !hasOne;
+  return !found.reload.some(({ surplus }) => surplus?.name === worker.name);
 }
 
 function reload(order, done) {
@@ -95,8 +94,8 @@ function reload(order, done) {
   if (!worker) return done(new Error(`PM2 has no worker ${order.id}`));
   const env = JSON.parse(JSON.stringify(order.env ?? {}));
   keepOwn(worker, env);
-  const canary = needsSurplus(worker) ? surplus(worker, env) : undefined;
-  found.reload.push({ id, env, moved: moved(worker, env), surplus: canary });
+  const more = needsSurplus(worker) ? surplus(worker, env) : undefined;
+  found.reload.push({ id, env, moved: moved(worker, env), surplus: more });
   done(null, {});
 }
 

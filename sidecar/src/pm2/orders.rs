@@ -14,7 +14,7 @@ use super::{
     rpc::{Report, Rpc, RpcError},
 };
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -32,6 +32,8 @@ use tokio::{
 const SCRIPT: &str = include_str!("orders.cjs");
 /// PM2's command line starts in half a second; an ecosystem file may fetch what it needs.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Where PM2 counts its workers, if the app does not say otherwise.
+const INSTANCE: &str = "NODE_APP_INSTANCE";
 /// A thousand workers with large environments stay well below this.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -52,7 +54,7 @@ pub struct Request<'a> {
 pub struct Orders {
     /// The environment that each worker's reload is sent with.
     pub reload: BTreeMap<PmId, Sealed>,
-    /// In cluster mode, by one worker of each app: what one more would be.
+    /// By one worker of each app: what one more would be.
     pub surplus: BTreeMap<PmId, Sealed>,
     /// Apps of the file that PM2 does not know: it would start them.
     pub prepare: Vec<Prepare>,
@@ -239,6 +241,33 @@ async fn run(mut command: Command) -> Result<Orders, OrdersError> {
 
 // === impl Sealed ===
 
+impl Sealed {
+    /// The settings of one more worker, whose port is another one, and PM2's own choice nothing but its number. None: they
+    /// are none.
+    pub fn at_port(&self, variable: &str, port: u16) -> Option<Self> {
+        let mut settings: Map<String, Value> = serde_json::from_str(self.0.get()).ok()?;
+        for name in ["pm_id", "created_at", "unique_id", "status", "instances", "increment_var"] {
+            settings.remove(name);
+        }
+        let instance_var =
+            settings.get("instance_var").and_then(Value::as_str).unwrap_or(INSTANCE).to_owned();
+        let instance = settings.get(&instance_var).and_then(Value::as_u64);
+        let mut own = match settings.remove("env") {
+            Some(Value::Object(own)) => own,
+            _ => Map::new(),
+        };
+        for values in [&mut settings, &mut own] {
+            values.insert(variable.to_owned(), port.to_string().into());
+            // Never the first one, which may do what only one of them should.
+            if let Some(instance) = instance {
+                values.insert(instance_var.clone(), (instance + 1).into());
+            }
+        }
+        settings.insert("env".to_owned(), own.into());
+        Some(Self(serde_json::value::to_raw_value(&settings).ok()?))
+    }
+}
+
 impl Deref for Sealed {
     type Target = RawValue;
 
@@ -286,6 +315,26 @@ mod tests {
         );
         let shown = format!("{orders:?}");
         assert!(shown.contains("jobs") && !shown.contains("planted-secret"), "{shown}");
+    }
+
+    #[test]
+    fn one_more_worker_has_a_port_and_an_instance_of_its_own_and_all_else_as_the_other() {
+        let sealed = |text: &str| Sealed(RawValue::from_string(text.to_owned()).unwrap());
+        let settings = sealed(concat!(
+            r#"{"name":"shop","pm_id":0,"created_at":1,"unique_id":"a","status":"online","instances":1,"#,
+            r#""increment_var":"PORT","PORT":3000,"NODE_APP_INSTANCE":0,"wait_ready":true,"DB":"planted-secret","#,
+            r#""env":{"PORT":3000,"DB":"planted-secret"}}"#,
+        ));
+        let one_more: Value = serde_json::from_str(settings.at_port("PORT", 3001).unwrap().get()).unwrap();
+        let wanted = serde_json::json!({
+            "name": "shop", "PORT": "3001", "NODE_APP_INSTANCE": 1, "wait_ready": true, "DB": "planted-secret",
+            "env": {"PORT": "3001", "NODE_APP_INSTANCE": 1, "DB": "planted-secret"},
+        });
+        assert_eq!(one_more, wanted);
+        let uncounted = sealed(r#"{"name":"shop","HTTP_PORT":"3000"}"#).at_port("HTTP_PORT", 3001).unwrap();
+        let wanted = serde_json::json!({"name": "shop", "HTTP_PORT": "3001", "env": {"HTTP_PORT": "3001"}});
+        assert_eq!(serde_json::from_str::<Value>(uncounted.get()).unwrap(), wanted);
+        assert!(sealed("[]").at_port("PORT", 1).is_none());
     }
 
     #[test]

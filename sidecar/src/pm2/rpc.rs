@@ -11,6 +11,7 @@ use super::{
     frame::{self, Argument, Decoder, FrameError, Policy},
     home::Home,
     monitor::{self, Listed},
+    orders::Sealed,
     trust::{self, Daemon, PathError},
 };
 use bytes::{Buf as _, BytesMut};
@@ -132,6 +133,12 @@ impl Rpc {
     pub async fn list(&mut self) -> Result<Vec<Listed>, RpcError> {
         let (reply,): (monitor::Reply,) = self.call("getMonitorData", [serde_json::Map::new()]).await?;
         Ok(reply.0)
+    }
+
+    /// All that PM2 has of a worker.
+    pub async fn settings(&mut self, id: PmId) -> Result<Option<Sealed>, RpcError> {
+        let (all,): (monitor::Sealeds,) = self.call("getMonitorData", [serde_json::Map::new()]).await?;
+        Ok(all.of(id))
     }
 
     pub async fn version(&mut self) -> Result<String, RpcError> {

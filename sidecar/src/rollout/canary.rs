@@ -4,18 +4,18 @@
 //! worker that nobody needs. It has PM2's next number and the lowest free instance, the settings and the environment that
 //! the others are going to get, and it is deleted as soon as it has proved itself or failed to.
 //!
-//! What it must not outlive is the roll-out: it is [noted](super::notes) before PM2 is asked for it.
+//! It is a [surplus] worker.
 
 use super::{
     OnDeadline,
     event::Step,
     fitness::Expected,
-    grip::{Call, Grip, Said, Shared},
+    grip::{Call, Grip, Shared},
     logs::Logs,
     newcomer::{Newcomer, WATCH},
-    notes::{Note, Notes},
     parting,
-    stop::{Broken, Stop},
+    stop::{Broken, Role, Stop},
+    surplus,
     toll::Toll,
     verdict::Answers,
     window::Window,
@@ -27,7 +27,6 @@ use crate::pm2::{
     rpc::{Rpc, RpcError},
 };
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -45,8 +44,6 @@ pub struct Canary {
     pub shared: Arc<Shared>,
 }
 
-/// PM2 lists a new worker as soon as it was asked.
-const LISTED: Duration = Duration::from_secs(5);
 const LOOK_PAUSE: Duration = Duration::from_millis(25);
 /// How much longer than its listen_timeout PM2 may need to say that a worker runs.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
@@ -58,28 +55,36 @@ impl Canary {
     pub async fn sing(self, before: Answers, window: &mut Window) -> Result<u64, Stop> {
         let began = Instant::now();
         let answers = (before, Answers::of(&window.views().await?));
-        let notes = Notes::of(&self.shared.home);
-        let (grip, mut call) = self.start(&notes).await?;
+        let Self { app, model, surplus, hands, shared } = self;
+        let home = shared.home.clone();
+        let ask = async move {
+            let mut rpc = Rpc::connect(&home).await.map_err(RpcError::from)?;
+            match surplus {
+                Some(app) => rpc.start_one(&app).await,
+                None => rpc.duplicate(model).await,
+            }
+        };
+        let (grip, mut call) = surplus::start(&app, &hands, &shared, ask).await?;
         grip.step(Step::Starting);
         let Seen { listed, .. } = grip.seen()?;
         let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
         let proved = prove(&grip, &mut call, answers, window).await;
-        let at_deadline = if proved.is_ok() { self.shared.options.on_deadline } else { OnDeadline::Cut };
+        let at_deadline = if proved.is_ok() { shared.options.on_deadline } else { OnDeadline::Cut };
         let cut = match ended(&grip, &mut call, at_deadline, window).await {
             Ok(cut) => cut,
-            Err(stop) => return Err(left_behind(&grip, proved.err().unwrap_or(stop))),
+            Err(stop) => return Err(surplus::left_behind(&grip, "canary", proved.err().unwrap_or(stop))),
         };
         // Now that it has ended, its last words are known.
         let proved = proved.map_err(|stop| grip.with_log(stop, &logs));
         if let Err(stop) = grip.delete().await {
-            return Err(left_behind(&grip, proved.err().unwrap_or(stop)));
+            return Err(surplus::left_behind(&grip, "canary", proved.err().unwrap_or(stop)));
         }
-        strike(&grip, &notes, &self.app);
+        surplus::strike(&grip, &app);
         match proved {
             Err(Stop::Broken(broken)) => {
                 let Broken { how, text, log, .. } = broken.clone();
                 grip.step(Step::Failed { exit: how.exit() as u8, text, log });
-                Err(Stop::Broken(Broken { is_canary: true, ..broken }))
+                Err(Stop::Broken(Broken { role: Role::Canary, ..broken }))
             }
             proved => {
                 let seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
@@ -87,48 +92,6 @@ impl Canary {
                 proved.map(|()| cut)
             }
         }
-    }
-
-    async fn start(&self, notes: &Notes) -> Result<(Grip, Call<PmId>), Stop> {
-        let mut worlds = self.shared.worlds.clone();
-        let world = worlds.borrow().clone().ok_or(Stop::Pm2(RpcError::Closed))?;
-        let known: BTreeSet<PmId> = world.workers.keys().copied().collect();
-        let note = Note::asking(&self.app, world.listed.iter());
-        let unnoted = |error| Stop::Refused(format!("the canary cannot be noted in PM2's home: {error}"));
-        notes.put(note.clone()).map_err(unnoted)?;
-        self.hands.expect_one_more();
-        let mut call = self.ask();
-        let until = Instant::now() + LISTED;
-        let listed = loop {
-            let world = worlds.borrow_and_update().clone().ok_or(Stop::Pm2(RpcError::Closed))?;
-            if let Some(seen) = world.workers.values().find(|seen| !known.contains(&seen.listed.id)) {
-                break seen.listed.clone();
-            }
-            call.answered().await?;
-            if Instant::now() >= until {
-                return Err(Stop::Refused(format!(
-                    "PM2 started no canary of {} within {LISTED:?}",
-                    self.app
-                )));
-            }
-            _ = time::timeout_at(until.into(), worlds.changed()).await;
-        };
-        let grip = Grip::new(&self.app, listed.id, &self.hands, self.shared.clone());
-        grip.in_hand.is_moving(true);
-        notes.put(note.found(&listed)).map_err(unnoted)?;
-        Ok((grip, call))
-    }
-
-    fn ask(&self) -> Call<PmId> {
-        let (home, model) = (self.shared.home.clone(), self.model);
-        let surplus = self.surplus.clone();
-        Call::begin(async move {
-            let mut rpc = Rpc::connect(&home).await.map_err(RpcError::from)?;
-            match surplus {
-                Some(app) => rpc.start_one(&app).await,
-                None => rpc.duplicate(model).await,
-            }
-        })
     }
 }
 
@@ -138,7 +101,7 @@ pub async fn remove_left(grip: Grip, app: &str, window: &mut Window) -> Result<u
     grip.in_hand.is_moving(true);
     let cut = stopped(&grip, grip.options().on_deadline, window).await?;
     grip.delete().await?;
-    strike(&grip, &Notes::of(&grip.shared.home), app);
+    surplus::strike(&grip, app);
     Ok(cut)
 }
 
@@ -205,16 +168,4 @@ async fn stopped(grip: &Grip, at_deadline: OnDeadline, window: &mut Window) -> R
         Some(toll) => toll.sum(window).await,
         None => 0,
     })
-}
-
-fn strike(grip: &Grip, notes: &Notes, app: &str) {
-    if let Err(error) = notes.strike(app) {
-        grip.note(format!("the note of the canary cannot be struck: {error}"));
-    }
-}
-
-fn left_behind(grip: &Grip, stop: Stop) -> Stop {
-    let text = format!("the canary {0} is still there: the next `handoff reload` deletes it", grip.name);
-    _ = grip.shared.steps.send((grip.id, Said::Note(text)));
-    stop
 }

@@ -25,8 +25,6 @@ pub struct Cluster {
     pub peers: BTreeSet<Peer>,
     /// Whose double the canary is. None: nobody serves, so that nothing can be lost.
     pub model: Option<PmId>,
-    /// A canary that a killed roll-out left behind.
-    pub left: Option<PmId>,
     /// From PM2's signal to SIGKILL.
     pub kill_timeout: Duration,
     /// Each worker can be asked to [finish](super::parting) what it has before that signal.
@@ -47,7 +45,6 @@ impl Cluster {
         Self {
             peers,
             model: online.first().copied(),
-            left: around.left,
             kill_timeout: kill_timeout(&first),
             finishes: online.len() > 1 && online.iter().all(|id| around.preloads.contains(id)),
         }

@@ -5,7 +5,7 @@ use super::{
     brake::{Brake, Halt},
     event::Step,
     logs::{Logs, MOST_LINES},
-    stop::{Broken, How, Stop},
+    stop::{Broken, How, Role, Stop},
     world::{Hands, InHand, Seen, World, Worlds},
 };
 use crate::pm2::{
@@ -128,6 +128,13 @@ impl Grip {
         })
     }
 
+    /// PM2 is asked to stop it. That it has, is to be seen.
+    pub fn begin_to_stop(&self) -> Call {
+        self.in_hand.expect_stop();
+        let (home, id) = (self.shared.home.clone(), self.id);
+        Call::begin(async move { Rpc::connect(&home).await.map_err(RpcError::from)?.stop(id).await })
+    }
+
     /// PM2 7 says that it stopped a worker that was not ready yet, and starts it again. One that is frozen until PM2 no
     /// longer waits for `ready` stays stopped.
     pub async fn stop(&self) -> Result<(), Stop> {
@@ -196,7 +203,7 @@ impl Grip {
     // --- saying
 
     pub fn broken(&self, how: How, text: String) -> Stop {
-        Stop::Broken(Broken { worker: self.name.clone(), how, text, log: Vec::new(), is_canary: false })
+        Stop::Broken(Broken { worker: self.name.clone(), how, text, log: Vec::new(), role: Role::Successor })
     }
 
     /// What it wrote last; in cluster mode what it threw stands on PM2's bus, and mostly not in its log.

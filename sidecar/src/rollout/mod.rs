@@ -2,7 +2,8 @@
 //!
 //! 1. The roll-out takes its [`lock`], and PM2's. It makes a [`plan`], and refuses what would not be safe.
 //! 2. It [observes](world) PM2 and this host, and keeps its [`marks`] in nginx alive.
-//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others. In
+//! 3. The first worker has its [turn](replace), alone: a broken release meets it and nobody else. Then the others. For the
+//!    only worker of an app another one [stands in](stand_in) meanwhile, where its upstream has a [port to spare](spare). In
 //!    cluster mode a [canary] comes before them, and each worker has a [successor](succession).
 //! 4. In the end all is as it was: as many workers, with the same numbers, instances and ports. Or it says what is not.
 //!
@@ -29,8 +30,11 @@ pub mod parting;
 pub mod plan;
 pub mod reach;
 pub mod replace;
+pub mod spare;
+pub mod stand_in;
 pub mod stop;
 pub mod succession;
+pub mod surplus;
 pub mod teller;
 pub mod toll;
 pub mod verdict;
@@ -46,7 +50,7 @@ use crate::{
     control::{Address, Control},
     orphans,
     peer::Peer,
-    pm2::{PmId, home::Home, orders::Sealed},
+    pm2::{PmId, home::Home, monitor::Status, orders::Sealed},
     report::{self, WorkerReport},
 };
 use brake::{Brake, Halt};
@@ -57,8 +61,9 @@ use grip::{Grip, KILL_GRACE, Said, Shared};
 use handoff_wire::{Owner, Span};
 use marks::Marks;
 use notes::Notes;
-use plan::{Planned, Surroundings};
+use plan::{Planned, Relief, Surroundings};
 use replace::Turn;
+use stand_in::StandIn;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -117,7 +122,7 @@ pub struct Order {
     pub only: Option<PmId>,
     /// What PM2 is given for each worker's environment.
     pub env: BTreeMap<PmId, Sealed>,
-    /// What one more worker would be with that, in cluster mode.
+    /// What one more worker would be with that.
     pub surplus: Option<Sealed>,
 }
 
@@ -221,9 +226,11 @@ impl Rollout {
     }
 
     async fn all(&mut self, steps: UnboundedSender<(PmId, Said)>) -> Outcome {
+        // Whoever comes waits: that is what is done about it.
+        let force = self.options.force || matches!(self.plan.relief, Some(Relief::Wait(_)));
         let shared = Arc::new(Shared {
             home: self.site.home.clone(),
-            options: self.options.clone(),
+            options: Options { force, ..self.options.clone() },
             worlds: self.worlds.clone(),
             brake: self.brake.clone(),
             preload: report::live(&self.site.home).find_map(|report| report.preload),
@@ -231,8 +238,65 @@ impl Rollout {
         });
         match self.plan.cluster.clone() {
             Some(cluster) => self.successions(cluster, shared).await,
-            None => self.turns(shared).await,
+            None => self.forks(shared).await,
         }
+    }
+
+    /// The turns, and around them somebody who stands in where there is only one.
+    async fn forks(&mut self, shared: Arc<Shared>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let stand_in = match self.stand_in(&shared, &mut outcome).await {
+            Ok(stand_in) => stand_in,
+            Err(stop) => return Outcome { stop: Some(stop), ..outcome },
+        };
+        self.turns(stand_in.is_none(), shared, &mut outcome).await;
+        let Some(stand_in) = stand_in else { return outcome };
+        // Whatever stopped the turns, it is taken away if it is not needed.
+        match self.serve() {
+            true => outcome.add_cut(stand_in.leave().await),
+            false => stand_in.stay(),
+        }
+        outcome
+    }
+
+    /// Somebody who serves while the only worker is replaced.
+    async fn stand_in(
+        &mut self,
+        shared: &Arc<Shared>,
+        outcome: &mut Outcome,
+    ) -> Result<Option<StandIn>, Stop> {
+        let place = |peers| {
+            let reason = format!("handoff reload replaces the only worker of {}", self.order.app);
+            Marks::new(self.site.control.clone(), self.owner.clone(), peers, &reason)
+        };
+        let (app, hands) = (self.order.app.clone(), self.hands.clone());
+        if let Some(left) = self.plan.left {
+            let grip = Grip::new(&app, left, &hands, shared.clone());
+            let peers = grip.seen()?.open;
+            let is_needed = !peers.is_empty() && !self.plan.turns.iter().any(|turn| turn.serves);
+            let left = StandIn::left(&app, grip, place(peers));
+            if is_needed {
+                return Ok(Some(left));
+            }
+            outcome.cut += left.leave().await?;
+        }
+        let Some(Relief::StandIn(spare)) = self.plan.relief.clone() else { return Ok(None) };
+        let model = self.plan.turns.first().map_or(PmId(0), |turn| turn.id);
+        let marks = place(spare.peers.clone());
+        let settings = self.order.surplus.take();
+        let start = stand_in::Start { app, model, spare, settings, hands, shared: shared.clone() };
+        start.run(marks).await.map(Some)
+    }
+
+    /// Every worker does.
+    fn serve(&self) -> bool {
+        let Some(world) = self.worlds.borrow().clone() else { return false };
+        self.plan.turns.iter().all(|turn| {
+            let seen = world.workers.get(&turn.id);
+            seen.is_some_and(|seen| {
+                seen.listed.status == Status::Online && seen.open.is_superset(&turn.peers)
+            })
+        })
     }
 
     /// The canary, then one worker after the other.
@@ -273,7 +337,7 @@ impl Rollout {
         let app = self.order.app.clone();
         let grip = |id: PmId, hands: &Hands| Grip::new(&app, id, hands, shared.clone());
         self.nobody_leaves(cluster.kill_timeout + KILL_GRACE).await?;
-        if let Some(left) = cluster.left {
+        if let Some(left) = self.plan.left {
             outcome.cut += canary::remove_left(grip(left, &self.hands), &app, window).await?;
         }
         let before = window.answers().await?;
@@ -309,11 +373,9 @@ impl Rollout {
     }
 
     /// The first worker alone, then the others.
-    async fn turns(&mut self, shared: Arc<Shared>) -> Outcome {
+    async fn turns(&mut self, mut is_first: bool, shared: Arc<Shared>, outcome: &mut Outcome) {
         let mut waiting: VecDeque<Planned> = self.plan.turns.iter().cloned().collect();
-        let mut outcome = Outcome::default();
         let mut running = JoinSet::new();
-        let mut is_first = true;
         loop {
             let at_once = if outcome.replaced.is_empty() { 1 } else { self.options.parallel };
             while running.len() < at_once && outcome.stop.is_none() {
@@ -327,7 +389,7 @@ impl Rollout {
                 is_first = false;
             }
             match running.join_next().await {
-                None => return outcome,
+                None => return,
                 Some(ended) => outcome.add(ended.unwrap_or_else(|error| Err(Stop::Lost(error.to_string())))),
             }
             if outcome.stop.is_some() {
@@ -344,6 +406,7 @@ impl Rollout {
             grip,
             serves: planned.serves,
             is_first,
+            may_halt: true,
             env: self.order.env.remove(&planned.id),
         }
     }
@@ -366,8 +429,7 @@ impl Rollout {
                 is.instance.map(Into::into),
             ))
         };
-        let left = self.plan.cluster.as_ref().and_then(|cluster| cluster.left);
-        before.workers.iter().filter(|(id, _)| Some(**id) != left).find_map(is_same)
+        before.workers.iter().filter(|(id, _)| Some(**id) != self.plan.left).find_map(is_same)
     }
 }
 

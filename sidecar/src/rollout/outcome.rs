@@ -1,6 +1,6 @@
 //! What came of a roll-out.
 
-use super::{Broken, Plan, Stop, replace::Replaced};
+use super::{Broken, Plan, Stop, replace::Replaced, stop::Role};
 use crate::{cli::exit::Exit, pm2::PmId};
 
 #[derive(Debug, Default)]
@@ -33,13 +33,22 @@ impl Outcome {
         }
     }
 
+    /// Of one who stood in, and was taken away.
+    pub fn add_cut(&mut self, left: Result<u64, Stop>) {
+        match left {
+            Ok(cut) => self.cut += cut,
+            Err(stop) => _ = self.stop.get_or_insert(stop),
+        }
+    }
+
     pub fn text(&self, plan: &Plan) -> String {
         let (app, all) = (&plan.app, plan.turns.len());
         let new = self.replaced.len();
         match &self.stop {
-            Some(stop @ Stop::Broken(Broken { is_canary: true, .. })) => {
+            Some(stop @ Stop::Broken(Broken { role: Role::Canary | Role::StandIn, .. })) => {
                 format!("{stop}. The old release serves on every worker of {app}")
             }
+            Some(stop @ Stop::Broken(_)) if all == 1 => stop.to_string(),
             Some(stop @ Stop::Broken(_)) if new == 0 => {
                 format!("{stop}. No other worker of {app} was touched")
             }

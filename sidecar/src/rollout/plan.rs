@@ -3,6 +3,7 @@
 use super::{
     Options,
     cluster::Cluster,
+    spare::Spare,
     world::{Seen, World},
 };
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     peer::{Peer, Place},
     pm2::{PmId, monitor::Status},
 };
-use handoff_wire::{Overview, Upstreams};
+use handoff_wire::{Overview, PeerView, UpstreamView, Upstreams};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,19 @@ pub struct Plan {
     pub turns: Vec<Planned>,
     /// The app runs in cluster mode.
     pub cluster: Option<Cluster>,
+    /// Nobody else serves in the place of its only worker.
+    pub relief: Option<Relief>,
+    /// One worker more than the app has, which a killed roll-out left behind.
+    pub left: Option<PmId>,
+}
+
+/// What becomes of those who come while the only worker of an app in fork mode is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relief {
+    /// Another one serves them.
+    StandIn(Spare),
+    /// They wait, and this is what the operator should know.
+    Wait(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +52,7 @@ pub struct Surroundings<'a> {
     pub remembered: &'a BTreeMap<PmId, BTreeSet<Peer>>,
     /// Those that speak with it themselves.
     pub preloads: &'a BTreeSet<PmId>,
-    /// A canary that a killed roll-out left behind.
+    /// One worker more than the app has, which a killed roll-out left behind.
     pub left: Option<PmId>,
 }
 
@@ -65,6 +79,9 @@ impl Plan {
                 Some(cluster)
             }
         };
+        let places: BTreeMap<PmId, BTreeSet<Peer>> =
+            own().map(|(&id, seen)| (id, peers(id, seen, world, around))).collect();
+        let mut relief = None;
         let mut turns = Vec::new();
         for (&id, seen) in own().filter(|(id, _)| chosen(**id)) {
             let is_online = seen.listed.status == Status::Online;
@@ -72,8 +89,14 @@ impl Plan {
                 Some(cluster) => Planned { id, peers: cluster.peers.clone(), serves: is_online },
                 None => {
                     let serves = is_online && (!seen.open.is_empty() || seen.listens.is_empty());
-                    let planned = Planned { id, peers: peers(id, seen, world, around), serves };
+                    let peers = places.get(&id).cloned().unwrap_or_default();
+                    let planned = Planned { id, peers, serves };
                     reasons.extend(planned.reasons(app, seen, world, around, options));
+                    match planned.relief(app, seen, &places, world, around) {
+                        Ok(found) => relief = found,
+                        Err(_) if options.force => {}
+                        Err(reason) => reasons.push(reason),
+                    }
                     planned
                 }
             };
@@ -81,11 +104,17 @@ impl Plan {
         }
         // Where nobody is served, nothing can be lost: the new release shows itself there first.
         turns.sort_by_key(|planned| (planned.serves, planned.id));
-        if reasons.is_empty() { Ok(Self { app: app.to_owned(), turns, cluster }) } else { Err(reasons) }
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        Ok(Self { app: app.to_owned(), turns, cluster, relief, left: around.left })
     }
 
     /// What cannot be promised.
     pub fn caution(&self) -> Option<String> {
+        if let Some(Relief::Wait(text)) = &self.relief {
+            return Some(text.clone());
+        }
         let cluster = self.cluster.as_ref().filter(|cluster| !cluster.finishes)?;
         Some(format!(
             "{} runs in cluster mode, where nginx cannot wait for what a certain worker still has: PM2 ends it {} after \
@@ -163,26 +192,53 @@ impl Planned {
             let address = &peer.address;
             return vec![format!("{name} shares {address} with other workers: give each a port of its own")];
         }
-        let uncovered = || uncovered(&name, &self.peers, &seen.listens, around);
-        let alone = || self.alone(&name, around);
-        let uncovered = if options.uncovered_ok { Vec::new() } else { uncovered() };
-        let alone = if options.force { None } else { alone() };
-        uncovered.into_iter().chain(alone).collect()
+        if options.uncovered_ok { Vec::new() } else { uncovered(&name, &self.peers, &seen.listens, around) }
     }
 
-    /// Some upstream has nobody but this worker.
-    fn alone(&self, name: &str, around: Surroundings<'_>) -> Option<String> {
-        let of = |upstream: &str| self.peers.iter().filter(|peer| peer.upstream == upstream).count();
-        let alone = around.upstreams.upstreams.iter().find(|upstream| {
-            let all = upstream.peers.iter().filter(|peer| peer.configured && !peer.backup).count();
-            let own = of(&upstream.name);
-            self.serves && own > 0 && own >= all
-        })?;
-        Some(format!(
-            "nobody but {name} serves the upstream {:?}, so its requests would fail while it is replaced: run two \
-             workers or more, or say --force",
-            alone.name
-        ))
+    /// None: somebody else serves meanwhile. Error: nobody does, and nobody waits.
+    fn relief(
+        &self,
+        app: &str,
+        seen: &Seen,
+        places: &BTreeMap<PmId, BTreeSet<Peer>>,
+        world: &World,
+        around: Surroundings<'_>,
+    ) -> Result<Option<Relief>, String> {
+        let name = format!("{app}:{}", self.id);
+        let is_free = |peer: &Peer| match world.behind.get(peer) {
+            Some(Behind::Nobody) => !places.values().any(|peers| peers.contains(peer)),
+            Some(Behind::Worker(worker)) => Some(*worker) == around.left,
+            _ => false,
+        };
+        let is_alone = |upstream: &&UpstreamView| {
+            let peer = |view: &PeerView| Peer::new(&upstream.name, &view.address);
+            let mut used = upstream.peers.iter().filter(|view| view.configured && !view.backup).map(peer);
+            let has = self.peers.iter().any(|peer| peer.upstream == upstream.name);
+            self.serves && has && used.all(|peer| self.peers.contains(&peer) || is_free(&peer))
+        };
+        let alone: Vec<&UpstreamView> = around.upstreams.upstreams.iter().filter(is_alone).collect();
+        let Some(first) = alone.first() else { return Ok(None) };
+        let nobody = format!("nobody but {name} serves the upstream {:?}", first.name);
+        if places.len() > 1 {
+            return Err(format!(
+                "{nobody}, so its requests would fail while it is replaced: run two workers or more there, or say --force"
+            ));
+        }
+        let mend = match Spare::find(&name, &seen.listed.settings, &self.peers, around.upstreams, is_free) {
+            Ok(spare) => return Ok(Some(Relief::StandIn(spare))),
+            Err(mend) => mend,
+        };
+        let longest = alone.iter().map(|upstream| upstream.queue.as_ref().map(|queue| queue.timeout)).min();
+        match longest.flatten() {
+            Some(longest) => Ok(Some(Relief::Wait(format!(
+                "{nobody}: requests wait until its new process is ready, for {longest} at most, and nobody serves them if \
+                 that is broken. So that another worker stands in: {mend}"
+            )))),
+            None => Err(format!(
+                "{nobody}, so its requests would fail while it is replaced. So that another worker stands in: {mend}; or \
+                 say --force"
+            )),
+        }
     }
 }
 
@@ -221,7 +277,7 @@ mod tests {
     }
 
     fn online(port: u16) -> Seen {
-        let settings = Settings { port: Some(port), ..Settings::default() };
+        let settings = Settings { port: Some(port), port_var: Some("PORT".into()), ..Settings::default() };
         Seen {
             listed: Listed {
                 id: PmId(0),
@@ -291,6 +347,23 @@ mod tests {
             left: None,
         };
         Plan::make("shop", &world, |_| true, around, options).map_err(|reasons| reasons.join("; "))
+    }
+
+    #[test]
+    fn another_one_stands_in_for_the_only_worker_where_there_is_a_port_to_spare() {
+        let plan = |worker: Seen, peers| plan(&[worker], peers, &[], &options());
+        let spare = Spare { peers: [peer(1)].into(), variable: "PORT".into(), port: 1 };
+        assert_eq!(plan(online(2), 3).unwrap().relief, Some(Relief::StandIn(spare)));
+        assert_eq!(plan(stopped(2), 3).unwrap().relief, None, "nobody is served");
+        let refused = plan(online(1), 1).unwrap_err();
+        assert!(
+            refused.contains("add `server 127.0.0.1:2;` to the upstream \"shop\"; or say --force"),
+            "{refused}"
+        );
+        let mut fixed = online(1);
+        fixed.listed.settings.port = Some(7);
+        let refused = plan(fixed, 2).unwrap_err();
+        assert!(refused.contains("no PORT of its environment says 127.0.0.1:1"), "{refused}");
     }
 
     fn order(plan: &Plan) -> Vec<(u32, bool)> {

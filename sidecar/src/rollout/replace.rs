@@ -50,6 +50,8 @@ pub struct Turn {
     pub serves: bool,
     /// The first one is watched longer: it stands for all.
     pub is_first: bool,
+    /// It may be left as it is for a reason that is not its own.
+    pub may_halt: bool,
     pub marks: Marks,
     pub env: Option<Sealed>,
 }
@@ -104,7 +106,7 @@ impl Turn {
     }
 
     /// Nothing was done to it: it serves again.
-    async fn keep(&mut self, stop: Stop) -> Stop {
+    pub async fn keep(&mut self, stop: Stop) -> Stop {
         match self.marks.lift().await {
             Ok(()) => self.grip.step(Step::Kept),
             Err(error) => {
@@ -116,7 +118,7 @@ impl Turn {
 
     // --- until it may be stopped
 
-    async fn drained(&mut self) -> Result<Fenced, Stop> {
+    pub async fn drained(&mut self) -> Result<Fenced, Stop> {
         let process = self.grip.seen()?.process;
         let deadline = Instant::now() + self.grip.options().drain_timeout.duration();
         for _ in 0..TRIES {
@@ -128,7 +130,7 @@ impl Turn {
             if self.serves && !is_the_same {
                 return Err(Stop::Foreign(format!("{} was restarted meanwhile", self.grip.name)));
             }
-            self.grip.go_on()?;
+            self.go_on()?;
             if let Some(fenced) = self.marks.fence(drained).await? {
                 return Ok(fenced);
             }
@@ -146,7 +148,7 @@ impl Turn {
         loop {
             match self.marks.drain(self.grip.options().force).await {
                 Err(error) if error.code() == Some(Code::Floor) => {
-                    self.grip.go_on()?;
+                    self.go_on()?;
                     if Instant::now() >= deadline {
                         return Err(Stop::Refused(format!("{error}. --force does it all the same")));
                     }
@@ -157,9 +159,13 @@ impl Turn {
         }
     }
 
+    fn go_on(&self) -> Result<(), Stop> {
+        if self.may_halt { self.grip.go_on() } else { Ok(()) }
+    }
+
     async fn idle(&mut self, mut in_flight: u64, deadline: Instant) -> Result<(), Stop> {
         while in_flight > 0 {
-            self.grip.go_on()?;
+            self.go_on()?;
             if Instant::now() >= deadline {
                 match self.grip.options().on_deadline {
                     OnDeadline::Cut => return Ok(()),
@@ -206,11 +212,20 @@ impl Turn {
         Ok(cut)
     }
 
-    /// Returns how many requests the old process took with it.
-    async fn serves_again(
+    /// The process for which PM2 was asked with this call, where there was none before.
+    pub async fn proves_itself<T: Send + 'static>(
         &mut self,
         expected: &mut Expected,
-        call: Call,
+        call: Call<T>,
+    ) -> Result<(), Stop> {
+        self.serves_again(expected, call, None).await.map(drop)
+    }
+
+    /// Returns how many requests the old process took with it.
+    async fn serves_again<T: Send + 'static>(
+        &mut self,
+        expected: &mut Expected,
+        call: Call<T>,
         end: Option<End>,
     ) -> Result<u64, Stop> {
         self.fit(expected, call).await?;
@@ -274,7 +289,11 @@ impl Turn {
     }
 
     /// Waits until the new process listens and is ready.
-    async fn fit(&mut self, expected: &mut Expected, mut call: Call) -> Result<(), Stop> {
+    async fn fit<T: Send + 'static>(
+        &mut self,
+        expected: &mut Expected,
+        mut call: Call<T>,
+    ) -> Result<(), Stop> {
         let until = Instant::now() + self.grip.options().start_timeout.duration();
         loop {
             if !self.serves {
@@ -377,16 +396,32 @@ impl Turn {
 
     /// Takes it out of service. One that answers with errors while nobody else serves stays: that is better than nobody.
     async fn retire(&mut self, how: How) -> Result<(), Stop> {
+        self.stop(how != How::Errors).await?;
+        self.grip.announce("stop").await;
+        Ok(self.marks.down().await?)
+    }
+
+    /// `force`: even if nobody else serves.
+    pub async fn stop(&mut self, force: bool) -> Result<(), Stop> {
         let deadline = Instant::now() + self.grip.options().drain_timeout.duration();
-        let drained = self.marks.drain(how != How::Errors).await?;
+        let drained = self.marks.drain(force).await?;
         let mut in_flight = drained.in_flight;
         while in_flight > 0 && Instant::now() < deadline {
             in_flight = self.marks.in_flight(COUNT_PAUSE).await?;
         }
         self.grip.in_hand.is_moving(true);
+        self.grip.stop().await
+    }
+
+    /// PM2 is asked to stop it, and nobody follows. Returns how many requests it took with it.
+    pub async fn ended_for_good(&mut self) -> Result<u64, Stop> {
+        self.grip.in_hand.is_moving(true);
+        let was = self.grip.seen()?;
+        let before = self.counts().await?;
+        let mut call = self.grip.begin_to_stop();
+        let end = self.ended(before, &was, &mut call).await?;
         self.grip.stop().await?;
-        self.grip.announce("stop").await;
-        Ok(self.marks.down().await?)
+        self.cut(end).await
     }
 }
 

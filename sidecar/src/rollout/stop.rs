@@ -42,8 +42,18 @@ pub struct Broken {
     pub text: String,
     /// What it wrote last.
     pub log: Vec<String>,
-    /// It was one more than the app has, started to see how the new release does.
-    pub is_canary: bool,
+    pub role: Role,
+}
+
+/// What it was started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// To serve in the place of the old process.
+    Successor,
+    /// To see how the new release does, in cluster mode.
+    Canary,
+    /// To serve while the only worker is replaced.
+    StandIn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +65,19 @@ pub enum How {
     Errors,
 }
 
-fn broken(Broken { worker, text, is_canary, .. }: &Broken) -> String {
-    if *is_canary {
-        return format!(
-            "the new release is not fit to serve: of its canary {worker}, {text}. It was deleted; mend it and reload again"
-        );
-    }
-    format!("the new {worker} is not fit to serve: {text}. It was stopped; mend it and reload again")
+fn broken(Broken { worker, text, role, .. }: &Broken) -> String {
+    let surplus = match role {
+        Role::Successor => {
+            return format!(
+                "the new {worker} is not fit to serve: {text}. It was stopped; mend it and reload again"
+            );
+        }
+        Role::Canary => "canary",
+        Role::StandIn => "stand-in",
+    };
+    format!(
+        "the new release is not fit to serve: of its {surplus} {worker}, {text}. It was deleted; mend it and reload again"
+    )
 }
 
 // === impl Stop ===

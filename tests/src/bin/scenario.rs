@@ -28,7 +28,7 @@ struct Options {
     /// How much of Handoff the user takes
     #[arg(long, value_enum, default_value = "L0")]
     level: Level,
-    /// Which setups to play it with [default: stock,tuned,handoff; at L1 tuned,haproxy,handoff]
+    /// Which setups to play it with [default: stock,tuned,handoff; at L1 tuned,haproxy,handoff, of one worker stock,caddy,handoff]
     #[arg(long, value_enum, value_delimiter = ',')]
     setups: Vec<Setup>,
     /// Which nginx, by its version or its path
@@ -47,7 +47,7 @@ async fn play(options: Options) -> Result<()> {
     ensure!(options.runs > 0, "--runs must be at least 1");
     let Options { level, runs: times, .. } = options;
     let scenario = Scenario::find(&options.scenario)?.at(level)?;
-    let setups = if options.setups.is_empty() { level.setups() } else { &options.setups };
+    let setups = if options.setups.is_empty() { scenario.setups() } else { &options.setups };
     let nginx = Binary::find(options.nginx.as_deref()).await?;
     let mut runs = Vec::new();
     for time in 1..=times {

@@ -53,7 +53,7 @@ async fn comes_out(stage: &Stage, &(release, code, words): &Broken) -> Result<()
 
 impl Ended {
     /// The worker of which it speaks and which it did not plan to replace.
-    fn canary(&self) -> Result<u32> {
+    pub(crate) fn canary(&self) -> Result<u32> {
         let planned = self.planned();
         let workers =
             self.events.iter().filter_map(|event| u32::try_from(event.get("worker")?.as_u64()?).ok());
@@ -224,8 +224,8 @@ async fn one_that_is_killed_leaves_a_canary_that_the_next_one_removes() -> Resul
         ensure!(dry.contains("and would be deleted") == left.is_some(), "{dry}");
         let (_, status) = stage.says(&["status"]).await?;
         match left {
-            Some(left) => ensure!(status.contains(&format!("shop:{left} is the canary of")), "{status}"),
-            None => ensure!(!status.contains("canary"), "{status}"),
+            Some(left) => ensure!(status.contains(&format!("shop:{left} was left behind")), "{status}"),
+            None => ensure!(!status.contains("left behind"), "{status}"),
         }
         wait::until("PM2 to be done", PATIENCE, async || {
             let workers = stage.workers().await.ok()?;

@@ -6,7 +6,7 @@ use e2e::{ports, site::Site};
 use serde_json::{Value, json};
 use std::{fs, os::unix::fs::symlink};
 
-/// Beside the shop: an app with one worker, whose address has a way past Handoff too; one in cluster mode; one that
+/// Beside the shop: an app with one worker, for which nobody waits and whose address has a way past Handoff too; one in cluster mode; one that
 /// listens where no upstream looks.
 fn neighbours(site: &Site, setup: &mut Setup) -> Result<()> {
     let [solo, pair, hidden] = [ports::row(1)?, ports::row(1)?, ports::row(1)?];
@@ -18,7 +18,7 @@ fn neighbours(site: &Site, setup: &mut Setup) -> Result<()> {
     apps.push(cluster);
     apps.push(stage::app(site, "hidden", one, json!({ "PORT": hidden }))?);
     setup.http += &format!(
-        "\nupstream solo {{ zone solo 256k; server 127.0.0.1:{solo}; handoff; }}
+        "\nupstream solo {{ zone solo 256k; server 127.0.0.1:{solo}; handoff; handoff_queue off; }}
         upstream past {{ server 127.0.0.1:{solo}; }}
         upstream pair {{ zone pair 256k; server 127.0.0.1:{pair}; handoff; }}
         server {{ listen unix:{}; location / {{ handoff_api; }} }}",

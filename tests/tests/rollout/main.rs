@@ -13,6 +13,7 @@ mod killed;
 mod listing;
 mod locks;
 mod reload;
+mod single;
 mod soak;
 mod stage;
 mod visits;

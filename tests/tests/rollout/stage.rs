@@ -52,6 +52,8 @@ pub struct Stage {
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub workers: u16,
+    /// In fork mode: so many `server` lines more than workers.
+    pub spares: u16,
     pub style: Style,
     pub sidecar: bool,
     pub mode: Mode,
@@ -78,7 +80,7 @@ pub struct Setup {
 
 impl Plan {
     pub const fn workers(workers: u16) -> Self {
-        Self { workers, style: Style::Graceful, sidecar: false, mode: Mode::Fork, pm2: NEWEST }
+        Self { workers, spares: 0, style: Style::Graceful, sidecar: false, mode: Mode::Fork, pm2: NEWEST }
     }
 
     /// All workers behind one address.
@@ -91,6 +93,10 @@ impl Plan {
             Mode::Fork => self.workers,
             Mode::Cluster => 1,
         }
+    }
+
+    pub const fn with_spares(self, spares: u16) -> Self {
+        Self { spares, ..self }
     }
 
     pub const fn with_sidecar(self) -> Self {
@@ -116,10 +122,10 @@ impl Stage {
     /// `adapt` may add to it.
     pub async fn set(plan: Plan, adapt: impl FnOnce(&Site, &mut Setup) -> Result<()>) -> Result<Self> {
         let mut site = Site::new("1.22.1").await?;
-        let first_port = ports::row(plan.ports())?;
+        let first_port = ports::row(plan.ports() + plan.spares)?;
         fs::write(site.file("release"), "good")?;
         let servers: String = (first_port..)
-            .take(plan.ports().into())
+            .take((plan.ports() + plan.spares).into())
             .map(|port| format!("server 127.0.0.1:{port}; "))
             .collect();
         let app = app(&site, APP, plan, json!({ "PORT": first_port }))?;
@@ -207,7 +213,9 @@ impl Stage {
     pub async fn is_whole(&self) -> Result<()> {
         let mut last = None;
         let whole = wait::until("all workers to serve", PATIENCE, async || {
-            let (workers, peers) = (self.workers().await.ok()?, self.site.app().await.ok()?);
+            let (workers, mut peers) = (self.workers().await.ok()?, self.site.app().await.ok()?);
+            let addresses = self.addresses();
+            peers.retain(|peer| addresses.iter().any(|address| peer.address == address.to_string()));
             let is_whole = workers.len() == usize::from(self.plan.workers)
                 && workers.values().all(|worker| worker.is_online())
                 && peers.iter().all(|peer| peer.state == PeerState::Up && peer.marks.is_empty());
