@@ -151,14 +151,14 @@ fn let_serve<'a>(wishes: &'a BTreeMap<Peer, Wish>, observed: &Observed) -> BTree
 /// A peer beside those of our workers on which nobody listens: a port to spare. A connection there would be refused, and if
 /// nobody else is up, nobody would wait for those who come back.
 fn spare(peer: &Peer, is_beside_ours: bool, behind: &Behind) -> Option<MarkRequest> {
-    let is_spare = is_beside_ours && *behind == Behind::Nobody;
+    let is_spare = is_beside_ours && *behind == Behind::Refused;
     is_spare.then(|| request(peer, State::Down, Expect::Gone, NOBODY))
 }
 
 /// A mark of ours on a peer of which we know nothing any more.
 fn orphan(peer: &Peer, own: &OwnMark, behind: &Behind, now: Instant) -> Option<MarkRequest> {
     match behind {
-        Behind::Nobody => {
+        Behind::Nobody | Behind::Refused => {
             let is_old = now.saturating_duration_since(own.since) >= PATIENCE;
             let is_told = (own.state, own.expect) == (State::Down, Expect::Gone);
             (is_old && !is_told).then(|| request(peer, State::Down, Expect::Gone, NOBODY))
@@ -247,9 +247,10 @@ mod tests {
     fn where_nobody_listens_beside_a_worker_nobody_is_sent() {
         let young = ("young:1", wish(State::Checking, false));
         let asked = |behind| asked_of(std::slice::from_ref(&young), Some(behind));
-        assert_eq!(asked(&Behind::Nobody), [("old:1".to_owned(), State::Down)]);
+        assert_eq!(asked(&Behind::Refused), [("old:1".to_owned(), State::Down)]);
+        assert_eq!(asked(&Behind::Nobody), [], "a packet filter may lead on from there");
         assert_eq!(asked(&Behind::Stranger), []);
-        assert_eq!(asked_of(&[], Some(&Behind::Nobody)), [], "an upstream without a worker is none of ours");
+        assert_eq!(asked_of(&[], Some(&Behind::Refused)), [], "an upstream without a worker is none of ours");
     }
 
     #[test]

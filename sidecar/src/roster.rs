@@ -63,6 +63,8 @@ pub struct Attention {
     /// Those that may begin to listen any moment, and how often to look at them.
     pub starting: Vec<(PmId, Process)>,
     pub pace: Option<Duration>,
+    /// Peers beside those of workers on which nobody seems to listen: whether a connection is refused there.
+    pub doubtful: BTreeSet<Peer>,
     /// How often to ask PM2 for a new process.
     pub ask: Option<Duration>,
 }
@@ -201,7 +203,7 @@ impl Roster {
         let daemons = if is_cluster { &look.daemons } else { &nothing };
         let scene = Scene { listeners, locals, holders: &holders, daemons };
         let behind: BTreeMap<Peer, Behind> =
-            self.peers.iter().map(|peer| (peer.clone(), scene.behind(peer))).collect();
+            self.peers.iter().map(|peer| (peer.clone(), look.behind(&scene, peer))).collect();
         match &look.listed {
             Some(listed) => {
                 self.forget_missing(listed, now);
@@ -292,6 +294,7 @@ impl Roster {
                 .map(|(id, _, process)| (id, process))
                 .collect(),
             pace: self.workers.values().filter_map(eager).min(),
+            doubtful: self.doubtful(),
             ask: self
                 .workers
                 .values()
@@ -301,6 +304,15 @@ impl Roster {
                 .chain(self.updating.then_some(UPDATE))
                 .min(),
         }
+    }
+
+    fn doubtful(&self) -> BTreeSet<Peer> {
+        let claims: BTreeSet<&Peer> = self.workers.values().flat_map(Worker::claims).collect();
+        let ours: BTreeSet<&str> = claims.iter().map(|peer| peer.upstream.as_str()).collect();
+        let is_doubtful = |peer: &&Peer| ours.contains(peer.upstream.as_str()) && !claims.contains(peer);
+        // Where a connection was taken, it may be refused the next time.
+        let seems_free = |(_, found): &(&Peer, &Behind)| found.is_nobody() || **found == Behind::Unclear;
+        self.behind.iter().filter(seems_free).map(|(peer, _)| peer).filter(is_doubtful).cloned().collect()
     }
 
     /// Those whose goodbye is new go from now on.
@@ -402,7 +414,7 @@ impl Roster {
             None => *found == Behind::Worker(id),
             Some(addresses) if !addresses.contains(&peer.address) => false,
             Some(_) => match found {
-                Behind::Nobody => false,
+                Behind::Nobody | Behind::Refused => false,
                 // Out of our sight: PM2's word is all there is.
                 Behind::Foreign | Behind::Unclear => status.map_or_else(
                     || self.workers.get(&id).is_some_and(|worker| worker.open().contains(peer)),
@@ -441,7 +453,7 @@ impl Roster {
 
     /// A worker that is gone for good has no say any more where somebody else listens.
     fn drop_lost_claims(&mut self) {
-        let taken = |peer: &&Peer| matches!(self.behind.get(*peer), Some(found) if *found != Behind::Nobody);
+        let taken = |peer: &&Peer| self.behind.get(*peer).is_some_and(|found| !found.is_nobody());
         for worker in self.workers.values_mut().filter(|worker| worker.phase() == Phase::Gone) {
             let lost: Vec<Peer> = worker.claims().iter().filter(taken).cloned().collect();
             lost.iter().for_each(|peer| worker.disclaim(peer));

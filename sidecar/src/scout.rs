@@ -117,14 +117,15 @@ impl Scout {
                 None
             }
         };
-        let known = self.attention.borrow_and_update().known.clone();
+        let Attention { known, doubtful, .. } = self.attention.borrow_and_update().clone();
         let daemon = *self.daemons.borrow();
         let home = self.home.clone();
         task::spawn_blocking(move || {
             let proc = Proc::default();
             let processes = Processes::read(&proc);
             let roots = listed.as_ref().map_or(known, |listed| look::roots(&proc, listed));
-            let look = Look::take(&proc, began, daemon, &processes, &roots)?;
+            let mut look = Look::take(&proc, began, daemon, &processes, &roots)?;
+            look.try_each(&doubtful);
             // To read every command line is dear, and calm is the rule.
             let is_calm = listed.as_ref().is_some_and(|listed| {
                 !listed.is_empty() && listed.iter().all(|worker| worker.status == Status::Online)

@@ -215,6 +215,7 @@ impl World {
             updating: None,
             listeners: Listeners::of(&tcp, &[]),
             locals: Locals::of(&[]),
+            refused: BTreeMap::new(),
         };
         self.tell(Message::Look(Box::new(look)));
     }
