@@ -16,9 +16,9 @@ type Change = (EventKind, State, State);
 
 /// The words of a line in the log.
 fn line(event: &Event) -> String {
-    let Event { upstream, peer, owner, in_flight, reason, .. } = event;
+    let Event { upstream, peer, owner, from, to, in_flight, reason, .. } = event;
     let kind = event.kind.as_str();
-    let (from, to) = (event.from.unwrap(), event.to.unwrap());
+    let [from, to] = [from, to].map(|state| state.map_or_else(String::new, |state| state.to_string()));
     format!(
         "{kind} of {owner}: peer {peer} in upstream \"{upstream}\" {from} -> {to}, {in_flight} in flight ({reason})"
     )
