@@ -5,5 +5,6 @@ mod cluster;
 mod crashes;
 mod files;
 mod ordered;
+mod sidecar;
 mod single;
 mod trial;
