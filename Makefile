@@ -113,6 +113,10 @@ s9: build ## 2 280 POSTs over each nginx, aimed at the moment when Node closes; 
 latency: build ## from `up` to the request at the peer, of those who waited; and what a flood of them costs others
 	cargo test $(LOCKED) -p e2e --test hold latency:: -- --ignored --nocapture --test-threads=1
 
+.PHONY: storm
+storm: build ## 100 000 requests of every kind over each nginx, while peers, pauses, reloads and deaths come and go: ten minutes
+	cargo test $(LOCKED) -p e2e --test hold storm:: -- --ignored --nocapture --test-threads=1
+
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes
 	cargo run --release $(LOCKED) --bin demo

@@ -15,6 +15,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -84,11 +85,7 @@ impl Farm {
     /// Peers that speak TLS, with a certificate of their own making.
     pub async fn with_tls(count: u16) -> Result<Self> {
         let place = Place::new()?;
-        let (key, cert) = (place.file("key.pem"), place.file("cert.pem"));
-        let mut openssl = command::clean("openssl");
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
-        openssl.args(["-days", "2", "-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert);
-        command::succeed(&mut openssl).await?;
+        let (key, cert) = certificate(&place).await?;
         let tls = json!({ "key": fs::read_to_string(key)?, "cert": fs::read_to_string(cert)? });
         Self::found(place, addresses(count)?, Duration::ZERO, Some(tls)).await
     }
@@ -163,6 +160,16 @@ impl Farm {
     async fn call<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
         Door::Unix(self.place.file("farm.sock")).ask(method, path, "").await?.json()
     }
+}
+
+/// A key and a certificate of our own making.
+pub async fn certificate(place: &Place) -> Result<(PathBuf, PathBuf)> {
+    let (key, cert) = (place.file("key.pem"), place.file("cert.pem"));
+    let mut openssl = command::clean("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    openssl.args(["-days", "2", "-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert);
+    command::succeed(&mut openssl).await?;
+    Ok((key, cert))
 }
 
 /// Comes back when it says that it is ready.

@@ -20,14 +20,14 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 impl Stage {
-    async fn pauses(&self, more: Value) -> Result<PauseAck> {
+    pub(crate) async fn pauses(&self, more: Value) -> Result<PauseAck> {
         let mut pause = json!({ "owner": "operator", "upstreams": ["app"], "reason": "schema 42" });
         let fields = pause.as_object_mut().context("an object")?;
         fields.extend(more.as_object().context("an object")?.clone());
         self.site.ask(Method::PUT, path::PAUSE, pause.to_string()).await?.json()
     }
 
-    async fn resumes(&self) -> Result<Was> {
+    pub(crate) async fn resumes(&self) -> Result<Was> {
         let resume = json!({ "owner": "operator", "upstreams": ["app"] }).to_string();
         let ack: ResumeAck = self.site.ask(Method::POST, path::RESUME, resume).await?.json()?;
         Ok(ack.upstreams.first().context("an upstream")?.was)
