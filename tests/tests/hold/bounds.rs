@@ -1,7 +1,7 @@
 //! However many come, no more wait than may, and nobody else is harmed.
 
 use crate::stage::{Stage, Visit};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use e2e::{
     clock::Moment,
     farm::Farm,
@@ -159,7 +159,7 @@ async fn a_flood_of_bodies_stays_within_its_bounds_and_nobody_elsewhere_fails() 
 /// turns everybody away.
 pub(crate) async fn beside(version: &str, lines: &str) -> Result<Stage> {
     let farm = Farm::start(2).await?;
-    let [held, open] = farm.peers()[..] else { panic!("two peers") };
+    let [held, open] = farm.peers()[..] else { bail!("two peers") };
     let site = Site::new(version).await?;
     let port = site.port();
     site.write(&format!(

@@ -5,7 +5,7 @@
 //! vain (503), and nobody is told 502. In rough weather nobody may be expected, and peers break what they have.
 
 use crate::stage::Stage;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{
     clock::Moment,
     command,
@@ -40,6 +40,9 @@ const QUEUE: &str = "handoff_queue 30 bytes=200k timeout=150ms;";
 const PATHS: [&str; 9] =
     ["/", "/off/", "/unbuffered/", "/patient/", "/mirrored/", "/again/", "/page/", "/safe/", "/die/"];
 
+/// From a reload to the moment when all old workers know that they go.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// Requests of one run of curl, which speaks HTTP/2, eight at a time.
 const BATCH: u64 = 40;
 
@@ -60,6 +63,7 @@ const LONG: Plan = Plan { visitors: 64, requests: 75_000, violent: 30_000 };
 struct Weather {
     rough: Mutex<Vec<(Moment, Option<Moment>)>>,
     kills: Mutex<Vec<Moment>>,
+    reloads: Mutex<Vec<Moment>>,
     is_over: AtomicBool,
     begun: AtomicU64,
 }
@@ -135,15 +139,22 @@ impl Weather {
             rough.iter().any(|(from, to)| *from <= visit.ended && to.is_none_or(|to| to >= visit.began))
         };
         let saw_a_kill = || lock(&self.kills).iter().any(|kill| lasted.contains(kill));
+        // A worker that goes says so to its HTTP/2 clients. What curl asks in that moment it does not ask again (3 of 24 000 in
+        // a stock nginx that reloaded 50 times).
+        let saw_a_reload = || {
+            let reloads = lock(&self.reloads);
+            reloads.iter().any(|at| *at <= visit.ended && visit.began.since(*at) < GOODBYE)
+        };
         let is_allowed = match visit.outcome {
             Outcome::Answered(200) | Outcome::Abandoned => true,
             // Whoever has waited in vain, or found no room, is told to come again.
             Outcome::Answered(503) => visit.comes_again,
             Outcome::Answered(502) => visit.path.starts_with("/die/") || was_rough(),
             Outcome::Answered(_) => false,
-            Outcome::Broken => saw_a_kill(),
+            Outcome::Broken => saw_a_kill() || (visit.path.starts_with("https:") && saw_a_reload()),
         };
-        ensure!(is_allowed, "{visit:?} in {} weather", if was_rough() { "rough" } else { "fair" });
+        let weather = if was_rough() { "rough" } else { "fair" };
+        ensure!(is_allowed, "{visit:?} in {weather} weather");
         Ok(())
     }
 }
@@ -387,6 +398,7 @@ impl Storm {
     /// nginx reloads, or one of its workers is killed.
     async fn strike(&self) -> Result<()> {
         if chance(2) == 0 {
+            lock(&self.weather.reloads).push(Moment::now());
             self.stage.site.reload().await?;
         } else {
             let workers = self.stage.site.serving(&[]).await?;
@@ -457,7 +469,7 @@ impl Storm {
     }
 
     /// Nobody waits, nothing is in flight, and each order has arrived once at most.
-    async fn is_over(mut self, tally: &Tally) -> Result<()> {
+    async fn ends(mut self, tally: &Tally) -> Result<()> {
         self.clears().await?;
         for name in ["app", "safe"] {
             wait::until("nothing to be left", PATIENCE, async || {
@@ -496,30 +508,34 @@ impl fmt::Display for Tally {
     }
 }
 
-async fn storm(plan: Plan) -> Result<()> {
+async fn storm(version: &str, plan: Plan) -> Result<()> {
+    let mut storm = Storm::new(version).await?;
+    let tally = storm.rages(plan).await?;
+    eprintln!("{tally}");
+    let count = |outcome| tally.outcomes.get(&outcome).copied().unwrap_or_default() as u64;
+    ensure!(count(Outcome::Answered(200)) * 3 > plan.requests, "it is no storm if nobody is served: {tally}");
+    for outcome in [Outcome::Answered(502), Outcome::Answered(503), Outcome::Abandoned] {
+        ensure!(count(outcome) > 0, "no {outcome:?}: {tally}");
+    }
+    storm.ends(&tally).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_storm_everybody_who_stays_is_answered_as_the_rules_allow() -> Result<()> {
     for version in VERSIONS {
-        let mut storm = Storm::new(version).await?;
-        let tally = storm.rages(plan).await?;
-        eprintln!("{tally}");
-        let count = |outcome| tally.outcomes.get(&outcome).copied().unwrap_or_default() as u64;
-        if count(Outcome::Answered(200)) * 2 < plan.requests {
-            bail!("it is no storm if nobody is served: {tally}");
-        }
-        for outcome in [Outcome::Answered(502), Outcome::Answered(503), Outcome::Abandoned] {
-            ensure!(count(outcome) > 0, "no {outcome:?}: {tally}");
-        }
-        storm.is_over(&tally).await?;
+        storm(version, SHORT).await?;
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_storm_everybody_who_stays_is_answered_as_the_rules_allow() -> Result<()> {
-    storm(SHORT).await
+#[ignore = "two minutes; `make storm` runs it"]
+async fn in_a_long_storm_too_and_nothing_leaks_in_debians_nginx() -> Result<()> {
+    storm("1.22.1", LONG).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "ten minutes; `make storm` runs it"]
-async fn in_a_long_storm_too_and_nothing_leaks() -> Result<()> {
-    storm(LONG).await
+#[ignore = "two minutes; `make storm` runs it"]
+async fn in_a_long_storm_too_and_nothing_leaks_in_a_newer_nginx() -> Result<()> {
+    storm("1.28.3", LONG).await
 }
