@@ -114,7 +114,7 @@ latency: build ## from `up` to the request at the peer, of those who waited; and
 	cargo test $(LOCKED) -p e2e --test hold latency:: -- --ignored --nocapture --test-threads=1
 
 .PHONY: storm
-storm: build ## 100 000 requests of every kind over each nginx, while peers, pauses, reloads and deaths come and go: ten minutes
+storm: build ## 100 000 requests of every kind over each nginx, while peers, pauses, reloads and deaths come and go: three minutes
 	cargo test $(LOCKED) -p e2e --test hold storm:: -- --ignored --nocapture --test-threads=1
 
 .PHONY: demo
