@@ -110,8 +110,12 @@ s9: build ## 2 280 POSTs over each nginx, aimed at the moment when Node closes; 
 	cargo test $(LOCKED) -p e2e --test s9 -- --ignored --nocapture --test-threads=1
 
 .PHONY: latency
-latency: build ## from `up` to the request at the peer, of those who waited
-	cargo test $(LOCKED) -p e2e --test hold -- --ignored --nocapture --test-threads=1
+latency: build ## from `up` to the request at the peer, of those who waited; and what a flood of them costs others
+	cargo test $(LOCKED) -p e2e --test hold latency:: -- --ignored --nocapture --test-threads=1
+
+.PHONY: storm
+storm: build ## 100 000 requests of every kind over each nginx, while peers, pauses, reloads and deaths come and go: three minutes
+	cargo test $(LOCKED) -p e2e --test hold storm:: -- --ignored --nocapture --test-threads=1
 
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes

@@ -3,7 +3,7 @@
 use crate::conf::{LocationConf, MainConf};
 use crate::nginx::{log_of, moment, rc, text};
 use crate::reply::{self, json};
-use crate::wait::{self, Wait};
+use crate::wait::{self, Awaited, Wait};
 use crate::zone::{Locked, Zone};
 use crate::{Handoff, body, log};
 use handoff_core::access::Caller;
@@ -11,7 +11,8 @@ use handoff_core::control::{Applied, Control, find, unknown_upstream};
 use handoff_core::{Table, view};
 use handoff_wire::path::Path;
 use handoff_wire::{
-    API_VERSION, Code, MAX_WAIT, MarkSet, OrphanSet, Overview, Refusal, Renew, Span, ZoneView,
+    API_VERSION, Code, Event, MAX_WAIT, MarkSet, OrphanSet, Overview, Pause, Refusal, Renew, Resume, Span,
+    ZoneView,
 };
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, nginx_version,
@@ -19,7 +20,7 @@ use nginx_sys::{
     ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t, ngx_uint_t,
 };
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use std::slice;
 
 /// What a request wants.
@@ -34,7 +35,7 @@ enum Read {
     Upstream(String),
     Peer { upstream: String, peer: String },
     Events { after: u64 },
-    Drained { upstream: String, peer: String, timeout: Span },
+    Wait { awaited: Awaited, timeout: Span },
 }
 
 #[derive(Clone, Copy)]
@@ -42,6 +43,20 @@ enum Write {
     Marks,
     Renew,
     Orphans,
+    Pause,
+    Resume,
+}
+
+/// What a write did: the answer, and what is to be logged.
+struct Written {
+    ack: Option<Vec<u8>>,
+    events: Vec<Event>,
+}
+
+impl<A: Serialize> From<Applied<A>> for Written {
+    fn from(applied: Applied<A>) -> Self {
+        Self { ack: json(&applied.ack), events: applied.events }
+    }
 }
 
 /// A refusal, and the methods that would have been right.
@@ -112,25 +127,29 @@ fn parse(r: &ngx_http_request_t) -> Result<Call, Rejected> {
         Path::Marks if method == NGX_HTTP_PUT => Call::Write(Write::Marks),
         Path::Renew if method == NGX_HTTP_POST => Call::Write(Write::Renew),
         Path::Orphans if method == NGX_HTTP_POST => Call::Write(Write::Orphans),
-        Path::Marks => return Err(not_allowed(r, "PUT")),
-        Path::Renew | Path::Orphans => return Err(not_allowed(r, "POST")),
+        Path::Pause if method == NGX_HTTP_PUT => Call::Write(Write::Pause),
+        Path::Resume if method == NGX_HTTP_POST => Call::Write(Write::Resume),
+        Path::Marks | Path::Pause => return Err(not_allowed(r, "PUT")),
+        Path::Renew | Path::Orphans | Path::Resume => return Err(not_allowed(r, "POST")),
         _ if !read => return Err(not_allowed(r, "GET, HEAD")),
         Path::Overview => Call::Read(Read::Overview),
         Path::Upstreams => Call::Read(Read::Upstreams),
         Path::Upstream(name) => Call::Read(Read::Upstream(name)),
         Path::Peer { upstream, peer } => Call::Read(Read::Peer { upstream, peer }),
         Path::Events => Call::Read(Read::Events { after: parameter(query, "after")?.unwrap_or(0) }),
-        Path::Drained { upstream, peer } => {
-            let timeout = parameter(query, "timeout")?.unwrap_or_default();
-            if timeout > MAX_WAIT {
-                let text =
-                    format!("\"timeout\" is {timeout}, more than {MAX_WAIT}: ask again when that has passed");
-                return Err(Code::BadRequest.says(text).into());
-            }
-            return Ok(Call::Read(Read::Drained { upstream, peer, timeout }));
-        }
+        Path::Drained { upstream, peer } => return waiting(query, Awaited::Drained { upstream, peer }),
+        Path::Quiet(upstream) => return waiting(query, Awaited::Quiet { upstream }),
     };
     if matches!(call, Call::Read(Read::Events { .. })) { Ok(call) } else { without_query(query, call) }
+}
+
+fn waiting(query: &str, awaited: Awaited) -> Result<Call, Rejected> {
+    let timeout = parameter(query, "timeout")?.unwrap_or_default();
+    if timeout > MAX_WAIT {
+        let text = format!("\"timeout\" is {timeout}, more than {MAX_WAIT}: ask again when that has passed");
+        return Err(Code::BadRequest.says(text).into());
+    }
+    Ok(Call::Read(Read::Wait { awaited, timeout }))
 }
 
 fn without_query(query: &str, call: Call) -> Result<Call, Rejected> {
@@ -223,9 +242,7 @@ fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
     let (conf, zone) = place(r)?;
     let table = zone.table;
     let view = match read {
-        Read::Drained { upstream, peer, timeout } => {
-            return Ok(wait::drained(r, Wait { conf, table, upstream, peer, timeout }));
-        }
+        Read::Wait { awaited, timeout } => return Ok(wait::begin(r, Wait { conf, table, awaited, timeout })),
         Read::Overview => json(&overview(conf, &table)),
         Read::Events { after } => {
             let _locked = lock(zone)?;
@@ -288,9 +305,9 @@ unsafe extern "C" fn apply(r: *mut ngx_http_request_t) {
     // SAFETY: nginx passes the request that it read the body for.
     let request = unsafe { &mut *r };
     let status = match write(request) {
-        Ok(applied) => {
-            log::tell(log_of(request), &applied.events);
-            reply::send(request, 200, json(&applied.ack))
+        Ok(written) => {
+            log::tell(log_of(request), &written.events);
+            reply::send(request, 200, written.ack)
         }
         Err(rejected) => reject(request, rejected),
     };
@@ -298,7 +315,7 @@ unsafe extern "C" fn apply(r: *mut ngx_http_request_t) {
     unsafe { ngx_http_finalize_request(r, status) };
 }
 
-fn write(r: &ngx_http_request_t) -> Result<Applied, Rejected> {
+fn write(r: &ngx_http_request_t) -> Result<Written, Rejected> {
     let Call::Write(write) = parse(r)? else {
         return Err(Code::BadRequest.says("this path takes no body").into());
     };
@@ -308,17 +325,27 @@ fn write(r: &ngx_http_request_t) -> Result<Applied, Rejected> {
         Write::Marks => {
             let set: MarkSet = read(&bytes)?;
             let _locked = lock(zone)?;
-            Control::begin(zone.table, conf, moment()).mark(&set)?
+            Control::begin(zone.table, conf, moment()).mark(&set)?.into()
         }
         Write::Renew => {
             let renew: Renew = read(&bytes)?;
             let _locked = lock(zone)?;
-            Control::begin(zone.table, conf, moment()).renew(&renew)?
+            Control::begin(zone.table, conf, moment()).renew(&renew)?.into()
         }
         Write::Orphans => {
             let set: OrphanSet = read(&bytes)?;
             let _locked = lock(zone)?;
-            Control::begin(zone.table, conf, moment()).orphans(&set)?
+            Control::begin(zone.table, conf, moment()).orphans(&set)?.into()
+        }
+        Write::Pause => {
+            let set: Pause = read(&bytes)?;
+            let _locked = lock(zone)?;
+            Control::begin(zone.table, conf, moment()).pause(&set)?.into()
+        }
+        Write::Resume => {
+            let set: Resume = read(&bytes)?;
+            let _locked = lock(zone)?;
+            Control::begin(zone.table, conf, moment()).resume(&set)?.into()
         }
     })
 }

@@ -1,6 +1,6 @@
 //! Requests that wait for a peer.
 //!
-//! The order of events: the balancer has nobody, core says that the request waits, and nginx is told that its connection to
+//! The order of events: the balancer has nobody, or is not asked because the upstream is paused, core says that the request waits, and nginx is told that its connection to
 //! a peer is not there yet (`NGX_AGAIN`). That connection is one of ours, without a descriptor; nothing happens on it by
 //! itself. nginx sets its timer for connecting, which [`held`] takes away before this turn of the event loop is over. From
 //! then on a timer of ours, the only one of the process, looks every few milliseconds at all who wait ([`turn`]). For whoever
@@ -137,6 +137,12 @@ impl Hold {
         self.pace.get().flows()
     }
 
+    #[inline]
+    pub(crate) fn is_paused(&self, zone: &Zone, now: u64) -> bool {
+        self.room(zone).is_some_and(|room| room.pause.holds(now))
+    }
+
+    #[inline]
     fn room(&self, zone: &Zone) -> Option<&'static Room> {
         zone.table.room(self.room.get()?)
     }

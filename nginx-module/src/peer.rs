@@ -156,6 +156,10 @@ impl PeerData {
     fn attempt(&mut self, pc: PeerConnection) -> ngx_int_t {
         // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
         for _ in 0..=self.upstream.addresses.len() {
+            if self.is_paused() {
+                pc.forget(self.upstream.host());
+                return rc::BUSY;
+            }
             let status = self.choose(pc);
             if status != rc::OK && status != rc::DONE {
                 return status;
@@ -205,10 +209,15 @@ impl PeerData {
         status
     }
 
+    fn is_paused(&self) -> bool {
+        self.upstream.is_paused(&self.place.zone)
+    }
+
     fn admit(&mut self, pc: PeerConnection, id: SlotId) -> bool {
         let Some(slot) = self.slot(id) else { return true };
         let Place { zone, row, .. } = self.place;
-        match zone.table.claim(row, id, || self.try_trial(pc, id)) {
+        let upstream = self.upstream;
+        match zone.table.claim(row, id, || upstream.is_paused(&zone), || self.try_trial(pc, id)) {
             Admission::Admitted | Admission::OnTrial => {
                 slot.count_request();
                 self.claimed = Some(id);
@@ -219,6 +228,7 @@ impl PeerData {
                 self.was_refused = true;
                 false
             }
+            Admission::Paused => false,
         }
     }
 

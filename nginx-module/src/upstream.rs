@@ -3,7 +3,7 @@
 use crate::address::Addresses;
 use crate::conf::MainConf;
 use crate::hold::Hold;
-use crate::nginx::rc;
+use crate::nginx::{global, rc};
 use crate::peer;
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
@@ -139,8 +139,18 @@ impl Upstream {
         self.peers.borrow().iter().filter(serves).count()
     }
 
+    /// Whether nobody may begin a request here, whatever the marks of its peers say.
+    #[inline]
+    pub(crate) fn is_paused(&self, zone: &Zone) -> bool {
+        self.hold.is_paused(zone, global!(ngx_current_msec) as u64)
+    }
+
     /// What those may expect who wait.
     pub(crate) fn outlook(&self, zone: &Zone, now: Moment) -> Outlook {
+        if self.hold.is_paused(zone, now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
+    }
+
+    pub(crate) fn outlook_of_peers(&self, zone: &Zone, now: Moment) -> Outlook {
         let peers = self.peers.borrow();
         Outlook::of(peers.iter().filter_map(|peer| Some((peer.standing(), zone.table.slot(peer.slot)?))), now)
     }

@@ -1,4 +1,4 @@
-//! A call that waits: "tell me when it is drained".
+//! A call that waits: "tell me when it is drained", or quiet.
 //!
 //! It polls the ledger every few milliseconds, answers when nothing is in flight, when its time is over, or when the
 //! worker is asked to go; a client that hangs up ends it at once.
@@ -6,9 +6,9 @@
 use crate::conf::MainConf;
 use crate::nginx::{is_exiting, moment, rc};
 use crate::reply;
-use handoff_core::control::find;
+use handoff_core::control::{find, unknown_upstream};
 use handoff_core::{Table, view};
-use handoff_wire::{Drained, Refusal, Span};
+use handoff_wire::{Drained, Quiet, Refusal, Span};
 use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_cleanup_add,
     ngx_http_finalize_request, ngx_http_request_t, ngx_http_run_posted_requests, ngx_http_test_reading,
@@ -20,13 +20,22 @@ use std::ptr::NonNull;
 /// How often a waiting call looks. It costs a few reads of shared memory.
 const POLL_MS: ngx_msec_t = 5;
 
-/// The peer is looked up by its name each time: a slot may be given to another while we wait.
 pub(crate) struct Wait {
     pub(crate) conf: &'static MainConf,
     pub(crate) table: Table<'static>,
-    pub(crate) upstream: String,
-    pub(crate) peer: String,
+    pub(crate) awaited: Awaited,
     pub(crate) timeout: Span,
+}
+
+/// What is looked up by its name each time: a slot may be given to another peer while we wait.
+pub(crate) enum Awaited {
+    Drained { upstream: String, peer: String },
+    Quiet { upstream: String },
+}
+
+enum Seen {
+    Drained(Drained),
+    Quiet(Quiet),
 }
 
 /// A waiting call, in the pool of its request. The event comes first: nginx hands us nothing else.
@@ -39,28 +48,42 @@ struct Waiter {
 }
 
 /// Answers at once if there is nothing to wait for.
-pub(crate) fn drained(r: &mut ngx_http_request_t, wait: Wait) -> ngx_int_t {
+pub(crate) fn begin(r: &mut ngx_http_request_t, wait: Wait) -> ngx_int_t {
     let now = moment().mono;
     let until = now.saturating_add(wait.timeout.as_millis());
-    let drained = look(&wait);
-    if is_over(&drained, now, until) {
-        return answer(r, drained);
+    let seen = look(&wait);
+    if is_over(&seen, now, until) {
+        return answer(r, seen);
     }
     park(r, wait, until).unwrap_or(NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t)
 }
 
-fn look(wait: &Wait) -> Result<Drained, Refusal> {
-    let slot = find(&wait.table, &wait.upstream, &wait.peer)?;
-    Ok(view::drained(&wait.table, wait.conf, slot))
+fn look(wait: &Wait) -> Result<Seen, Refusal> {
+    let Wait { conf, table, awaited, .. } = wait;
+    match awaited {
+        Awaited::Drained { upstream, peer } => {
+            let slot = find(table, upstream, peer)?;
+            Ok(Seen::Drained(view::drained(table, *conf, slot)))
+        }
+        Awaited::Quiet { upstream } if conf.upstream(upstream).is_none() => Err(unknown_upstream(upstream)),
+        Awaited::Quiet { upstream } => Ok(Seen::Quiet(view::quiet(table, *conf, moment(), upstream))),
+    }
 }
 
-fn is_over(drained: &Result<Drained, Refusal>, now: u64, until: u64) -> bool {
-    drained.as_ref().map_or(true, |drained| drained.drained) || now >= until || is_exiting()
+fn is_over(seen: &Result<Seen, Refusal>, now: u64, until: u64) -> bool {
+    let has_come = match seen {
+        Ok(Seen::Drained(drained)) => drained.drained,
+        // Without a pause it will not come.
+        Ok(Seen::Quiet(quiet)) => quiet.quiet || quiet.left.is_none(),
+        Err(_) => true,
+    };
+    has_come || now >= until || is_exiting()
 }
 
-fn answer(r: &mut ngx_http_request_t, drained: Result<Drained, Refusal>) -> ngx_int_t {
-    match drained {
-        Ok(drained) => reply::send(r, 200, reply::json(&drained)),
+fn answer(r: &mut ngx_http_request_t, seen: Result<Seen, Refusal>) -> ngx_int_t {
+    match seen {
+        Ok(Seen::Drained(drained)) => reply::send(r, 200, reply::json(&drained)),
+        Ok(Seen::Quiet(quiet)) => reply::send(r, 200, reply::json(&quiet)),
         Err(refusal) => reply::refusal(r, refusal),
     }
 }
@@ -98,8 +121,8 @@ fn park(r: &mut ngx_http_request_t, wait: Wait, until: u64) -> Option<ngx_int_t>
 unsafe extern "C" fn look_again(event: *mut ngx_event_t) {
     // SAFETY: the event is the first field of a waiter, whose request still lives: its cleanup takes the timer away.
     let waiter = unsafe { &mut *event.cast::<Waiter>() };
-    let drained = look(&waiter.wait);
-    if !is_over(&drained, moment().mono, waiter.until) {
+    let seen = look(&waiter.wait);
+    if !is_over(&seen, moment().mono, waiter.until) {
         // SAFETY: as in park().
         return unsafe { ngx_add_timer(event, POLL_MS) };
     }
@@ -107,7 +130,7 @@ unsafe extern "C" fn look_again(event: *mut ngx_event_t) {
     // SAFETY: the request lives, see above.
     let request = unsafe { &mut *r };
     let connection = request.connection;
-    let status = answer(request, drained);
+    let status = answer(request, seen);
     // SAFETY: gives back the count that park() added; the request may be gone after this.
     unsafe { ngx_http_finalize_request(r, status) };
     // SAFETY: a connection outlives its requests until the event that closed it is over.

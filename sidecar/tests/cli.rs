@@ -4,7 +4,7 @@
 
 mod support;
 
-use handoff_wire::{Code, State};
+use handoff_wire::{Code, DEFAULT_PAUSE, State};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -90,6 +90,63 @@ fn waiting_ends_when_nothing_is_in_flight_or_with_3_at_the_deadline() {
 }
 
 #[test]
+fn an_upstream_is_paused_by_its_name_or_by_its_app_until_it_is_resumed() {
+    let stage = Stage::new();
+    for target in ["app", "shop"] {
+        let (code, stdout, stderr) = stage.end(&["pause", target, "--max", "20s", "--reason", "schema 42"]);
+        assert_eq!((code, stdout.as_str()), (0, "app: paused for 20s at most, 0 in flight\n"), "{stderr}");
+        let pause = stage.nginx.paused().unwrap();
+        assert_eq!(
+            (pause.owner.as_str(), pause.reason.as_str(), pause.force),
+            ("operator", "schema 42", false)
+        );
+        let (_, stdout, _) = stage.end(&["status"]);
+        assert!(
+            stdout.contains("paused app  by operator (schema 42), for 20s at most, 0 waiting"),
+            "{stdout}"
+        );
+        assert_eq!(stage.end(&["resume", target]).1, "app: resumed, 7 waited\n");
+        assert_eq!(stage.nginx.paused(), None);
+    }
+    assert_eq!(stage.end(&["pause", "app"]).0, 0);
+    assert_eq!(stage.nginx.paused().unwrap().max, DEFAULT_PAUSE);
+}
+
+#[test]
+fn a_pause_that_gets_no_quiet_is_taken_back() {
+    let stage = Stage::new();
+    let (code, stdout, _) = stage.end(&["pause", "app", "--wait"]);
+    assert_eq!(code, 0);
+    assert!(stdout.ends_with("app: quiet, paused for 30s more at most\n"), "{stdout}");
+    stage.nginx.set_in_flight(2);
+    let ended = stage.end(&["pause", "app", "--wait", "--timeout", "200ms"]);
+    fails(ended, 3, &["app still has 2 in flight after 200ms", "Nothing is paused any more", "--timeout"]);
+    assert_eq!(stage.nginx.paused(), None);
+}
+
+#[test]
+fn who_resumes_what_is_not_paused_any_more_is_told() {
+    let stage = Stage::new();
+    fails(stage.end(&["resume", "app"]), 1, &["app is not paused"]);
+    assert_eq!(stage.end(&["pause", "app"]).0, 0);
+    stage.nginx.lapse();
+    fails(stage.end(&["resume", "app"]), 3, &["the pause of app was over before", "requests since"]);
+}
+
+#[test]
+fn a_pause_that_is_refused_says_what_would_help() {
+    let stage = Stage::new();
+    stage.nginx.refuse(Code::TooLong, "a pause of 60s is longer");
+    fails(stage.end(&["pause", "app", "--max", "60s"]), 1, &["a pause of 60s is longer", "--force does it"]);
+    assert_eq!(stage.end(&["pause", "app", "--max", "60s", "--force"]).0, 0);
+    stage.nginx.refuse(Code::Paused, "paused by rollout:1");
+    fails(stage.end(&["resume", "app"]), 1, &["paused by rollout:1", "--force does it"]);
+    assert_eq!(stage.end(&["resume", "app", "--force"]).0, 0);
+    stage.nginx.refuse(Code::NoQueue, "nobody can wait");
+    fails(stage.end(&["pause", "app"]), 1, &["nobody can wait"]);
+}
+
+#[test]
 fn a_refusal_is_1_and_says_what_would_help() {
     let stage = Stage::new();
     stage.nginx.refuse(Code::Floor, "nobody would be left");
@@ -140,6 +197,17 @@ fn an_unknown_target_is_6_and_says_what_there_is() {
     fails(stage.end(&["drain", "shoop"]), 6, &["PM2 knows no shoop", "cron:4, shop:3"]);
     fails(stage.end(&["drain", "shop:9"]), 6, &["PM2 knows no shop:9", "shop:3"]);
     fails(stage.end(&["ready", "127.0.0.1:1"]), 6, &["the peer 127.0.0.1:1", &stage.peer]);
+    fails(
+        stage.end(&["pause", "shoop"]),
+        6,
+        &["no upstream with `handoff` is named shoop", "app", "cron:4, shop:3"],
+    );
+    fails(
+        stage.end(&["pause", "127.0.0.1:1"]),
+        6,
+        &["no upstream with `handoff` is named 127.0.0.1:1. There is: app"],
+    );
+    fails(stage.end(&["resume", "shop:3"]), 6, &["no upstream with `handoff` is named shop:3"]);
     fails(stage.end(&["drain", "cron"]), 1, &["no peer in nginx that is certain", "handoff status"]);
 }
 

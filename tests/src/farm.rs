@@ -16,6 +16,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -85,14 +86,14 @@ impl Farm {
     /// Peers that speak TLS, with a certificate of their own making.
     pub async fn with_tls(count: u16) -> Result<Self> {
         let place = Place::new()?;
-        let tls = certificate(&place).await?;
+        let tls = tls(&place).await?;
         Self::found(command::clean("node"), place, addresses(count)?, Duration::ZERO, Some(tls)).await
     }
 
     /// Peers on another machine that close idle connections: Node's `keepAliveTimeout`.
-    pub async fn on(machine: &Namespace, count: u16, idle: Duration, tls: bool) -> Result<Self> {
+    pub async fn on(machine: &Namespace, count: u16, idle: Duration, speaks_tls: bool) -> Result<Self> {
         let place = Place::new()?;
-        let tls = if tls { Some(certificate(&place).await?) } else { None };
+        let tls = if speaks_tls { Some(tls(&place).await?) } else { None };
         let first = ports::row(count)?;
         let peers = (first..).take(count.into()).map(|port| format!("{}:{port}", machine.address()));
         Self::found(machine.command("node"), place, peers.collect(), idle, tls).await
@@ -175,13 +176,19 @@ impl Farm {
     }
 }
 
-async fn certificate(place: &Place) -> Result<Value> {
+async fn tls(place: &Place) -> Result<Value> {
+    let (key, cert) = certificate(place).await?;
+    Ok(json!({ "key": fs::read_to_string(key)?, "cert": fs::read_to_string(cert)? }))
+}
+
+/// A key and a certificate of our own making.
+pub async fn certificate(place: &Place) -> Result<(PathBuf, PathBuf)> {
     let (key, cert) = (place.file("key.pem"), place.file("cert.pem"));
     let mut openssl = command::clean("openssl");
     openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
     openssl.args(["-days", "2", "-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert);
     command::succeed(&mut openssl).await?;
-    Ok(json!({ "key": fs::read_to_string(key)?, "cert": fs::read_to_string(cert)? }))
+    Ok((key, cert))
 }
 
 /// Comes back when it says that it is ready.

@@ -77,11 +77,12 @@ async fn follow(socket: PathBuf, mut stopped: watch::Receiver<()>) -> Vec<Change
 }
 
 fn change(event: &Event) -> Option<Change> {
-    (event.from != event.to).then_some(())?;
+    let (from, to) = (event.from?, event.to?);
+    (from != to).then_some(())?;
     Some(Change {
         at: Moment::from_unix_millis(event.at),
         peer: event.peer.parse().ok()?,
-        to: event.to,
+        to,
         reason: event.reason.clone(),
     })
 }

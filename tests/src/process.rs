@@ -71,6 +71,13 @@ pub fn title(pid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&text).replace('\0', " "))
 }
 
+/// What a process has in memory, in kB.
+pub fn resident(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
 pub fn is_alive(pid: u32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
 }

@@ -67,7 +67,7 @@ impl Site {
             module: place::module(&binary.version)?,
             binary,
             place,
-            port: ports::row(2)?,
+            port: ports::row(3)?,
             workers: 2,
             user: None,
             child: None,

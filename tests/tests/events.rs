@@ -18,6 +18,7 @@ type Change = (EventKind, State, State);
 fn line(event: &Event) -> String {
     let Event { upstream, peer, owner, from, to, in_flight, reason, .. } = event;
     let kind = event.kind.as_str();
+    let [from, to] = [from, to].map(|state| state.map_or_else(String::new, |state| state.to_string()));
     format!(
         "{kind} of {owner}: peer {peer} in upstream \"{upstream}\" {from} -> {to}, {in_flight} in flight ({reason})"
     )
@@ -73,7 +74,7 @@ async fn each_change_is_told_once_with_its_owner_its_reason_and_what_is_in_fligh
             assert_eq!(ack.generation > generation, change.is_some(), "{say:?}");
             let Some((kind, from, to)) = change else { continue };
             assert_eq!(ack.marks.first().map(|mark| (mark.state, mark.in_flight)), Some((to, 2)));
-            wanted.push((kind, say.owner.to_owned(), say.reason.to_owned(), from, to, 2));
+            wanted.push((kind, say.owner.to_owned(), say.reason.to_owned(), Some(from), Some(to), 2));
         }
         let events = site.events(0).await?;
         let got: Vec<_> = (events.events.iter())
@@ -171,8 +172,14 @@ async fn only_the_recent_past_is_remembered() -> Result<()> {
         assert_eq!(events.next, changes);
         // Each is still whole.
         let is_right = |event: &Event| match event.seq % 2 {
-            1 => (event.kind, event.from, event.to) == (EventKind::Mark, State::Up, State::Draining),
-            _ => (event.kind, event.from, event.to) == (EventKind::Ready, State::Draining, State::Up),
+            1 => {
+                (event.kind, event.from, event.to)
+                    == (EventKind::Mark, Some(State::Up), Some(State::Draining))
+            }
+            _ => {
+                (event.kind, event.from, event.to)
+                    == (EventKind::Ready, Some(State::Draining), Some(State::Up))
+            }
         };
         assert!(events.events.iter().all(is_right), "{:?}", events.events);
         // The log forgets nothing.

@@ -71,7 +71,10 @@ async fn a_mark_that_nobody_renews_lapses_and_its_late_owner_is_fenced() -> Resu
         );
 
         let event = site.events(0).await?.events.pop().context("an event")?;
-        assert_eq!((event.kind, event.from, event.to), (EventKind::Lapse, State::Draining, State::Up));
+        assert_eq!(
+            (event.kind, event.from, event.to),
+            (EventKind::Lapse, Some(State::Draining), Some(State::Up))
+        );
         let line = format!(
             "lapse of rollout:7: peer {one} in upstream \"app\" draining -> up, 0 in flight (its lease ran out)"
         );

@@ -528,7 +528,7 @@ async fn a_trial_is_shown_for_what_it_is() -> Result<()> {
         let view = stage.site.peer(stage.parrots.first()).await?;
         assert_eq!((view.state, view.requests, view.responses.success), (PeerState::Trial, 2, 2));
         let event = stage.site.events(0).await?.events.pop().context("an event")?;
-        assert_eq!((event.from, event.to), (State::Up, State::Trial));
+        assert_eq!((event.from, event.to), (Some(State::Up), Some(State::Trial)));
         stage.site.end().await?;
     }
     Ok(())

@@ -26,15 +26,26 @@ pub enum Admission {
     /// By a peer on trial: its failure is tried elsewhere.
     OnTrial,
     Refused(State),
+    /// By the whole upstream.
+    Paused,
 }
 
 /// Asks to begin a request. Whoever is admitted owes one [`InFlight::release`].
 ///
-/// Only where a peer is on trial is it asked whether the request is fit for that.
+/// `is_paused` looks at the upstream. Only where a peer is on trial is it asked whether the request is fit for that.
 #[cfg(not(look_before_claim))]
 #[inline]
-pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -> Admission {
+pub fn claim(
+    gate: &Gate,
+    in_flight: &InFlight,
+    is_paused: impl FnOnce() -> bool,
+    is_fit: impl FnOnce() -> bool,
+) -> Admission {
     in_flight.claim();
+    if is_paused() {
+        in_flight.release();
+        return Admission::Paused;
+    }
     match gate.state() {
         State::Up | State::Changing => Admission::Admitted,
         State::Trial if is_fit() => Admission::OnTrial,
@@ -47,7 +58,15 @@ pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -
 
 /// The mistake, kept so that the tests can prove that they would see it.
 #[cfg(look_before_claim)]
-pub fn claim(gate: &Gate, in_flight: &InFlight, is_fit: impl FnOnce() -> bool) -> Admission {
+pub fn claim(
+    gate: &Gate,
+    in_flight: &InFlight,
+    is_paused: impl FnOnce() -> bool,
+    is_fit: impl FnOnce() -> bool,
+) -> Admission {
+    if is_paused() {
+        return Admission::Paused;
+    }
     let admission = match gate.state() {
         State::Up | State::Changing => Admission::Admitted,
         State::Trial if is_fit() => Admission::OnTrial,
@@ -125,19 +144,29 @@ mod tests {
     #[test]
     fn an_open_gate_admits_and_counts() {
         let (gate, in_flight) = (Gate::default(), InFlight::default());
-        assert_eq!(claim(&gate, &in_flight, || unreachable!("nobody is on trial")), Admission::Admitted);
+        assert_eq!(
+            claim(&gate, &in_flight, || false, || unreachable!("nobody is on trial")),
+            Admission::Admitted
+        );
         assert_eq!(in_flight.settle(), 1);
         in_flight.release();
         assert_eq!(in_flight.get(), 0);
     }
 
     #[test]
+    fn an_open_gate_of_a_paused_upstream_refuses_and_counts_nothing() {
+        let (gate, in_flight) = (Gate::default(), InFlight::default());
+        assert_eq!(claim(&gate, &in_flight, || true, || true), Admission::Paused);
+        assert_eq!(in_flight.settle(), 0);
+    }
+
+    #[test]
     fn a_peer_on_trial_admits_what_is_fit_and_nothing_else() {
         let (gate, in_flight) = (Gate::default(), InFlight::default());
         gate.set(State::Trial);
-        assert_eq!(claim(&gate, &in_flight, || false), Admission::Refused(State::Trial));
+        assert_eq!(claim(&gate, &in_flight, || false, || false), Admission::Refused(State::Trial));
         assert_eq!(in_flight.get(), 0);
-        assert_eq!(claim(&gate, &in_flight, || true), Admission::OnTrial);
+        assert_eq!(claim(&gate, &in_flight, || false, || true), Admission::OnTrial);
         assert_eq!(in_flight.settle(), 1);
     }
 
@@ -146,7 +175,7 @@ mod tests {
         let (gate, in_flight) = (Gate::default(), InFlight::default());
         for state in [State::Checking, State::Unhealthy, State::Draining, State::Down] {
             gate.set(state);
-            assert_eq!(claim(&gate, &in_flight, || true), Admission::Refused(state));
+            assert_eq!(claim(&gate, &in_flight, || false, || true), Admission::Refused(state));
             assert_eq!(in_flight.get(), 0);
         }
     }

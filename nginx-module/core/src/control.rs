@@ -1,7 +1,9 @@
-//! The control path: an owner sets a mark, renews it, takes it away, or falls silent.
+//! The control path: an owner sets a mark, renews it, takes it away, or falls silent. Or it pauses an upstream.
 //!
 //! Everything here runs under the shell's control lock, one writer at a time. A command is checked whole before any of it
 //! is done; then marks change, gates follow, and only then is the ledger read for the acknowledgement.
+
+mod pause;
 
 use crate::floor::{self, Leaver};
 use crate::hold::Queue;
@@ -61,8 +63,8 @@ impl Standing {
 
 /// What a command did: the answer, and what is to be logged.
 #[derive(Clone, Debug)]
-pub struct Applied {
-    pub ack: Ack,
+pub struct Applied<A = Ack> {
+    pub ack: A,
     pub events: Vec<Event>,
 }
 
@@ -163,13 +165,15 @@ impl<'a, W: World> Control<'a, W> {
         Ok(self.acknowledge(&set.owner, std::iter::empty()))
     }
 
-    /// Takes away the marks whose owners fell silent.
+    /// Takes away the marks whose owners fell silent, and tells of pauses that are over.
     pub fn sweep(mut self) -> Vec<Event> {
         let now = self.now;
         self.table.vacate_dead(&self.living);
+        let table = self.table;
+        table.used_rooms().for_each(|room| self.tell_lapse(room));
         let is_marked = |id| self.table.slot(id).is_some_and(Slot::has_marks);
         if !self.table.ids().any(is_marked) {
-            return Vec::new();
+            return self.finish();
         }
         let dark: Vec<String> =
             self.world.upstreams().into_iter().filter(|name| !self.serves(name)).collect();
@@ -314,8 +318,8 @@ impl<'a, W: World> Control<'a, W> {
             upstream: slot.upstream(),
             peer: slot.address(),
             owner,
-            from,
-            to,
+            from: Some(from),
+            to: Some(to),
             in_flight: self.table.settle(id, &self.living),
             reason: reason.to_owned(),
         };
@@ -372,8 +376,7 @@ fn opens(from: State, to: State) -> bool {
 /// The slot of a peer, or what to say to whoever asked for it.
 pub fn find(table: &Table<'_>, upstream: &str, peer: &str) -> Result<SlotId, Refusal> {
     table.find(upstream, peer).ok_or_else(|| {
-        let known = |slot: &Slot| slot.seen() != 0 && slot.upstream() == upstream;
-        if table.ids().filter_map(|id| table.slot(id)).any(known) {
+        if table.ids().filter_map(|id| table.slot(id)).any(|slot| slot.is_of(upstream)) {
             Code::PeerNotFound.says(format!("the upstream {upstream:?} has no peer {peer:?}"))
         } else {
             unknown_upstream(upstream)
@@ -399,10 +402,7 @@ fn everywhere(table: &Table<'_>, peer: &str) -> Result<Vec<SlotId>, Refusal> {
 
 fn check(request: &MarkRequest) -> Result<(), Refusal> {
     let peer = &request.peer;
-    if request.reason.len() > MAX_REASON || request.reason.chars().any(char::is_control) {
-        return Err(Code::BadRequest
-            .says(format!("the reason for {peer:?} must be one line of at most {MAX_REASON} bytes")));
-    }
+    check_reason(&request.reason, &format!("{peer:?}"))?;
     if request.all && request.state != State::Up {
         return Err(Code::BadRequest.says(format!("\"all\" for {peer:?} goes with \"state\":\"up\" only")));
     }
@@ -410,6 +410,14 @@ fn check(request: &MarkRequest) -> Result<(), Refusal> {
         return Err(
             Code::BadRequest.says(format!("\"expect\" for {peer:?} does not go with \"state\":\"up\""))
         );
+    }
+    Ok(())
+}
+
+fn check_reason(reason: &str, of: &str) -> Result<(), Refusal> {
+    if reason.len() > MAX_REASON || reason.chars().any(char::is_control) {
+        return Err(Code::BadRequest
+            .says(format!("the reason for {of} must be one line of at most {MAX_REASON} bytes")));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::admission::{decode, encode};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::text::Text;
-use handoff_wire::{Event, EventKind, State};
+use handoff_wire::{Event, EventKind};
 
 /// How many events the zone remembers.
 pub const EVENTS: usize = 256;
@@ -24,7 +24,11 @@ pub struct Entry {
     reason: Text<{ crate::mark::MAX_REASON }>,
 }
 
-const KINDS: [EventKind; 3] = [EventKind::Mark, EventKind::Ready, EventKind::Lapse];
+const KINDS: [EventKind; 5] =
+    [EventKind::Mark, EventKind::Ready, EventKind::Lapse, EventKind::Pause, EventKind::Resume];
+
+/// No state.
+const NONE: u32 = u32::MAX;
 
 impl Entry {
     pub(crate) fn write(&self, event: &Event) {
@@ -33,8 +37,8 @@ impl Entry {
         self.in_flight.store(event.in_flight, Ordering::Relaxed);
         let kind = KINDS.iter().position(|&kind| kind == event.kind).unwrap_or_default();
         self.kind.store(u32::try_from(kind).unwrap_or_default(), Ordering::Relaxed);
-        self.from.store(encode(event.from), Ordering::Relaxed);
-        self.to.store(encode(event.to), Ordering::Relaxed);
+        self.from.store(event.from.map_or(NONE, encode), Ordering::Relaxed);
+        self.to.store(event.to.map_or(NONE, encode), Ordering::Relaxed);
         self.upstream.set(&event.upstream);
         self.peer.set(&event.peer);
         self.owner.set(event.owner.as_str());
@@ -51,8 +55,8 @@ impl Entry {
             upstream: self.upstream.get(),
             peer: self.peer.get(),
             owner: self.owner.get().parse().ok()?,
-            from: decode(self.from.load(Ordering::Relaxed)).unwrap_or(State::Up),
-            to: decode(self.to.load(Ordering::Relaxed)).unwrap_or(State::Up),
+            from: decode(self.from.load(Ordering::Relaxed)),
+            to: decode(self.to.load(Ordering::Relaxed)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             reason: self.reason.get(),
         })

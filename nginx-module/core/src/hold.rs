@@ -1,6 +1,6 @@
 //! Who waits, how long, and who goes on when: the hold of an upstream that nobody serves just now.
 //!
-//! A request waits if no peer may serve it and one is expected back. Each nginx process keeps those that wait with it in a
+//! A request waits if no peer may serve it and one is expected back, or if its upstream is paused. Each nginx process keeps those that wait with it in a
 //! [`Line`](crate::line::Line), in the order in which they came; what all processes hold together stands in the zone
 //! ([`Room`](crate::room::Room)) and is bounded by the [`Queue`]. While somebody waits, the process looks at its upstream
 //! every few milliseconds. Whatever it sees, nobody waits for ever: they go on, they are served as nginx alone would serve
@@ -29,6 +29,8 @@ pub enum Outlook {
     /// Nobody may serve, and somebody is expected back.
     Expected,
     Nobody,
+    /// Whoever may serve, somebody has paused the upstream.
+    Paused,
 }
 
 /// A request for which the balancer found nobody.
@@ -147,7 +149,7 @@ impl Outlook {
 impl Visitor {
     pub fn verdict(&self, outlook: Outlook) -> Verdict {
         let may_wait = match outlook {
-            Outlook::Expected => true,
+            Outlook::Expected | Outlook::Paused => true,
             // Who was refused may be up now; or another process was quicker. Else who serves has failed it before.
             Outlook::Serving(_) if self.was_refused => self.tried == 0 || self.has_news,
             Outlook::Serving(_) => self.tried == 0 && self.was_sent_on,
@@ -180,7 +182,7 @@ impl Pace {
             }
             // Those who have gone on fill them. When one of these is done, one more goes on.
             Outlook::Full => 0,
-            Outlook::Expected => {
+            Outlook::Expected | Outlook::Paused => {
                 *self = Self::default();
                 0
             }
@@ -225,6 +227,7 @@ mod tests {
     #[test]
     fn a_request_waits_for_somebody_who_is_expected_and_for_nobody_else() {
         assert!(waits(NEW, Outlook::Expected));
+        assert!(waits(Visitor { was_refused: false, ..NEW }, Outlook::Paused), "whoever is up");
         assert!(!waits(NEW, Outlook::Nobody));
         assert!(!waits(NEW, Outlook::Full), "merely full");
         let failed = Visitor { tried: 1, broke: 1, ..NEW };
@@ -260,6 +263,7 @@ mod tests {
             ("there is an answer", Visitor { has_stale: true, ..NEW }),
         ] {
             assert!(!waits(visitor, Outlook::Expected), "{why}");
+            assert!(!waits(visitor, Outlook::Paused), "{why}");
             assert!(!visitor.joins(), "{why}");
         }
     }
@@ -289,7 +293,8 @@ mod tests {
         let mut turn = |outlook| turn(&mut pace, outlook);
         assert_eq!(turn(Outlook::Expected), 0);
         assert_eq!([turn(Outlook::Serving(1)), turn(Outlook::Serving(1))], [FIRST, THEN]);
-        assert_eq!(turn(Outlook::Full), 0);
+        assert_eq!([turn(Outlook::Full), turn(Outlook::Paused)], [0, 0]);
+        assert_eq!(turn(Outlook::Serving(1)), FIRST, "after a pause they come together again");
         assert_eq!(turn(Outlook::Serving(1)), THEN);
         assert_eq!(turn(Outlook::Expected), 0);
         assert_eq!(turn(Outlook::Serving(2)), BATCH, "two peers take twice as many, in two turns");

@@ -1,9 +1,10 @@
-//! What all nginx processes together hold of one upstream, and what became of it.
+//! What all nginx processes together hold of one upstream, what became of it, and whether it is paused.
 //!
 //! Claim, then look, as with the requests in flight: a request counts itself in the place of its process and then reads the
 //! sum. So the bound holds however many come at once; two who meet at the last place may both be turned away.
 
 use crate::hold::{Full, Queue};
+use crate::pause::Pause;
 use crate::slot::MAX_NAME;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{PROCESSES, RowId};
@@ -16,6 +17,7 @@ use std::array;
 pub struct Room {
     /// The newest configuration that names the upstream; 0 is a free room.
     seen: AtomicU64,
+    pub pause: Pause,
     counters: [AtomicU64; Ending::ALL.len()],
     overflowed: AtomicU64,
     bytes: [AtomicU64; PROCESSES],
@@ -39,6 +41,7 @@ impl Default for Room {
     fn default() -> Self {
         Self {
             seen: AtomicU64::default(),
+            pause: Pause::default(),
             counters: array::from_fn(|_| AtomicU64::default()),
             overflowed: AtomicU64::default(),
             bytes: array::from_fn(|_| AtomicU64::default()),
@@ -61,6 +64,10 @@ impl Room {
         self.seen() != 0 && self.upstream.is(upstream)
     }
 
+    pub fn upstream(&self) -> String {
+        self.upstream.get()
+    }
+
     pub fn seen(&self) -> u64 {
         self.seen.load(Ordering::Acquire)
     }
@@ -72,6 +79,7 @@ impl Room {
     /// Gives the room to an upstream that has none. `seen` is written last, as in a slot.
     pub(crate) fn take(&self, upstream: &str, configuration: u64) {
         self.see(0);
+        self.pause.end();
         for counter in self.counters.iter().chain([&self.overflowed]).chain(&self.bytes) {
             counter.store(0, Ordering::Relaxed);
         }

@@ -40,7 +40,11 @@ pub struct Slot {
 
 impl Slot {
     pub fn is(&self, upstream: &str, address: &str) -> bool {
-        self.seen() != 0 && self.upstream.is(upstream) && self.address.is(address)
+        self.is_of(upstream) && self.address.is(address)
+    }
+
+    pub fn is_of(&self, upstream: &str) -> bool {
+        self.seen() != 0 && self.upstream.is(upstream)
     }
 
     pub fn upstream(&self) -> String {

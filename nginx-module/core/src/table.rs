@@ -22,7 +22,7 @@ pub const PROCESSES: usize = 128;
 pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
-const LAYOUT: u64 = 5;
+const LAYOUT: u64 = 6;
 
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -302,7 +302,7 @@ impl<'a> Table<'a> {
         self.used_rooms().for_each(|room| room.vacate(row));
     }
 
-    fn used_rooms(&self) -> impl Iterator<Item = &'a Room> {
+    pub(crate) fn used_rooms(&self) -> impl Iterator<Item = &'a Room> {
         self.rooms.iter().take(self.header.rooms.load(Ordering::Acquire) as usize)
     }
 
@@ -371,10 +371,16 @@ impl<'a> Table<'a> {
 
     /// The request path: asks to begin a request on a peer. Whoever is admitted owes one [`release`](Self::release).
     #[inline]
-    pub fn claim(&self, row: RowId, id: SlotId, is_fit: impl FnOnce() -> bool) -> Admission {
+    pub fn claim(
+        &self,
+        row: RowId,
+        id: SlotId,
+        is_paused: impl FnOnce() -> bool,
+        is_fit: impl FnOnce() -> bool,
+    ) -> Admission {
         // Ids come from this table, so both are there; if not, nothing of ours stands in the way.
         match (self.gate(id), self.cell(row, id)) {
-            (Some(gate), Some(cell)) => admission::claim(gate, cell, is_fit),
+            (Some(gate), Some(cell)) => admission::claim(gate, cell, is_paused, is_fit),
             _ => Admission::Admitted,
         }
     }
@@ -400,6 +406,13 @@ impl<'a> Table<'a> {
     /// Requests in flight on a peer, so that every later claim sees the gate as it is now.
     pub fn settle(&self, id: SlotId, living: &[RowId]) -> u64 {
         living.iter().filter_map(|&row| self.cell(row, id)).map(|cell| u64::from(cell.settle())).sum()
+    }
+
+    /// Requests in flight on all peers of an upstream, those that the configuration names no longer included; so that every later
+    /// claim sees what was written before.
+    pub fn settle_all(&self, upstream: &str, living: &[RowId]) -> u64 {
+        let is_its = |id: &SlotId| self.slot(*id).is_some_and(|slot| slot.is_of(upstream));
+        self.ids().filter(is_its).map(|id| self.settle(id, living)).sum()
     }
 
     /// Requests in flight in one process.
@@ -447,7 +460,7 @@ mod tests {
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes =
             [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (5, [608, 2368, 1720, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (6, [608, 2368, 1944, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::mark::Mark;
 use crate::slot::Slot;
 use crate::table::{SlotId, Table};
 use handoff_wire::{
-    Drained, PeerState, PeerView, ProcessView, State, UncoveredView, UpstreamView, Upstreams,
+    Drained, PeerState, PeerView, ProcessView, Quiet, State, UncoveredView, UpstreamView, Upstreams,
 };
 use std::collections::BTreeMap;
 
@@ -25,8 +25,10 @@ pub fn upstream<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str)
         let matters = standing.is_some() || slot.has_marks() || in_flight > 0;
         matters.then(|| peer(slot, standing, in_flight, now))
     });
-    let queue = world.queue(name).and_then(|queue| Some(table.room_of(name)?.view(&queue)));
-    UpstreamView { name: name.to_owned(), peers: peers.collect(), queue }
+    let holds = world.queue(name).and_then(|queue| Some((table.room_of(name)?, queue)));
+    let pause = holds.and_then(|(room, _)| room.pause.view(now));
+    let queue = holds.map(|(room, queue)| room.view(&queue));
+    UpstreamView { name: name.to_owned(), peers: peers.collect(), queue, pause }
 }
 
 fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {
@@ -56,6 +58,14 @@ pub fn drained<W: World>(table: &Table<'_>, world: &W, id: SlotId) -> Drained {
     let state = table.slot(id).map_or(State::Up, |slot| slot.gate.state());
     let in_flight = table.settle(id, &table.living(|process| world.alive(process)));
     Drained { drained: !state.begins_requests() && in_flight == 0, state, in_flight }
+}
+
+/// Whether an upstream is paused, and nothing is in flight there any more.
+pub fn quiet<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str) -> Quiet {
+    let room = world.queue(name).and_then(|_| table.room_of(name));
+    let left = room.and_then(|room| room.pause.view(now)).map(|pause| pause.left);
+    let in_flight = table.settle_all(name, &table.living(|process| world.alive(process)));
+    Quiet { quiet: left.is_some() && in_flight == 0, in_flight, left }
 }
 
 pub fn processes<W: World>(table: &Table<'_>, world: &W) -> Vec<ProcessView> {

@@ -15,7 +15,10 @@ fn an_event_tells_who_did_what_and_why() {
     assert_eq!(stage.table().recall(0).events, told, "what is logged is what is remembered");
     let [event] = &told[..] else { panic!("one event") };
     assert_eq!((event.seq, event.at), (1, moment(stage.now).unix));
-    assert_eq!((event.kind, event.from, event.to, event.in_flight), (EventKind::Mark, Up, Draining, 1));
+    assert_eq!(
+        (event.kind, event.from, event.to, event.in_flight),
+        (EventKind::Mark, Some(Up), Some(Draining), 1)
+    );
     assert_eq!((event.upstream.as_str(), event.peer.as_str(), event.owner.as_str()), (APP, A, "pm2:1"));
     assert_eq!(event.reason, "pm2 is stopping it");
 }
@@ -32,10 +35,10 @@ fn every_kind_of_event_is_remembered_as_it_was() {
     assert_eq!(
         told,
         [
-            (EventKind::Mark, Up, Draining),
-            (EventKind::Ready, Draining, Up),
-            (EventKind::Mark, Up, Down),
-            (EventKind::Lapse, Down, Up),
+            (EventKind::Mark, Some(Up), Some(Draining)),
+            (EventKind::Ready, Some(Draining), Some(Up)),
+            (EventKind::Mark, Some(Up), Some(Down)),
+            (EventKind::Lapse, Some(Down), Some(Up)),
         ]
     );
 }

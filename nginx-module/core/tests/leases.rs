@@ -58,7 +58,10 @@ fn a_mark_lapses_at_the_end_of_its_lease_and_alone() {
     assert_eq!(stage.sweep_after(4_999), []);
     let [lapse] = &stage.sweep_after(1)[..] else { panic!("one mark lapses") };
     assert_eq!((lapse.kind, lapse.owner.as_str(), lapse.peer.as_str()), (EventKind::Lapse, "pm2:1", A));
-    assert_eq!((lapse.from, lapse.to, lapse.reason.as_str()), (Draining, Checking, "its lease ran out"));
+    assert_eq!(
+        (lapse.from, lapse.to, lapse.reason.as_str()),
+        (Some(Draining), Some(Checking), "its lease ran out")
+    );
     assert_eq!((stage.state(A), stage.state(B)), (Checking, Draining));
 }
 

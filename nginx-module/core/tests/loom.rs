@@ -6,15 +6,20 @@
 #![cfg(loom)]
 
 use handoff_core::admission::{self, Admission, Gate, InFlight};
+use handoff_core::pause::Until;
 use handoff_wire::State;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use loom::thread::{self, JoinHandle};
 
+/// By the clock of all processes.
+const NOW: u64 = 1;
+
 /// One peer, as two nginx processes see it.
 #[derive(Default)]
 struct Peer {
     gate: Gate,
+    pause: Until,
     cells: [InFlight; 2],
     begun: AtomicU32,
     ended: AtomicU32,
@@ -25,7 +30,9 @@ struct Peer {
 impl Peer {
     /// Every request here is fit for a trial.
     fn claim(&self, process: usize) -> bool {
-        !matches!(admission::claim(&self.gate, &self.cells[process], || true), Admission::Refused(_))
+        let is_paused = || self.pause.holds(NOW);
+        let admission = admission::claim(&self.gate, &self.cells[process], is_paused, || true);
+        matches!(admission, Admission::Admitted | Admission::OnTrial)
     }
 
     /// What an acknowledgement says.
@@ -35,6 +42,11 @@ impl Peer {
 
     fn drain(&self) -> u32 {
         self.gate.set(State::Draining);
+        self.settle()
+    }
+
+    fn pause(&self) -> u32 {
+        self.pause.set(NOW + 1);
         self.settle()
     }
 
@@ -111,6 +123,31 @@ fn a_claim_after_the_acknowledgement_is_refused() {
 }
 
 #[test]
+fn an_acknowledged_pause_has_counted_whoever_was_admitted() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let claims = two_claims(&peer);
+        let acknowledged = peer.pause();
+        let admitted = admitted(claims);
+        assert!(admitted <= acknowledged, "{admitted} admitted, {acknowledged} acknowledged");
+        assert_eq!(peer.settle(), admitted, "whoever is refused leaves no trace");
+    });
+}
+
+#[test]
+fn a_claim_after_the_acknowledgement_of_a_pause_is_refused() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let early = in_thread(&peer, |peer| peer.claim(0));
+        let acknowledged = peer.pause();
+        // The acknowledgement travels, and whoever has heard of it claims.
+        let late = in_thread(&peer, |peer| peer.claim(1));
+        assert!(!late.join().unwrap());
+        assert!(u32::from(early.join().unwrap()) <= acknowledged);
+    });
+}
+
+#[test]
 fn the_end_of_a_trial_has_counted_whoever_was_admitted_to_it() {
     loom::model(|| {
         let peer = Arc::new(Peer::default());
@@ -127,7 +164,9 @@ fn once_a_trial_is_acknowledged_nobody_else_is_admitted() {
     loom::model(|| {
         let peer = Arc::new(Peer::default());
         let claim = |process| {
-            in_thread(&peer, move |peer| admission::claim(&peer.gate, &peer.cells[process], || false))
+            in_thread(&peer, move |peer| {
+                admission::claim(&peer.gate, &peer.cells[process], || false, || false)
+            })
         };
         let early = claim(0);
         peer.gate.set(State::Trial);

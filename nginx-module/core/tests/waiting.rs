@@ -1,7 +1,7 @@
 //! Thousands of lives of an upstream that comes and goes, with those who wait for it: each is sent on, let go, answered or gone,
 //! in whatever order things happen; and never do more wait than may.
 //!
-//! To see that it notices: let one more wait than may, forget to wipe what a dead process held, send those who found nobody to the
+//! To see that it notices: let those who wait go on during a pause, let one more wait than may, forget to wipe what a dead process held, send those who found nobody to the
 //! end of the line, let go those for whom peers are merely full, or nobody where nobody is expected. Each failed within ten seeds.
 //!
 //! A seed that fails is printed; `HANDOFF_SEED=<seed> cargo test -p handoff-core --test waiting` lives it again and tells each
@@ -27,7 +27,7 @@ use handoff_core::hold::{BATCH, Outlook, Pace, Queue, Turn, Verdict, Visitor};
 use handoff_core::line::{End, Line, Ticket};
 use handoff_core::room::{Ending, Room};
 use handoff_core::table::{RoomId, RowId};
-use handoff_wire::{Expect, MarkRequest, MarkSet, State};
+use handoff_wire::{Expect, MarkRequest, MarkSet, Pause, Resume, Span, State};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,6 +70,7 @@ struct Run {
     arrived: u32,
     started: u32,
     waited: u64,
+    paused: u64,
     ended: [u64; 4],
     lost: u64,
     silent: BTreeSet<&'static str>,
@@ -85,7 +86,8 @@ enum Asked {
 
 impl Run {
     fn from_seed(seed: u64, tells: bool) -> Self {
-        let stage = Stage::new();
+        let mut stage = Stage::new();
+        stage.world.queue = Some(QUEUE);
         let room = stage.table().open_room(APP, 1, |_| true).unwrap();
         let mut run = Self {
             dice: Dice::from_seed(seed),
@@ -96,6 +98,7 @@ impl Run {
             arrived: 0,
             started: 1,
             waited: 0,
+            paused: 0,
             ended: [0; 4],
             lost: 0,
             silent: BTreeSet::new(),
@@ -123,7 +126,8 @@ impl Run {
             60..72 => self.mark(),
             72..80 => self.leave(),
             80..88 => (0..4).for_each(|_| self.finish()),
-            88..91 => self.regard(),
+            88..90 => self.regard(),
+            90 => self.pause(),
             91..94 => self.crash(),
             94..96 => self.start(),
             96..98 => _ = self.silent.insert("pm2:1"),
@@ -131,6 +135,25 @@ impl Run {
         }
         self.fill();
         self.check();
+    }
+
+    fn outlook(&self) -> Outlook {
+        if self.stage.is_paused() { Outlook::Paused } else { self.stage.outlook() }
+    }
+
+    /// Somebody pauses the upstream, for less time than anybody waits, or ends the pause.
+    fn pause(&mut self) {
+        let (owner, upstreams) = (of("operator"), vec![APP.to_owned()]);
+        if self.dice.percent(30) {
+            self.note(format_args!("resume"));
+            self.stage.control().resume(&Resume { owner, upstreams, force: false }).unwrap();
+            return;
+        }
+        let max = Span::from_millis(self.dice.within(1_000..QUEUE.timeout));
+        self.note(format_args!("pause for {max}"));
+        self.paused += 1;
+        let pause = Pause { owner, upstreams, max, reason: String::new(), force: false };
+        self.stage.control().pause(&pause).unwrap();
     }
 
     fn start(&mut self) {
@@ -188,8 +211,12 @@ impl Run {
 
     /// The balancer, as far as it matters here: the first that serves and has room.
     fn choose(&mut self, who: u32) -> Option<&'static str> {
+        let is_paused = self.stage.is_paused();
         let request = self.requests.get_mut(&who).unwrap();
         request.visitor.was_refused = false;
+        if is_paused {
+            return None;
+        }
         for peer in PEERS {
             let id = self.stage.table().find(APP, peer).unwrap();
             let standing = self.stage.world.upstreams[APP].iter().find(|at| at.slot == id).unwrap();
@@ -205,6 +232,7 @@ impl Run {
     fn ask(&mut self, at: usize, who: u32) -> Asked {
         let was_sent_on = self.requests[&who].visitor.was_sent_on;
         if let Some(peer) = self.choose(who) {
+            assert!(!self.stage.is_paused(), "{who} begins during a pause");
             self.note(format_args!("{who} is served by {peer}"));
             self.nginx[at].served.push((who, peer));
             self.fill();
@@ -214,7 +242,7 @@ impl Run {
             self.requests.get_mut(&who).unwrap().visitor.tried += 1;
             return Asked::Served;
         }
-        let waits = self.requests[&who].visitor.verdict(self.stage.outlook()) == Verdict::Wait;
+        let waits = self.requests[&who].visitor.verdict(self.outlook()) == Verdict::Wait;
         if waits && was_sent_on {
             self.stand(at, who, End::Front);
             return Asked::Waits;
@@ -224,7 +252,7 @@ impl Run {
         }
         if was_sent_on {
             let is_new = self.requests[&who].visitor.tried == 0;
-            assert!(!is_new || self.stage.outlook() == Outlook::Nobody, "{who} was let go too early");
+            assert!(!is_new || self.outlook() == Outlook::Nobody, "{who} was let go too early");
             self.ends(at, who, Ending::Released);
         }
         self.note(format_args!("{who} is sent away, would wait: {waits}"));
@@ -237,6 +265,9 @@ impl Run {
             return false;
         }
         self.waited += 1;
+        // One whose time was over when it was sent on is answered with the next look.
+        let request = self.requests.get_mut(&who).unwrap();
+        request.until = request.until.max(self.stage.now + 1);
         self.stand(at, who, end);
         true
     }
@@ -280,7 +311,7 @@ impl Run {
             self.nginx[at].pace = Pace::default();
             return;
         }
-        let before = self.stage.outlook();
+        let before = self.outlook();
         let first = self.nginx[at].line.len();
         let granted = self.nginx[at].pace.grant(before, now);
         let mut gone = 0;
@@ -296,7 +327,7 @@ impl Run {
             assert!(!matches!(asked, Asked::TurnedAway), "who waits has a place already");
             gone += 1;
         }
-        let (outlooks, left) = ([before, self.stage.outlook()], self.nginx[at].line.len());
+        let (outlooks, left) = ([before, self.outlook()], self.nginx[at].line.len());
         self.nginx[at].pace.done(Turn { outlooks, granted, gone, left }, now);
         if before == Outlook::Nobody {
             assert!(left == 0 || gone == BATCH, "{left} of {first} wait for nobody");

@@ -77,7 +77,8 @@ impl PeerData {
         held.leave_room(hold, place, ending);
     }
 
-    /// A peer failed the request. Whether it would wait for another, if nginx asked for one more.
+    /// A peer failed the request. Whether it would wait for another, if nginx asked for one more. A pause is no reason to try
+    /// more often.
     #[cold]
     pub(crate) fn would_wait(&self) -> bool {
         // SAFETY: the request lives while its upstream calls us.
@@ -87,7 +88,8 @@ impl PeerData {
         let tries = conf.next_upstream_tries;
         self.upstream.hold.queue.is_some()
             && (tries == 0 || (self.tries as usize) < tries)
-            && self.visitor(false).verdict(self.upstream.outlook(&self.place.zone, now())) == Verdict::Wait
+            && self.visitor(false).verdict(self.upstream.outlook_of_peers(&self.place.zone, now()))
+                == Verdict::Wait
     }
 
     fn visitor(&self, was_sent_on: bool) -> Visitor {

@@ -19,11 +19,15 @@ pub struct Event {
     pub at: u64,
     pub kind: EventKind,
     pub upstream: String,
+    /// Empty: it is about the whole upstream.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub peer: String,
     pub owner: Owner,
-    /// The effective state before and after.
-    pub from: State,
-    pub to: State,
+    /// The effective state of the peer, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<State>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<State>,
     pub in_flight: u64,
     pub reason: String,
 }
@@ -35,8 +39,12 @@ pub enum EventKind {
     Mark,
     /// An owner took its mark away.
     Ready,
-    /// A lease ran out.
+    /// A lease ran out, or a pause was over.
     Lapse,
+    /// An owner paused an upstream, or moved the end of its pause.
+    Pause,
+    /// A pause was ended.
+    Resume,
 }
 
 impl EventKind {
@@ -45,6 +53,8 @@ impl EventKind {
             Self::Mark => "mark",
             Self::Ready => "ready",
             Self::Lapse => "lapse",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
         }
     }
 }

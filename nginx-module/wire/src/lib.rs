@@ -19,12 +19,13 @@ mod view;
 pub use event::{Event, EventKind, Events};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use refusal::{Code, ErrorBody, Refusal};
-pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Renew, RenewMark};
+pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Pause, Renew, RenewMark, Resume};
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use view::{
-    Ack, AckedMark, Drained, MarkView, Overview, PeerView, ProcessView, QueueView, Responses, UncoveredView,
-    UpstreamView, Upstreams, ZoneView,
+    Ack, AckedMark, Drained, MarkView, Overview, PauseAck, PauseView, PausedUpstream, PeerView, ProcessView,
+    QueueView, Quiet, Responses, ResumeAck, ResumedUpstream, UncoveredView, UpstreamView, Upstreams, Was,
+    ZoneView,
 };
 
 /// The version in every path. It changes only when an old client could misunderstand the new server.
@@ -40,7 +41,10 @@ pub const MIN_LEASE: Span = Span::from_secs(1);
 /// The longest lease that can be asked for.
 pub const MAX_LEASE: Span = Span::from_secs(600);
 
-/// The longest time that one `drained` call waits before it answers what it sees.
+/// How long an upstream is paused at most, unless it is asked for otherwise.
+pub const DEFAULT_PAUSE: Span = Span::from_secs(30);
+
+/// The longest time that one `drained` or `quiet` call waits before it answers what it sees.
 pub const MAX_WAIT: Span = Span::from_secs(30);
 
 /// Where nginx listens when nobody says otherwise.

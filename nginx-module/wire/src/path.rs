@@ -7,6 +7,8 @@ pub const UPSTREAMS: &str = "/v1/upstreams";
 pub const MARKS: &str = "/v1/marks";
 pub const RENEW: &str = "/v1/renew";
 pub const ORPHANS: &str = "/v1/orphans";
+pub const PAUSE: &str = "/v1/pause";
+pub const RESUME: &str = "/v1/resume";
 pub const EVENTS: &str = "/v1/events";
 
 /// What a path names. Names are percent-decoded.
@@ -15,11 +17,14 @@ pub enum Path {
     Overview,
     Upstreams,
     Upstream(String),
+    Quiet(String),
     Peer { upstream: String, peer: String },
     Drained { upstream: String, peer: String },
     Marks,
     Renew,
     Orphans,
+    Pause,
+    Resume,
     Events,
 }
 
@@ -38,6 +43,7 @@ impl Path {
             [] => Self::Overview,
             ["upstreams"] => Self::Upstreams,
             ["upstreams", name] => Self::Upstream(name.to_owned()),
+            ["upstreams", name, "quiet"] => Self::Quiet(name.to_owned()),
             ["upstreams", upstream, "peers", peer] => {
                 Self::Peer { upstream: upstream.to_owned(), peer: peer.to_owned() }
             }
@@ -47,6 +53,8 @@ impl Path {
             ["marks"] => Self::Marks,
             ["renew"] => Self::Renew,
             ["orphans"] => Self::Orphans,
+            ["pause"] => Self::Pause,
+            ["resume"] => Self::Resume,
             ["events"] => Self::Events,
             _ => return None,
         })
@@ -55,6 +63,10 @@ impl Path {
 
 pub fn upstream(upstream: &str) -> String {
     format!("{UPSTREAMS}/{}", encode(upstream))
+}
+
+pub fn quiet(upstream: &str) -> String {
+    format!("{UPSTREAMS}/{}/quiet", encode(upstream))
 }
 
 pub fn peer(upstream: &str, peer: &str) -> String {
@@ -110,6 +122,12 @@ mod tests {
                 "{made}"
             );
         }
+    }
+
+    #[test]
+    fn the_path_of_an_upstream_may_ask_whether_it_is_quiet() {
+        assert_eq!(Path::parse(&quiet("my app")), Some(Path::Quiet("my app".into())));
+        assert_eq!(Path::parse("/v1/upstreams/app/quite"), None);
     }
 
     #[test]

@@ -29,6 +29,12 @@ pub enum Code {
     Floor,
     /// The mark lapsed, so nginx used the peer again meanwhile: drain again.
     Lapsed,
+    /// Another owner has paused the upstream.
+    Paused,
+    /// Nobody can wait for the upstream, so it cannot be paused.
+    NoQueue,
+    /// Those who come first would not wait until the end of such a pause.
+    TooLong,
     TooLarge,
     /// The zone has no room for one more mark on this peer.
     MarksFull,
@@ -46,7 +52,7 @@ impl Code {
             Self::Forbidden => 403,
             Self::PathNotFound | Self::UpstreamNotFound | Self::PeerNotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::Floor | Self::Lapsed => 409,
+            Self::Floor | Self::Lapsed | Self::Paused | Self::NoQueue | Self::TooLong => 409,
             Self::TooLarge => 413,
             Self::MarksFull => 507,
             Self::Busy => 503,

@@ -1,6 +1,6 @@
 //! What a client asks for.
 
-use crate::{Expect, Owner, Span, State};
+use crate::{DEFAULT_PAUSE, Expect, Owner, Span, State};
 use serde::{Deserialize, Serialize};
 
 /// `PUT /v1/marks`: an owner says what it holds of one or more peers. All of it is done, or nothing.
@@ -70,4 +70,35 @@ pub struct RenewMark {
     pub upstream: String,
     pub peer: String,
     pub epoch: u64,
+}
+
+/// `PUT /v1/pause`: nobody begins a request on any peer of these upstreams. All of it is done, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    pub owner: Owner,
+    pub upstreams: Vec<String>,
+    /// How long it lasts at most, from its beginning: to say the same again does not move its end.
+    #[serde(default = "default_pause")]
+    pub max: Span,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Do it even if those who come first would not wait for so long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// `POST /v1/resume`: the owner's pause of these upstreams is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resume {
+    pub owner: Owner,
+    pub upstreams: Vec<String>,
+    /// Whoever paused them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+fn default_pause() -> Span {
+    DEFAULT_PAUSE
 }

@@ -66,6 +66,19 @@ pub struct UpstreamView {
     /// Absent: nobody waits for this upstream (`handoff_queue off`, or the zone had no room).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueView>,
+    /// Absent: it is not paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseView>,
+}
+
+/// Nobody begins a request on any peer of the upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseView {
+    pub owner: Owner,
+    pub reason: String,
+    /// What is left of it, if nobody ends it before.
+    pub left: Span,
+    pub age: Span,
 }
 
 /// Requests that wait for a peer, in all nginx processes, and what became of those that did. Each that waited ends in one of
@@ -173,6 +186,62 @@ pub struct Drained {
     pub drained: bool,
     pub state: State,
     pub in_flight: u64,
+}
+
+/// The answer to `PUT /v1/pause`. Once it is written, no nginx process begins a request on any peer of these upstreams until
+/// somebody resumes them, or until `left` has passed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PauseAck {
+    pub instance: String,
+    pub generation: u64,
+    pub upstreams: Vec<PausedUpstream>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PausedUpstream {
+    pub upstream: String,
+    pub left: Span,
+    /// Requests that nginx has with its peers still.
+    pub in_flight: u64,
+}
+
+/// The answer to `POST /v1/resume`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResumeAck {
+    pub instance: String,
+    pub generation: u64,
+    pub upstreams: Vec<ResumedUpstream>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResumedUpstream {
+    pub upstream: String,
+    pub was: Was,
+    /// Requests that waited, and go on now.
+    pub held: u64,
+}
+
+/// What an upstream was when it was resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Was {
+    /// From the pause until now.
+    Paused,
+    /// Its pause was over before: requests have gone on since.
+    Lapsed,
+    /// Not paused at all.
+    Running,
+}
+
+/// `GET /v1/upstreams/{upstream}/quiet?timeout=5s`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quiet {
+    /// True: the upstream is paused, and nginx waits for nothing from any of its peers.
+    pub quiet: bool,
+    pub in_flight: u64,
+    /// What is left of the pause; absent if there is none (any more).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Span>,
 }
 
 // === impl Responses ===

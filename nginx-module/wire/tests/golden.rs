@@ -75,6 +75,36 @@ fn a_queue_says_who_waits_and_what_became_of_those_who_did() {
 }
 
 #[test]
+fn a_pause_has_an_end_whoever_forgets_it() {
+    let text = r#"{"owner":"operator","upstreams":["myapp"],"max":"10s","reason":"schema 42"}"#;
+    assert_eq!(to_string(&from_str::<Pause>(text).unwrap()).unwrap(), text);
+    let shortest: Pause = from_str(r#"{"owner":"operator","upstreams":["myapp"]}"#).unwrap();
+    assert_eq!((shortest.max, shortest.force), (DEFAULT_PAUSE, false));
+    let text = r#"{"instance":"00c0ffee","generation":12,"upstreams":[{"upstream":"myapp","left":"10s","in_flight":3}]}"#;
+    assert_eq!(to_string(&from_str::<PauseAck>(text).unwrap()).unwrap(), text);
+    let text = r#"{"name":"myapp","peers":[],"pause":{"owner":"operator","reason":"schema 42","left":"9800ms","age":"200ms"}}"#;
+    assert_eq!(to_string(&from_str::<UpstreamView>(text).unwrap()).unwrap(), text);
+    let text = r#"{"quiet":false,"in_flight":3,"left":"9800ms"}"#;
+    assert_eq!(to_string(&from_str::<Quiet>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn who_resumes_is_told_whether_the_pause_lasted_until_then() {
+    let text = r#"{"owner":"operator","upstreams":["myapp"],"force":true}"#;
+    assert_eq!(to_string(&from_str::<Resume>(text).unwrap()).unwrap(), text);
+    let text = r#"{"instance":"00c0ffee","generation":13,"upstreams":[{"upstream":"myapp","was":"lapsed","held":0}]}"#;
+    assert_eq!(to_string(&from_str::<ResumeAck>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn an_event_is_about_a_peer_or_about_an_upstream() {
+    let text = r#"{"seq":1,"at":2,"kind":"mark","upstream":"myapp","peer":"127.0.0.1:3000","owner":"operator","from":"up","to":"down","in_flight":3,"reason":"disk"}"#;
+    assert_eq!(to_string(&from_str::<Event>(text).unwrap()).unwrap(), text);
+    let text = r#"{"seq":1,"at":2,"kind":"pause","upstream":"myapp","owner":"operator","in_flight":3,"reason":"schema 42"}"#;
+    assert_eq!(to_string(&from_str::<Event>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
 fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
     let text = r#"{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5}"#;
     let responses: Responses = from_str(text).unwrap();

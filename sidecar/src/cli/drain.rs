@@ -33,12 +33,8 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let peers = Target::parse(&args.target).resolve(context, &view).await?;
     let state = if args.down { State::Down } else { State::Draining };
     let marks = marks(&peers, state, &args.reason)?;
-    let ack = control.mark(&MarkSet { force: args.force, ..marks }).await.map_err(|error| {
-        let is_floor = error.code() == Some(Code::Floor);
-        let failure = Failure::from(error);
-        let text = if is_floor { format!("{failure}. --force does it all the same") } else { failure.text };
-        Failure { text, ..failure }
-    })?;
+    let ack = control.mark(&MarkSet { force: args.force, ..marks }).await;
+    let ack = ack.map_err(|error| Failure::or_force(error, Code::Floor))?;
     for mark in &ack.marks {
         _ = say(format_args!(
             "{} in {}: {}, {} in flight",

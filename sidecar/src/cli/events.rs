@@ -50,18 +50,14 @@ fn json(event: &Event) -> String {
 }
 
 fn text(event: &Event) -> String {
+    let Event { upstream, peer, owner, in_flight, .. } = event;
+    let (at, kind) = (time_of_day(event.at), event.kind.as_str());
+    let what = match (event.from, event.to) {
+        (Some(from), Some(to)) => format!("{peer} in {upstream}  {from} → {to}"),
+        _ => upstream.clone(),
+    };
     let reason = if event.reason.is_empty() { String::new() } else { format!("  {}", event.reason) };
-    format!(
-        "{}  {:<5}  {} in {}  {} → {}  {}  {} in flight{reason}",
-        time_of_day(event.at),
-        event.kind.as_str(),
-        event.peer,
-        event.upstream,
-        event.from,
-        event.to,
-        event.owner,
-        event.in_flight,
-    )
+    format!("{at}  {kind:<6}  {what}  {owner}  {in_flight} in flight{reason}")
 }
 
 /// `14:03:09.120Z`; an event is minutes old, not days.
@@ -83,7 +79,12 @@ mod tests {
         .unwrap();
         assert_eq!(
             text(&event),
-            "16:30:09.120Z  mark   127.0.0.1:1 in app  up → draining  operator  3 in flight  disk"
+            "16:30:09.120Z  mark    127.0.0.1:1 in app  up → draining  operator  3 in flight  disk"
         );
+        let event: Event = serde_json::from_str(
+            r#"{"seq":1,"at":1795365009120,"kind":"pause","upstream":"app","owner":"operator","in_flight":3,"reason":"schema"}"#,
+        )
+        .unwrap();
+        assert_eq!(text(&event), "16:30:09.120Z  pause   app  operator  3 in flight  schema");
     }
 }

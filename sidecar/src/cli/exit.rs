@@ -7,6 +7,7 @@ use crate::{
     rollout::{Stop, lock::LockError},
     survey::SurveyError,
 };
+use handoff_wire::Code;
 use std::process::ExitCode;
 
 /// The exit codes, as `handoff help` and docs/api/cli.md list them.
@@ -62,6 +63,14 @@ pub struct Failure {
 impl Failure {
     pub fn new(exit: Exit, text: impl Into<String>) -> Self {
         Self { exit, text: text.into() }
+    }
+
+    /// A refusal with this code, which `--force` overrides, says so.
+    pub(super) fn or_force(error: ControlError, code: Code) -> Self {
+        let is_it = error.code() == Some(code);
+        let failure = Self::from(error);
+        let text = if is_it { format!("{failure}. --force does it all the same") } else { failure.text };
+        Self { text, ..failure }
     }
 }
 
@@ -152,7 +161,6 @@ impl From<ConfigError> for Failure {
 mod tests {
     use super::*;
     use crate::pm2::trust::PathError;
-    use handoff_wire::Code;
 
     fn control(error: ControlError) -> Exit {
         Failure::from(error).exit

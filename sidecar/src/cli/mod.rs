@@ -3,10 +3,12 @@
 mod drain;
 mod events;
 pub mod exit;
+mod pause;
 mod preload;
 mod progress;
 mod ready;
 mod reload;
+mod resume;
 mod run;
 mod status;
 mod table;
@@ -67,6 +69,10 @@ enum Command {
     Drain(drain::Args),
     /// Take the operator's mark away
     Ready(ready::Args),
+    /// Keep every new request of an upstream waiting, until `resume` or for a time: for migrations
+    Pause(pause::Args),
+    /// Let those who wait go on
+    Resume(resume::Args),
     /// Replace every worker, one after the other, and let nobody notice
     Reload(reload::Args),
     /// Show what changed
@@ -131,6 +137,8 @@ impl Command {
             Self::Status(args) => status::run(context, args).await,
             Self::Drain(args) => drain::run(context, args).await,
             Self::Ready(args) => ready::run(context, args).await,
+            Self::Pause(args) => pause::run(context, args).await,
+            Self::Resume(args) => resume::run(context, args).await,
             Self::Reload(args) => reload::run(context, args).await,
             Self::Events(args) => events::run(context, args).await,
             Self::Preload => preload::run(),

@@ -16,7 +16,7 @@ use crate::{
     survey::{self, Survey},
     worker::Worker,
 };
-use handoff_wire::{MarkView, PeerState, Upstreams};
+use handoff_wire::{MarkView, PauseView, PeerState, UpstreamView, Upstreams};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,6 +47,15 @@ struct NginxStatus {
     control: String,
     instance: Option<String>,
     upstreams: usize,
+    paused: Vec<PauseStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct PauseStatus {
+    upstream: String,
+    held: u64,
+    #[serde(flatten)]
+    pause: PauseView,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,7 +125,12 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
 
 async fn collect(context: &Context) -> Status {
     let mut status = Status {
-        nginx: NginxStatus { control: context.control.to_string(), instance: None, upstreams: 0 },
+        nginx: NginxStatus {
+            control: context.control.to_string(),
+            instance: None,
+            upstreams: 0,
+            paused: Vec::new(),
+        },
         daemons: Vec::new(),
         problems: Vec::new(),
         exit: Exit::Done,
@@ -125,6 +139,7 @@ async fn collect(context: &Context) -> Status {
         Ok(view) => {
             status.nginx.instance = Some(view.instance.clone());
             status.nginx.upstreams = view.upstreams.len();
+            status.nginx.paused = view.upstreams.iter().filter_map(PauseStatus::of).collect();
             Some(view)
         }
         Err(error) => {
@@ -302,10 +317,28 @@ impl Status {
             format!("instance {instance}, {} upstreams with `handoff`", self.nginx.upstreams)
         });
         let mut text = format!("nginx  {}  {nginx}\n", self.nginx.control);
+        text.extend(self.nginx.paused.iter().map(PauseStatus::text));
         for daemon in &self.daemons {
             text.push_str(&daemon.text());
         }
         text.trim_end().to_owned()
+    }
+}
+
+// === impl PauseStatus ===
+
+impl PauseStatus {
+    fn of(upstream: &UpstreamView) -> Option<Self> {
+        let held = upstream.queue.as_ref().map_or(0, |queue| queue.held);
+        Some(Self { upstream: upstream.name.clone(), held, pause: upstream.pause.clone()? })
+    }
+
+    fn text(&self) -> String {
+        let Self { upstream, held, pause: PauseView { owner, reason, left, .. } } = self;
+        let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        format!(
+            "paused {upstream}  by {owner}{reason}, for {left} at most, {held} waiting: `handoff resume {upstream}`\n"
+        )
     }
 }
 

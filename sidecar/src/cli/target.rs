@@ -38,6 +38,30 @@ impl Target {
     }
 }
 
+/// The upstreams that are meant: the one of this name, or those that an app's workers are in.
+pub(super) async fn upstreams(
+    text: &str,
+    context: &Context,
+    view: &Upstreams,
+) -> Result<Vec<String>, Failure> {
+    if view.upstreams.iter().any(|up| up.name == text) {
+        return Ok(vec![text.to_owned()]);
+    }
+    let names = view.upstreams.iter().map(|up| up.name.as_str());
+    let known = || unknown(format!("no upstream with `handoff` is named {text}"), names.clone());
+    match Target::parse(text) {
+        Target::App { name, id: None } => {
+            let peers = by_app(context, &name, None, peers(view).collect()).await;
+            let peers = peers
+                .map_err(|failure| Failure { text: format!("{}; and {failure}", known()), ..failure })?;
+            let upstreams: BTreeSet<String> = peers.into_iter().map(|peer| peer.upstream).collect();
+            Ok(upstreams.into_iter().collect())
+        }
+        // One worker of several cannot be paused, nor can an address: that is a drain.
+        Target::Address(_) | Target::App { id: Some(_), .. } => Err(known()),
+    }
+}
+
 pub(super) fn peers(view: &Upstreams) -> impl Iterator<Item = Peer> {
     let of = |name: String| move |address: String| Peer::new(name.clone(), address);
     view.upstreams

@@ -12,8 +12,8 @@ pub use error::ControlError;
 
 use bytes::Bytes;
 use handoff_wire::{
-    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Renew, Span, UpstreamView,
-    Upstreams, path,
+    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, Quiet, Renew,
+    Resume, ResumeAck, Span, UpstreamView, Upstreams, path,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -74,6 +74,20 @@ impl Control {
     pub async fn drained(&mut self, upstream: &str, peer: &str, wait: Span) -> Result<Drained, ControlError> {
         let path = format!("{}?timeout={wait}", path::drained(upstream, peer));
         self.get(&path, wait.duration() + PATIENCE).await
+    }
+
+    /// Waits in nginx until the upstream is quiet or its pause is over, or for so long.
+    pub async fn quiet(&mut self, upstream: &str, wait: Span) -> Result<Quiet, ControlError> {
+        let path = format!("{}?timeout={wait}", path::quiet(upstream));
+        self.get(&path, wait.duration() + PATIENCE).await
+    }
+
+    pub async fn pause(&mut self, pause: &Pause) -> Result<PauseAck, ControlError> {
+        self.send(Method::PUT, path::PAUSE, pause).await
+    }
+
+    pub async fn resume(&mut self, resume: &Resume) -> Result<ResumeAck, ControlError> {
+        self.send(Method::POST, path::RESUME, resume).await
     }
 
     pub async fn mark(&mut self, marks: &MarkSet) -> Result<Ack, ControlError> {

@@ -1,6 +1,9 @@
 //! The control API of one nginx with one upstream, in memory.
 
-use handoff_wire::{Ack, AckedMark, Code, ErrorBody, MarkRequest, MarkSet, PeerState, Refusal, State, path};
+use handoff_wire::{
+    Ack, AckedMark, Code, ErrorBody, MarkRequest, MarkSet, Pause, PeerState, Quiet, Refusal, Resume, State,
+    Was, path,
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -21,6 +24,8 @@ struct Memory {
     /// By peer and owner.
     marks: BTreeMap<(String, String), MarkRequest>,
     in_flight: u64,
+    paused: Option<Pause>,
+    was: Was,
     refuses: Option<Refusal>,
     puts: Vec<MarkSet>,
     renewals: u64,
@@ -34,6 +39,8 @@ impl Nginx {
             peers: peers.to_vec(),
             marks: BTreeMap::new(),
             in_flight: 0,
+            paused: None,
+            was: Was::Running,
             refuses: None,
             puts: Vec::new(),
             renewals: 0,
@@ -65,6 +72,16 @@ impl Nginx {
 
     pub fn set_in_flight(&self, in_flight: u64) {
         self.0.lock().unwrap().in_flight = in_flight;
+    }
+
+    pub fn paused(&self) -> Option<Pause> {
+        self.0.lock().unwrap().paused.clone()
+    }
+
+    /// A pause that was over before somebody ended it.
+    pub fn lapse(&self) {
+        let mut memory = self.0.lock().unwrap();
+        (memory.paused, memory.was) = (None, Was::Lapsed);
     }
 
     /// What an owner holds of a peer.
@@ -140,12 +157,47 @@ impl Memory {
                 let drained = self.in_flight == 0;
                 (200, json!({"drained": drained, "state": "draining", "in_flight": self.in_flight}))
             }
+            ("GET", path) if path.ends_with("/quiet") => {
+                let left = self.paused.as_ref().map(|pause| pause.max);
+                let quiet =
+                    Quiet { quiet: left.is_some() && self.in_flight == 0, in_flight: self.in_flight, left };
+                (200, serde_json::to_value(quiet).unwrap())
+            }
+            ("PUT", path::PAUSE) => self.pause(serde_json::from_slice(body).unwrap()),
+            ("POST", path::RESUME) => self.resume(serde_json::from_slice(body).unwrap()),
             ("PUT", path::MARKS) => match self.mark(serde_json::from_slice(body).unwrap()) {
                 Ok(ack) => (200, serde_json::to_value(ack).unwrap()),
                 Err(error) => (error.status, serde_json::to_value(ErrorBody { error }).unwrap()),
             },
             _ => (404, json!({"error": {"status": 404, "code": "PathNotFound", "text": "no such path"}})),
         }
+    }
+
+    fn pause(&mut self, pause: Pause) -> (u16, Value) {
+        if let Some(error) = self.refuses.clone().filter(|_| !pause.force) {
+            return (error.status, serde_json::to_value(ErrorBody { error }).unwrap());
+        }
+        let upstreams: Vec<_> = pause
+            .upstreams
+            .iter()
+            .map(|upstream| json!({"upstream": upstream, "left": pause.max, "in_flight": self.in_flight}))
+            .collect();
+        (self.paused, self.was) = (Some(pause.clone()), Was::Paused);
+        (200, json!({"instance": self.instance, "generation": self.generation, "upstreams": upstreams}))
+    }
+
+    fn resume(&mut self, resume: Resume) -> (u16, Value) {
+        if let Some(error) = self.refuses.clone().filter(|_| !resume.force) {
+            return (error.status, serde_json::to_value(ErrorBody { error }).unwrap());
+        }
+        self.paused = None;
+        let was = std::mem::replace(&mut self.was, Was::Running);
+        let upstreams: Vec<_> = resume
+            .upstreams
+            .iter()
+            .map(|upstream| json!({"upstream": upstream, "was": was, "held": 7}))
+            .collect();
+        (200, json!({"instance": self.instance, "generation": self.generation, "upstreams": upstreams}))
     }
 
     fn mark(&mut self, set: MarkSet) -> Result<Ack, Refusal> {
@@ -182,7 +234,10 @@ impl Memory {
                    "configured": true, "weight": 1, "backup": false})
         });
         let peers: Vec<_> = peers.collect();
+        let pause = self.paused.as_ref().map(
+            |pause| json!({"owner": pause.owner, "reason": pause.reason, "left": pause.max, "age": "0s"}),
+        );
         json!({"instance": self.instance, "generation": self.generation,
-               "upstreams": [{"name": "app", "peers": peers}]})
+               "upstreams": [{"name": "app", "peers": peers, "pause": pause}]})
     }
 }

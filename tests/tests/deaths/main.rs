@@ -8,6 +8,7 @@ mod cluster;
 mod crashes;
 mod files;
 mod ordered;
+mod sidecar;
 mod single;
 mod trial;
 

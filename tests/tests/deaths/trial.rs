@@ -23,7 +23,7 @@ use e2e::{
     sidecar::Sidecar,
     wait,
 };
-use handoff_wire::{PeerState, PeerView};
+use handoff_wire::{PeerState, PeerView, QueueView};
 use hyper::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -71,9 +71,9 @@ pub struct Deed {
 /// All that was seen.
 pub struct Findings {
     deeds: Vec<Deed>,
-    visits: Vec<Visit>,
-    orders: Orders,
-    lives: Vec<Life>,
+    pub visits: Vec<Visit>,
+    pub orders: Orders,
+    pub lives: Vec<Life>,
     log: AccessLog,
 }
 
@@ -144,6 +144,34 @@ impl Trial {
         let began = Moment::now();
         self.deeds.push(Deed { name, began });
         began
+    }
+
+    // === the sidecar ===
+
+    /// It is gone, without a word.
+    pub fn kill_sidecar(&mut self) {
+        if let Some(sidecar) = self.sidecar.take() {
+            sidecar.kill();
+        }
+    }
+
+    pub fn signal_sidecar(&self, signal: Signal) {
+        if let Some(sidecar) = &self.sidecar {
+            process::signal(sidecar.pid(), signal);
+        }
+    }
+
+    /// As a service manager does, after a while. Comes back when it knows every worker.
+    pub async fn start_sidecar(&mut self) -> Result<()> {
+        self.sidecar = Some(Sidecar::start(&self.place, &self.app.addresses()).await?);
+        Ok(())
+    }
+
+    /// Those who wait, and what became of those that did.
+    pub async fn queue(&self) -> Result<QueueView> {
+        let view = peers::upstreams(&self.place.control_socket()).await?;
+        let queue = view.upstreams.into_iter().find_map(|upstream| upstream.queue);
+        queue.context("no queue")
     }
 
     /// Runs PM2's command line; its words are the deed's name.
@@ -351,12 +379,17 @@ impl Findings {
         self.only_failed(|_| false);
     }
 
-    /// Every visit that failed is one of these; none hung, and no order was executed twice.
-    pub fn only_failed(&self, may: impl Fn(&Visit) -> bool) {
-        self.print("Handoff");
+    /// Holds everywhere, whatever happened.
+    pub fn nothing_twice_and_nothing_hung(&self) {
         assert_eq!(self.orders.executed_twice(), 0, "executed twice");
         let hung = self.visits.iter().filter(|visit| visit.answer == e2e::load::Answer::Hung).count();
         assert_eq!(hung, 0, "hung");
+    }
+
+    /// Every visit that failed is one of these; none hung, and no order was executed twice.
+    pub fn only_failed(&self, may: impl Fn(&Visit) -> bool) {
+        self.print("Handoff");
+        self.nothing_twice_and_nothing_hung();
         for cost in self.costs() {
             let unexplained: Vec<&Visit> = cost.failed.iter().filter(|visit| !may(visit)).collect();
             assert!(unexplained.is_empty(), "{cost}\n{unexplained:#?}");

@@ -5,6 +5,7 @@
 // SIGUSR2     it needs more memory than it may have.
 // SIGHUP      it throws.
 // CRASH_FILE  as long as this file names its port, among others, it throws when it boots.
+// LATE_FILE   as long as this file is there, it does not begin.
 // FIRST_PORT  its port is this one and NODE_APP_INSTANCE more.
 
 const fs = require('node:fs');
@@ -13,6 +14,11 @@ const MUCH = 250 * 1024 * 1024;
 
 if (process.env.FIRST_PORT) {
   process.env.PORT = String(Number(process.env.FIRST_PORT) + Number(process.env.NODE_APP_INSTANCE));
+}
+
+const late = process.env.LATE_FILE;
+while (late && fs.existsSync(late)) {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
 }
 
 let memory;

@@ -1,10 +1,12 @@
 //! However many come, no more wait than may, and nobody else is harmed.
 
 use crate::stage::{Stage, Visit};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use e2e::{
     clock::Moment,
     farm::Farm,
+    load::Load,
+    ports,
     site::{Site, VERSIONS},
 };
 use hyper::Method;
@@ -108,4 +110,68 @@ async fn half_of_a_processs_connections_are_left_for_others() -> Result<()> {
         stage.end().await?;
     }
     Ok(())
+}
+
+/// As many as come at once may show for a moment, before they are turned away: one in each process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_bodies_stays_within_its_bounds_and_nobody_elsewhere_fails() -> Result<()> {
+    const LARGEST: usize = 20 * 1024;
+    const PROCESSES: u64 = 2;
+    for version in VERSIONS {
+        let stage = beside(version, "handoff_queue 100 bytes=400k timeout=30s;").await?;
+        let held = stage.peer();
+        stage.says("draining", "back", &[&held]).await?;
+        let elsewhere = Load::start(ports::address(stage.site.port() + 1), 400);
+        let mut flood = Vec::new();
+        let bytes_max = 400 * 1024 + PROCESSES * LARGEST as u64 + 1024;
+        let (mut most, mut largest) = (0, 0);
+        for burst in 0..40 {
+            // Small ones fill the line, large ones the bytes.
+            let body = if burst % 2 == 0 { 0 } else { LARGEST };
+            flood.extend((0..20).map(|_| stage.visit(Method::POST, "/", vec![b'x'; body])));
+            let queue = stage.queue().await?;
+            assert!(queue.held <= 100 + PROCESSES && queue.bytes <= bytes_max, "{queue:?}");
+            (most, largest) = (most.max(queue.held), largest.max(queue.bytes));
+        }
+        let all_are_there = async || {
+            let queue = stage.queue().await.ok()?;
+            (queue.held + queue.overflowed == 800).then_some(queue)
+        };
+        let queue = e2e::wait::until("all to be there", Duration::from_secs(20), all_are_there).await?;
+        assert!(queue.held <= 100 && queue.bytes <= 400 * 1024, "{queue:?}");
+        assert!(queue.bytes > 400 * 1024 - LARGEST as u64 || queue.held == 100, "it was no flood: {queue:?}");
+        stage.says("up", "", &[&held]).await?;
+        let mut statuses = std::collections::BTreeMap::<u16, u64>::new();
+        for visit in flood {
+            *statuses.entry(visit.await??.status).or_default() += 1;
+        }
+        assert_eq!(statuses, [(200, queue.held), (503, queue.overflowed)].into());
+        let visits = elsewhere.stop().await;
+        let failed: Vec<_> = visits.iter().filter(|visit| visit.failed()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+        eprintln!("{most} requests and {largest} bytes at most; {} visits elsewhere", visits.len());
+        stage.end().await?;
+    }
+    Ok(())
+}
+
+/// `app`, whose one peer comes and goes, and on the next port `other`, whose one peer stays; on the one after that nginx itself
+/// turns everybody away.
+pub(crate) async fn beside(version: &str, lines: &str) -> Result<Stage> {
+    let farm = Farm::start(2).await?;
+    let [held, open] = farm.peers()[..] else { bail!("two peers") };
+    let site = Site::new(version).await?;
+    let port = site.port();
+    site.write(&format!(
+        "proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
+         upstream app {{ zone app 256k; server {held}; {lines} handoff; }}\n\
+         upstream other {{ zone other 256k; server {open}; keepalive 16; handoff; }}\n\
+         server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://app; }} }}\n\
+         server {{ listen 127.0.0.1:{}; location / {{ proxy_pass http://other; }} }}\n\
+         server {{ listen 127.0.0.1:{}; location / {{ return 503; }} }}\n{}",
+        port + 1,
+        port + 2,
+        site.api("write=on")
+    ))?;
+    Stage::with(site, farm).await
 }

@@ -6,5 +6,6 @@ mod clients;
 mod going;
 mod kinds;
 mod latency;
+mod pause;
 mod stage;
 mod storm;

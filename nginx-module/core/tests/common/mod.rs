@@ -178,12 +178,20 @@ impl Stage {
 
     /// Claims for a request that is fit for no trial.
     pub fn claim(&self, peer: &str) -> Admission {
-        self.table().claim(self.row, self.id(peer), || false)
+        self.table().claim(self.row, self.id(peer), || self.is_paused(), || false)
     }
 
     /// Claims for a request that is fit for a trial.
     pub fn claim_fit(&self, peer: &str) -> Admission {
-        self.table().claim(self.row, self.id(peer), || true)
+        self.table().claim(self.row, self.id(peer), || self.is_paused(), || true)
+    }
+
+    pub fn room(&self) -> Option<&Room> {
+        self.table().room_of(APP)
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.room().is_some_and(|room| room.pause.holds(self.now))
     }
 
     pub fn release(&self, peer: &str) {

@@ -5,7 +5,8 @@
 //!
 //! To see that it notices: let the mildest mark decide, let `up` remove every mark, give every mark the same epoch, drop the
 //! floor or let it bind facts, let a lease last a millisecond longer, accept old epochs, skip the recovery, reclaim slots
-//! by the committed configuration alone, keep connections while a worker changes, or use those that were opened before. Each
+//! by the committed configuration alone, keep connections while a worker changes, use those that were opened before, move the
+//! end of a pause when it is said again, or let anybody end it. Each
 //! of these, and a dozen more, failed within the first hundred seeds.
 
 #![allow(unreachable_pub, reason = "a binary of tests exports nothing")]
@@ -69,12 +70,12 @@ fn whatever_happens_the_rules_hold() {
 fn a_broken_rule_does_not_go_unnoticed() {
     use common::{all_ready, moment, of};
     use handoff_core::control::Control;
-    use handoff_wire::{Renew, State};
+    use handoff_wire::{DEFAULT_PAUSE, Pause, Renew, State};
     fn closed(run: &Run) -> Option<model::Key> {
         let mut peers = run.model.peers.iter();
         peers.find(|(_, peer)| peer.state() != State::Up).map(|(key, _)| key.clone())
     }
-    let meddlers: [(&str, Meddler); 4] = [
+    let meddlers: [(&str, Meddler); 5] = [
         ("a gate opens by itself", &|run| {
             if let Some((upstream, peer)) = closed(run) {
                 let id = run.zone.table().find(&upstream, &peer).unwrap();
@@ -93,6 +94,11 @@ fn a_broken_rule_does_not_go_unnoticed() {
                 set.marks[0].upstream = Some(upstream);
                 Control::begin(run.zone.table(), &run.world, moment(run.now)).mark(&set).unwrap();
             }
+        }),
+        ("a pause begins that nobody ordered", &|run| {
+            let (owner, upstreams) = (of("operator"), vec!["blue".to_owned()]);
+            let pause = Pause { owner, upstreams, max: DEFAULT_PAUSE, reason: "x".into(), force: true };
+            _ = Control::begin(run.zone.table(), &run.world, moment(run.now)).pause(&pause);
         }),
         ("a dead owner renews", &|run| {
             let renew = Renew { owner: of("pm2:1"), lease: None, marks: None };

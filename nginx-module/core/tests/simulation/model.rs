@@ -36,9 +36,21 @@ pub struct Standing {
     pub available: bool,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pause {
+    pub owner: String,
+    pub reason: String,
+    pub begun: u64,
+    pub until: u64,
+    /// Its end, if it ended by itself.
+    pub told: bool,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub peers: BTreeMap<Key, Peer>,
+    /// By upstream; those that ended by themselves until somebody resumes them.
+    pub pauses: BTreeMap<String, Pause>,
     /// The running configuration.
     pub standings: BTreeMap<Key, Standing>,
     pub epochs: u64,
@@ -196,6 +208,35 @@ impl Model {
             }
         }
         turns
+    }
+
+    pub fn is_paused(&self, upstream: &str, now: u64) -> bool {
+        self.pauses.get(upstream).is_some_and(|pause| now < pause.until)
+    }
+
+    /// Whether a command of this owner for these upstreams is to be refused.
+    pub fn is_foreign(&self, owner: &str, upstreams: &[String], now: u64) -> bool {
+        let is_others = |name: &String| self.is_paused(name, now) && self.pauses[name].owner != owner;
+        upstreams.iter().any(is_others)
+    }
+
+    /// Whether this begins it or moves its end.
+    pub fn pause(&mut self, owner: &str, upstream: &str, max: u64, reason: &str, now: u64) -> bool {
+        if !self.is_paused(upstream, now) {
+            self.pauses.remove(upstream);
+        }
+        let new = Pause { owner: owner.into(), reason: String::new(), begun: now, until: 0, told: false };
+        let pause = self.pauses.entry(upstream.into()).or_insert(new);
+        let before = pause.until;
+        pause.reason = reason.into();
+        pause.until = pause.begun + max;
+        before != pause.until
+    }
+
+    /// How many ended by themselves, of these or of all, and were not told yet.
+    pub fn over(&mut self, of: impl Fn(&str) -> bool, now: u64) -> usize {
+        let over = self.pauses.iter_mut().filter(|(name, pause)| of(name) && now >= pause.until);
+        over.filter_map(|(_, pause)| (!std::mem::replace(&mut pause.told, true)).then_some(())).count()
     }
 
     /// The marks that a renewal is about; `None` if it must be refused.

@@ -4,10 +4,13 @@ use crate::common::{Script, Zone, moment, of, process, serving};
 use crate::dice::Dice;
 use crate::model::{Key, Model, Peer, Standing, Turn};
 use handoff_core::control::Control;
+use handoff_core::hold::Queue;
 use handoff_core::table::{PROCESSES, RowId, SlotId};
 use handoff_core::{Admission, Process, Table, World as _};
 use handoff_wire::State::Up;
-use handoff_wire::{Event, Expect, MarkRequest, MarkSet, Renew, RenewMark, Span, State};
+use handoff_wire::{
+    Event, EventKind, Expect, MarkRequest, MarkSet, Pause, Renew, RenewMark, Resume, Span, State, Was,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::{fmt, mem};
 
@@ -29,6 +32,8 @@ const OWNERS: [&str; 10] = [
     "worker:3",
     "worker:4",
 ];
+
+const QUEUE: Queue = Queue { requests: 8, bytes: 80, timeout: 30_000 };
 
 type Configuration = BTreeMap<Key, SlotId>;
 
@@ -83,7 +88,7 @@ impl Run {
         let mut run = Self {
             dice: Dice::from_seed(seed),
             zone: Zone::with(SLOTS, EVENTS),
-            world: Script { connections: 1, ..Script::default() },
+            world: Script { connections: 1, queue: Some(QUEUE), ..Script::default() },
             model: Model::default(),
             tells,
             now: 1_000_000,
@@ -133,7 +138,8 @@ impl Run {
             87..90 => self.start(),
             90..92 => self.crash(),
             92..94 => self.leave(),
-            94..97 => self.fall_silent(),
+            94..96 => self.fall_silent(),
+            96..97 => self.pause_or_resume(),
             97..98 => self.die_writing(),
             _ => {
                 let fails = self.dice.percent(30);
@@ -156,6 +162,10 @@ impl Run {
         self.nginx.iter_mut().for_each(|nginx| nginx.clock = self.now);
         self.sweep();
         self.check();
+        assert!(
+            UPSTREAMS.iter().all(|name| !self.model.is_paused(name, self.now)),
+            "somebody waits for ever"
+        );
         let leased = self.model.peers.values().flat_map(|peer| peer.marks.values());
         assert!(leased.into_iter().all(|mark| mark.lease.is_none()), "a window is left open");
     }
@@ -274,6 +284,7 @@ impl Run {
             self.learn_epoch(set.owner.as_str(), &key, told.epoch);
         }
         self.turned(&turns, &applied.events);
+        self.grows(applied.events.len());
         turns
     }
 
@@ -299,8 +310,6 @@ impl Run {
         let kept = &events[events.len().saturating_sub(EVENTS)..];
         assert_eq!(self.table().recall(self.events).events, kept);
         self.events += changes as u64;
-        assert_eq!(self.table().header.generation() > self.generation, changes > 0);
-        self.generation = self.table().header.generation();
         let latest = self.readied();
         for turn in turns {
             let ready = turn.opens() && turn.forgives;
@@ -353,14 +362,96 @@ impl Run {
         self.note(format_args!("{now}: sweep"));
         let lapsed = self.model.lapsed(now);
         let events = Control::begin(self.zone.table(), &self.world, moment(now)).sweep();
+        let over = self.model.over(|_| true, now);
+        let (events, of_upstreams) = (&events[over..], &events[..over]);
+        self.told(&vec![EventKind::Lapse; over], of_upstreams);
         let told = events
             .iter()
             .map(|event| ((event.upstream.clone(), event.peer.clone()), event.owner.as_str().to_owned()));
         assert_eq!(told.collect::<BTreeSet<_>>(), lapsed, "what outlived its lease, and nothing else");
         let turns = self.model.lapse(&lapsed);
-        self.turned(&turns, &events);
+        self.turned(&turns, events);
+        self.grows(over + events.len());
         let outlived = self.model.peers.values().flat_map(|peer| peer.marks.values());
         assert!(outlived.filter_map(|mark| Some(mark.renewed + mark.lease?)).all(|end| end > now));
+    }
+
+    fn pause_or_resume(&mut self) {
+        let owner = *self.dice.pick(&["operator", "rollout:1"]);
+        let both = UPSTREAMS.map(String::from);
+        let upstreams: Vec<String> = match self.dice.below(3) {
+            0 => both.to_vec(),
+            one => vec![both[one - 1].clone()],
+        };
+        let is_unknown = !upstreams.iter().all(|name| self.model.upstreams().contains(name.as_str()));
+        if self.dice.percent(60) {
+            self.pause(owner, upstreams, is_unknown);
+        } else {
+            self.resume(owner, upstreams, is_unknown);
+        }
+    }
+
+    fn pause(&mut self, owner: &str, upstreams: Vec<String>, is_unknown: bool) {
+        let now = self.clock();
+        let (max, force) = (self.dice.within(900..40_000), self.dice.percent(20));
+        let reason = format!("reason {max}");
+        let set = Pause { owner: of(owner), upstreams, max: Span::from_millis(max), reason, force };
+        self.note(format_args!("{now}: {set:?}"));
+        let is_wrong = max < 1_000
+            || is_unknown
+            || (max > QUEUE.timeout && !force)
+            || self.model.is_foreign(owner, &set.upstreams, now);
+        let applied = Control::begin(self.zone.table(), &self.world, moment(now)).pause(&set);
+        assert_eq!(applied.is_err(), is_wrong, "{applied:?}");
+        let Ok(applied) = applied else { return };
+        let mut kinds = Vec::new();
+        for name in &set.upstreams {
+            kinds.extend(vec![EventKind::Lapse; self.model.over(|other| other == name, now)]);
+            let is_new = self.model.pause(owner, name, max, &set.reason, now);
+            kinds.extend(is_new.then_some(EventKind::Pause));
+        }
+        for told in &applied.ack.upstreams {
+            let left = self.model.pauses[&told.upstream].until.saturating_sub(now);
+            assert_eq!((told.left.as_millis(), told.in_flight), (left, self.all_in_flight(&told.upstream)));
+        }
+        self.told(&kinds, &applied.events);
+        self.grows(kinds.len());
+    }
+
+    fn resume(&mut self, owner: &str, upstreams: Vec<String>, is_unknown: bool) {
+        let now = self.clock();
+        let set = Resume { owner: of(owner), upstreams, force: self.dice.percent(30) };
+        self.note(format_args!("{now}: {set:?}"));
+        let is_wrong = is_unknown || (!set.force && self.model.is_foreign(owner, &set.upstreams, now));
+        let applied = Control::begin(self.zone.table(), &self.world, moment(now)).resume(&set);
+        assert_eq!(applied.is_err(), is_wrong, "{applied:?}");
+        let Ok(applied) = applied else { return };
+        let mut kinds = Vec::new();
+        for (name, told) in set.upstreams.iter().zip(&applied.ack.upstreams) {
+            kinds.extend(vec![EventKind::Lapse; self.model.over(|other| other == name, now)]);
+            let was = match self.model.pauses.remove(name) {
+                None => Was::Running,
+                Some(pause) if now < pause.until => Was::Paused,
+                Some(_) => Was::Lapsed,
+            };
+            kinds.extend((was == Was::Paused).then_some(EventKind::Resume));
+            assert_eq!((&told.upstream, told.was), (name, was));
+        }
+        self.told(&kinds, &applied.events);
+        self.grows(kinds.len());
+    }
+
+    /// What is told of upstreams.
+    fn told(&mut self, kinds: &[EventKind], events: &[Event]) {
+        assert_eq!(events.iter().map(|event| event.kind).collect::<Vec<_>>(), kinds);
+        assert!(events.iter().all(|event| event.peer.is_empty() && event.from.is_none()));
+        self.events += kinds.len() as u64;
+    }
+
+    /// By each change, and by nothing else.
+    fn grows(&mut self, changes: usize) {
+        assert_eq!(self.table().header.generation() > self.generation, changes > 0);
+        self.generation = self.table().header.generation();
     }
 
     fn fall_silent(&mut self) {
@@ -403,14 +494,17 @@ impl Run {
         let (key, id) = *self.dice.pick(&known);
         self.note(format_args!("{:?} claims {key:?}", nginx.process));
         let is_fit = self.dice.percent(50);
-        let admission = self.zone.table().claim(nginx.row, *id, || is_fit);
+        let room = self.zone.table().room_of(&key.0).unwrap();
+        let is_paused = self.model.is_paused(&key.0, nginx.clock);
+        let admission = self.zone.table().claim(nginx.row, *id, || room.pause.holds(nginx.clock), || is_fit);
         let expected = match self.model.peers[key].state() {
+            _ if is_paused => Admission::Paused,
             Up | State::Changing => Admission::Admitted,
             State::Trial if is_fit => Admission::OnTrial,
             state => Admission::Refused(state),
         };
         assert_eq!(admission, expected);
-        if !matches!(admission, Admission::Refused(_)) {
+        if matches!(admission, Admission::Admitted | Admission::OnTrial) {
             let key = key.clone();
             self.connect(at, key);
         }
@@ -505,6 +599,7 @@ impl Run {
         let configuration = self.table().header.next_configuration();
         let mut slots = Configuration::new();
         for upstream in UPSTREAMS {
+            self.table().open_room(upstream, configuration, |_| true).expect("a room for each");
             for peer in PEERS {
                 if self.dice.percent(50) || (peer == PEERS[0] && upstream == UPSTREAMS[0]) {
                     self.register((upstream.into(), peer.into()), configuration, &mut slots);
@@ -561,8 +656,20 @@ impl Run {
         living.chain(&self.leaked).filter(|served| *served == key).count() as u64
     }
 
+    fn all_in_flight(&self, upstream: &str) -> u64 {
+        let keys = self.model.peers.keys().filter(|key| key.0 == upstream);
+        keys.map(|key| self.in_flight(key)).sum()
+    }
+
     pub fn check(&self) {
         let table = self.table();
+        for name in UPSTREAMS {
+            let view = table.room_of(name).and_then(|room| room.pause.view(moment(self.now)));
+            let pause = self.model.pauses.get(name).filter(|pause| self.now < pause.until);
+            let shown =
+                pause.map(|pause| (pause.owner.clone(), pause.reason.clone(), pause.until - self.now));
+            assert_eq!(view.map(|view| (view.owner.to_string(), view.reason, view.left.as_millis())), shown);
+        }
         let living = table.living(|process| self.world.alive(process));
         for (key, peer) in &self.model.peers {
             let id = table.find(&key.0, &key.1).expect("a peer keeps its slot");
