@@ -23,8 +23,8 @@ pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Renew, RenewMa
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use view::{
-    Ack, AckedMark, Drained, MarkView, Overview, PeerView, ProcessView, QueueView, Responses, UncoveredView,
-    UpstreamView, Upstreams, ZoneView,
+    Ack, AckedMark, Drained, GrantedView, MarkView, Overview, PeerView, ProcessView, QueueView, RefusedView,
+    Responses, RetryView, UncoveredView, UpstreamView, Upstreams, ZoneView,
 };
 
 /// The version in every path. It changes only when an old client could misunderstand the new server.
