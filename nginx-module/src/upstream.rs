@@ -7,6 +7,7 @@ use crate::nginx::rc;
 use crate::peer;
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
+use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::table::{RowId, SlotId};
 use handoff_core::{Moment, Standing};
@@ -22,6 +23,7 @@ pub(crate) struct Upstream {
     pub(crate) addresses: Addresses,
     pub(crate) reuse: Reuse,
     pub(crate) hold: Hold,
+    pub(crate) retry: Option<Budget>,
     /// Known from the moment that nothing of this configuration can fail any more.
     peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
@@ -66,6 +68,7 @@ impl Upstream {
         addresses: Vec<(String, *const libc::sockaddr)>,
         reuse: Reuse,
         queue: Option<Queue>,
+        retry: Option<Budget>,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -76,6 +79,7 @@ impl Upstream {
             addresses: Addresses::new(addresses),
             reuse,
             hold: Hold::new(queue),
+            retry,
             peers: RefCell::default(),
             us,
             original,
@@ -137,6 +141,26 @@ impl Upstream {
         let is_open = |id| zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves());
         let serves = |peer: &&Peer| peer.slot != id && is_open(peer.slot) && peer.standing().available;
         self.peers.borrow().iter().filter(serves).count()
+    }
+
+    /// Whether this peer may serve, and no other one. `after_failing`: once more, and nginx does not leave it out for that.
+    pub(crate) fn is_alone(&self, zone: &Zone, id: SlotId, after_failing: bool) -> bool {
+        let peers = self.peers.borrow();
+        let is_single = peers.len() == 1;
+        let serves = |peer: &Peer| {
+            let standing = peer.standing();
+            let stays = !after_failing || is_single || read(word!(peer, max_fails)) == 0;
+            standing.available && !standing.full && stays
+        };
+        zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves())
+            && peers.iter().filter(|peer| peer.slot == id).any(serves)
+            && self.serving_beside(zone, id) == 0
+    }
+
+    /// How many requests are with its peers.
+    pub(crate) fn active(&self, zone: &Zone) -> u64 {
+        let peers = self.peers.borrow();
+        zone.table.active(peers.iter().map(|peer| peer.slot))
     }
 
     /// What those may expect who wait.
