@@ -148,7 +148,8 @@ impl PeerData {
         let (cause, reason) = self.cause(u, pc);
         // nginx adds one itself, later.
         let is_stale = pc.is_cached() && cause == Cause::Connection;
-        let tries_left = pc.tries().saturating_add(is_stale.into());
+        let tries_left =
+            if self.is_at_the_only_one() { 0 } else { pc.tries().saturating_add(is_stale.into()) };
         Some(self.judge(&self.failure(u, pc, cause, reason, tries_left)?, false))
     }
 
@@ -163,7 +164,8 @@ impl PeerData {
         }
         let pc = PeerConnection(&raw mut u.peer);
         self.retry.number = pc.number().unwrap_or_else(newest);
-        let tries_left = pc.tries().saturating_sub(1);
+        let is_at_the_only_one = self.is_at_the_only_one();
+        let tries_left = if is_at_the_only_one { 0 } else { pc.tries().saturating_sub(1) };
         let Some(failure) = self.failure(u, pc, Cause::Status, reason, tries_left) else { return };
         if !failure.is_reason {
             return;
@@ -171,12 +173,24 @@ impl PeerData {
         match self.judge(&failure, true) {
             // It is asked again when the peer is freed.
             Verdict::Granted(Granted::Next) => {}
-            verdict @ Verdict::Refused(_) => self.remember(verdict),
+            verdict @ Verdict::Refused(_) => {
+                self.remember(verdict);
+                if is_at_the_only_one {
+                    pc.set_tries(1);
+                }
+            }
             verdict => {
                 self.retry.judged = Some(verdict);
                 pc.set_tries(pc.tries().max(2));
             }
         }
+    }
+
+    /// Of several peers no other one may serve: nginx would find nobody, however many tries it has.
+    fn is_at_the_only_one(&self) -> bool {
+        self.last.is_some_and(|id| {
+            self.upstream.has_others() && self.upstream.serving_beside(&self.place.zone, id) == 0
+        })
     }
 
     fn judge(&self, failure: &Failure, is_to_fail: bool) -> Verdict {

@@ -136,6 +136,11 @@ impl Upstream {
         self.peers.replace(met);
     }
 
+    /// Whether there are several peers, serving or not.
+    pub(crate) fn has_others(&self) -> bool {
+        self.peers.borrow().len() > 1
+    }
+
     /// How many other peers could serve now.
     pub(crate) fn serving_beside(&self, zone: &Zone, id: SlotId) -> usize {
         let is_open = |id| zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves());

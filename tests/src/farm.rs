@@ -118,6 +118,11 @@ impl Farm {
         Ok(new)
     }
 
+    /// What ever arrived.
+    pub async fn all_arrivals(&self) -> Result<Vec<Arrival>> {
+        self.call(Method::GET, "/arrivals?0").await
+    }
+
     /// How many connections there have been.
     pub async fn connections(&self) -> Result<u64> {
         self.call(Method::GET, "/connections").await
@@ -149,6 +154,11 @@ impl Farm {
     /// Answers all that is held.
     pub async fn release(&self) -> Result<()> {
         self.call(Method::POST, "/release").await
+    }
+
+    /// Breaks the connections of a peer.
+    pub async fn disconnect(&self, peer: &str) -> Result<()> {
+        self.call(Method::POST, &format!("/break?{peer}")).await
     }
 
     /// Breaks the connections of a peer and closes its port.
