@@ -186,11 +186,9 @@ impl PeerData {
         }
     }
 
-    /// Of several peers no other one may serve: nginx would find nobody, however many tries it has.
+    /// nginx would find nobody else, however many tries it has.
     fn is_at_the_only_one(&self) -> bool {
-        self.last.is_some_and(|id| {
-            self.upstream.has_others() && self.upstream.serving_beside(&self.place.zone, id) == 0
-        })
+        self.last.is_some_and(|id| self.upstream.others_are_closed(&self.place.zone, id))
     }
 
     fn judge(&self, failure: &Failure, is_to_fail: bool) -> Verdict {

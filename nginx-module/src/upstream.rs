@@ -136,9 +136,13 @@ impl Upstream {
         self.peers.replace(met);
     }
 
-    /// Whether there are several peers, serving or not.
-    pub(crate) fn has_others(&self) -> bool {
-        self.peers.borrow().len() > 1
+    /// Whether there are others, and marks keep requests away from all of these. nginx thinks that it could go there.
+    pub(crate) fn others_are_closed(&self, zone: &Zone, id: SlotId) -> bool {
+        let peers = self.peers.borrow();
+        let serves = |slot| zone.table.slot(slot).is_some_and(|slot| slot.gate.state().serves());
+        // An address may be there twice.
+        let others = || peers.iter().map(|peer| peer.slot).filter(|&slot| slot != id);
+        others().count().saturating_add(1) == peers.len() && peers.len() > 1 && !others().any(serves)
     }
 
     /// How many other peers could serve now.

@@ -83,7 +83,10 @@ function start(peer) {
 }
 
 function disconnect(peer) {
-  for (const socket of open.get(peer)) socket.destroy();
+  for (const socket of open.get(peer)) {
+    if (peer.startsWith('unix:')) socket.destroy();
+    else socket.resetAndDestroy();
+  }
 }
 
 function stop(peer) {

@@ -156,7 +156,7 @@ impl Farm {
         self.call(Method::POST, "/release").await
     }
 
-    /// Breaks the connections of a peer.
+    /// Breaks the connections of a peer; over TCP they are reset.
     pub async fn disconnect(&self, peer: &str) -> Result<()> {
         self.call(Method::POST, &format!("/break?{peer}")).await
     }
