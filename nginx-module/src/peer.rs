@@ -216,7 +216,7 @@ impl PeerData {
         let u = unsafe { self.upstream().as_ref() };
         // SAFETY: null, or the configuration of the location.
         let most = u.and_then(|u| unsafe { u.conf.as_ref() }).map_or(0, |conf| conf.next_upstream_tries);
-        if most == 0 { tries } else { tries.min(most.saturating_sub(self.tries as usize)) }
+        if most == 0 { tries } else { tries.min(most.saturating_sub(self.spent())) }
     }
 
     fn choose(&self, pc: PeerConnection) -> ngx_int_t {
@@ -329,7 +329,7 @@ impl PeerData {
         let state_of_nginx = state;
         let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
         if has_failed && pc.connection().is_some_and(|connection| connection.sent > 0) {
-            self.broke = self.broke.saturating_add(1);
+            self.breaks(pc);
         }
         let slot = self.claimed.and_then(|id| self.slot(id));
         let is_orphan = pc.number().is_some_and(orphan::take);

@@ -40,6 +40,10 @@ pub(crate) struct Retry {
     /// The place is given back whatever becomes of the request.
     is_guarded: Cell<bool>,
     added: u32,
+    /// A connection with a smaller number was there when an attempt last broke.
+    broken_before: u64,
+    /// How many attempts broke over a connection of the keepalive cache. nginx does not count these.
+    stale: u32,
     /// A connection with a smaller number was there before the last attempt that failed.
     number: u64,
     watched: Option<Watched>,
@@ -86,6 +90,17 @@ impl PeerData {
     /// What was decided about the last attempt that failed.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         self.retry.verdict
+    }
+
+    /// An attempt failed with some of the request sent. When a worker dies, other connections to it may still be in the cache: one
+    /// that was there at the last time tells nothing of another worker.
+    #[cold]
+    pub(crate) fn breaks(&mut self, pc: PeerConnection) {
+        let is_old = pc.number().is_some_and(|number| number < self.retry.broken_before);
+        if !(is_old && pc.is_cached()) {
+            self.broke = self.broke.saturating_add(1);
+        }
+        self.retry.broken_before = connections();
     }
 
     /// nginx has freed a peer that failed. It goes on if it finds a try.
@@ -148,6 +163,7 @@ impl PeerData {
         let (cause, reason) = self.cause(u, pc);
         // nginx adds one itself, later.
         let is_stale = pc.is_cached() && cause == Cause::Connection;
+        self.retry.stale = self.retry.stale.saturating_add(is_stale.into());
         let tries_left =
             if self.is_at_the_only_one() { 0 } else { pc.tries().saturating_add(is_stale.into()) };
         Some(self.judge(&self.failure(u, pc, cause, reason, tries_left)?, false))
@@ -226,11 +242,16 @@ impl PeerData {
             may_repeat_changes: names(NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT),
             time_left: (timeout > 0).then(|| timeout.saturating_sub(passed) as u64),
             tries_left,
-            may_try: conf.next_upstream_tries == 0 || (self.tries as usize) < conf.next_upstream_tries,
+            may_try: conf.next_upstream_tries == 0 || self.spent() < conf.next_upstream_tries,
             broke: self.broke,
             added: self.retry.added,
             retry_after: if cause == Cause::Status { retry_after(u) } else { None },
         })
+    }
+
+    /// How many of the tries that the configuration allows for were made.
+    pub(crate) fn spent(&self) -> usize {
+        self.tries.saturating_sub(self.retry.stale) as usize
     }
 
     /// nginx knows why it goes on, and does not say so when it frees the peer.

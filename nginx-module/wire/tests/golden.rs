@@ -92,7 +92,7 @@ fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
 
 #[test]
 fn the_overview_names_the_ways_around_the_marks() {
-    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1301,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
+    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
     assert_eq!(to_string(&from_str::<Overview>(text).unwrap()).unwrap(), text);
 }
 
