@@ -39,24 +39,6 @@ async fn what_one_worker_breaks_another_one_answers() -> Result<()> {
     Ok(())
 }
 
-/// nginx does not count what broke over a connection of its cache.
-#[tokio::test]
-async fn a_connection_that_was_kept_too_long_is_no_try() -> Result<()> {
-    for version in VERSIONS {
-        let stage = Stage::new(version, 1, "keepalive 4;", LOCATIONS).await?;
-        stage.meets("a connection is kept", Ask::get("/two"), Outcome::answered(200, 1, "-")).await?;
-        let visit = stage.begin(Ask::get("/two").held().dies("1"))?;
-        stage.farm.holds_so_many(1).await?;
-        stage.are_shared().await?;
-        stage.farm.disconnect(&stage.peer()).await?;
-        stage.farm.release().await?;
-        let met = stage.end_of(visit).await?;
-        ensure!(met.tries == 3, "{met:?}");
-        stage.end().await?;
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn who_answers_nothing_in_time_is_asked_no_more() -> Result<()> {
     for version in VERSIONS {

@@ -12,7 +12,7 @@ use e2e::{
 use handoff_wire::{RetryView, UpstreamView, path};
 use hyper::{Method, Request, header::HOST};
 use serde_json::json;
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 use tokio::{spawn, task::JoinHandle};
 
 /// The owner of all that is said here.
@@ -234,7 +234,11 @@ impl Stage {
     }
 
     pub(crate) async fn rest(&self, wanted: u64) -> Result<()> {
-        wait::until(&format!("{wanted} requests to wait"), PATIENCE, async || {
+        self.rest_within(wanted, PATIENCE).await
+    }
+
+    pub(crate) async fn rest_within(&self, wanted: u64, limit: Duration) -> Result<()> {
+        wait::until(&format!("{wanted} requests to wait"), limit, async || {
             (self.view().await.ok()?.queue?.held == wanted).then_some(())
         })
         .await
