@@ -134,10 +134,8 @@ impl PeerData {
             pc.set_tries(1);
         }
         // nginx asks twice whether it was sent: now, whether it may be repeated, and then, whether its buffers are to be rewound.
-        let rewinds = self.is_sent();
-        if rewinds {
-            self.set_request_sent(false);
-        }
+        let rewinds = self.is_sent() || self.retry.next.is_some_and(|next| next.rewinds);
+        self.set_request_sent(false);
         self.retry.next = Some(Next { rewinds, ..next });
     }
 
@@ -210,7 +208,7 @@ impl PeerData {
     fn judge(&self, failure: &Failure, is_to_fail: bool) -> Verdict {
         let has_room = self.upstream.hold.room(&self.place.zone).is_some();
         let has_budget = self.upstream.retry.is_some() && has_room;
-        failure.verdict(has_budget, || self.around(is_to_fail), || self.takes_place())
+        failure.verdict(has_budget, || self.around(is_to_fail, self.may_rest()), || self.takes_place())
     }
 
     fn failure(
@@ -272,7 +270,7 @@ impl PeerData {
 
     /// `is_to_fail`: nginx has not yet counted that the peer failed.
     #[cold]
-    pub(crate) fn around(&self, is_to_fail: bool) -> Around {
+    pub(crate) fn around(&self, is_to_fail: bool, may_rest: bool) -> Around {
         let zone = &self.place.zone;
         let slot = self.last.and_then(|id| zone.table.slot(id));
         Around {
@@ -281,7 +279,7 @@ impl PeerData {
             is_replaced: slot.is_some_and(|slot| {
                 slot.gate.state() == State::Changing || !slot.may_reuse(self.retry.number)
             }),
-            may_rest: self.may_rest(),
+            may_rest,
         }
     }
 
@@ -346,7 +344,14 @@ impl PeerData {
     /// Puts our functions around nginx's, for a request whose configuration takes an answer for a failure.
     #[inline]
     pub(crate) fn watch_answers(&mut self) {
-        if self.upstream.retry.is_some() && self.retry.watched.is_none() {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() };
+        // SAFETY: null, or the configuration of the location.
+        let conf = u.and_then(|u| unsafe { u.conf.as_ref() });
+        if conf.is_some_and(|conf| conf.next_upstream & TEMPORARY as ngx_uint_t != 0)
+            && self.upstream.retry.is_some()
+            && self.retry.watched.is_none()
+        {
             self.watch_them();
         }
     }
@@ -356,14 +361,10 @@ impl PeerData {
         let ours = PeerData::at(unsafe { self.request.as_ref() });
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let Some(u) = (unsafe { self.upstream().as_mut() }) else { return };
-        // SAFETY: null, or the configuration of the location.
-        let is_named =
-            unsafe { u.conf.as_ref() }.is_some_and(|conf| conf.next_upstream & TEMPORARY as ngx_uint_t != 0);
         // Our functions find us by our hooks: not if somebody else stands before these.
-        if !is_named || ours.is_none() {
-            return;
-        }
-        if let (Some(process_header), Some(reinit_request)) = (u.process_header, u.reinit_request) {
+        if let (Some(_), Some(process_header), Some(reinit_request)) =
+            (ours, u.process_header, u.reinit_request)
+        {
             self.retry.watched = Some(Watched { process_header, reinit_request });
             u.process_header = Some(read_header);
             u.reinit_request = Some(begin_again);

@@ -91,20 +91,22 @@ impl PeerData {
         if room.enter(place.row, bytes, &queue).is_err() {
             return false;
         }
-        let Some(ticket) =
-            self.have().and_then(|held| hold.resting.borrow_mut().enter(held.into(), 0, End::Back))
-        else {
-            room.leave(place.row, bytes);
-            return false;
-        };
         let since = now().mono;
-        self.retry.resting = Some((rest, since.saturating_add(rest.length())));
-        let Some(held) = self.held() else { return false };
-        (held.bytes, held.since, held.phase) = (bytes, since, Phase::Rests(ticket));
-        pc.forget(host);
-        held.give(pc);
-        start_timer();
-        true
+        let lies = self.have().is_some_and(|held| {
+            let ticket = hold.resting.borrow_mut().enter(NonNull::from(&mut *held), 0, End::Back);
+            let Some(ticket) = ticket else { return false };
+            (held.bytes, held.since, held.phase) = (bytes, since, Phase::Rests(ticket));
+            pc.forget(host);
+            held.give(pc);
+            true
+        });
+        if lies {
+            self.retry.resting = Some((rest, since.saturating_add(rest.length())));
+            start_timer();
+        } else {
+            room.leave(place.row, bytes);
+        }
+        lies
     }
 
     /// nginx gives the connection back: it goes on, or ends, or its client left.
@@ -137,7 +139,7 @@ impl PeerData {
 
     fn look(&self, has_place: impl FnOnce() -> bool) -> Look {
         let Some((rest, until)) = self.retry.resting else { return Look::Stays };
-        rest.look(now().mono >= until, || self.around(false), has_place)
+        rest.look(now().mono >= until, || self.around(false, false), has_place)
     }
 
     fn is_done(&self) -> bool {

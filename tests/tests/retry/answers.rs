@@ -2,8 +2,15 @@
 
 use crate::stage::{Ask, Outcome, Stage};
 use anyhow::{Result, ensure};
-use e2e::{clock::Moment, site::VERSIONS};
+use e2e::{
+    clock::Moment,
+    farm::Farm,
+    parrot::{fastcgi, parrot},
+    ports,
+    site::{Site, VERSIONS},
+};
 use std::time::Duration;
+use tokio::time::sleep;
 
 const LOCATIONS: &str = "
     location /moment { proxy_next_upstream_timeout 900ms; proxy_pass http://app; }
@@ -96,6 +103,77 @@ async fn where_nobody_waits_nobody_comes_again() -> Result<()> {
         let ask = Ask::get("").refused("503", "1").later("0");
         stage.meets("no room", ask, Outcome::answered(503, 1, "same")).await?;
         stage.meets("no room", Ask::get("").dies("1"), Outcome::failed(502, 1, "same")).await?;
+        stage.end().await?;
+    }
+    Ok(())
+}
+
+/// The peer's own answer comes through in the end.
+#[tokio::test]
+async fn whatever_the_protocol_of_the_peer() -> Result<()> {
+    let cases = [
+        ("proxy", "", b"HTTP/1.1 503 No\r\nX-Peer: p\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        ("fastcgi", "", fastcgi("Status: 503 No\r\nX-Peer: p\r\nContent-Type: text/plain\r\n\r\n")),
+        ("uwsgi", "", b"HTTP/1.1 503 No\r\nX-Peer: p\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        ("scgi", "", b"Status: 503 No\r\nX-Peer: p\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        ("grpc", "grpc://", Vec::new()),
+    ];
+    for version in VERSIONS {
+        for (protocol, scheme, answer) in &cases {
+            let site = Site::new(version).await?.workers(1);
+            let farm = Farm::at(Vec::new()).await?;
+            let peer = ports::address(ports::row(3)? + 2);
+            let scheme = if *protocol == "proxy" { "http://" } else { scheme };
+            let lines = format!("server {peer};");
+            let grpc = format!(
+                "}} server {{ listen {peer} http2; location / {{ add_header X-Peer p always; return 503; }}"
+            );
+            if !answer.is_empty() {
+                parrot(peer, answer.clone()).await?;
+            }
+            let locations = format!(
+                "location /it {{ {protocol}_next_upstream error http_503; {protocol}_pass {scheme}app; }} {}",
+                if answer.is_empty() { &grpc } else { "" }
+            );
+            let stage = Stage::of(site, farm, &lines, &locations).await?;
+            let peer = peer.to_string();
+            let met = stage.end_of(stage.begin(Ask::get("/it"))?).await?;
+            ensure!(
+                met == Outcome { arrived: 0, ..Outcome::answered(503, 1, "same") },
+                "{protocol}: {met:?}"
+            );
+            stage.says("changing", &[&peer]).await?;
+            let met = stage.end_of(stage.begin(Ask::get("/it"))?).await?;
+            ensure!(
+                met == Outcome { arrived: 0, ..Outcome::answered(503, 2, "tries") },
+                "{protocol}: {met:?}"
+            );
+            stage.end().await?;
+        }
+    }
+    Ok(())
+}
+
+/// What nginx reads from its cache goes the same way, and is no answer of a peer.
+#[tokio::test]
+async fn an_old_answer_is_given_where_nobody_has_a_better_one() -> Result<()> {
+    for version in VERSIONS {
+        let site = Site::new(version).await?.workers(1);
+        let cache = format!(
+            "location /kept {{ proxy_cache kept; proxy_cache_key all; proxy_cache_valid 200 1s; proxy_cache_use_stale http_503;
+             add_header X-Cache $upstream_cache_status; proxy_pass http://app; }} }}
+             proxy_cache_path {} keys_zone=kept:1m; server {{",
+            site.file("cache").display()
+        );
+        let stage = Stage::of(site, Farm::start(1).await?, "", &cache).await?;
+        stage.meets("it is kept", Ask::get("/kept"), Outcome::answered(200, 1, "-")).await?;
+        sleep(Duration::from_millis(2100)).await;
+        let refused = || Ask::get("/kept").refused("503", "1");
+        let met = stage.end_of(stage.begin(refused())?).await?;
+        ensure!(met == Outcome::answered(200, 1, "same"), "{met:?}");
+        stage.are_shared().await?;
+        let met = stage.end_of(stage.begin(refused())?).await?;
+        ensure!(met == Outcome::answered(200, 2, "replaced"), "{met:?}");
         stage.end().await?;
     }
     Ok(())
