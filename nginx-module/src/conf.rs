@@ -16,6 +16,7 @@ use crate::{Handoff, control};
 use handoff_core::access::Access;
 use handoff_core::directive::{self, Api, Invalid};
 use handoff_core::hold::Queue;
+use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::table::RowId;
 use handoff_wire::UncoveredView;
@@ -60,6 +61,8 @@ pub(crate) struct ServerConf {
     reuse: Option<Reuse>,
     /// `Some(None)` is `off`.
     queue: Option<Option<Queue>>,
+    /// The same.
+    retry: Option<Option<Budget>>,
     upstream: Cell<Option<NonNull<Upstream>>>,
 }
 
@@ -84,7 +87,7 @@ struct ApiPlace {
 /// The configuration was refused, and nginx has logged why.
 pub(crate) struct Refused;
 
-pub(crate) static mut COMMANDS: [ngx_command_t; 6] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 7] = [
     ngx_command_t {
         name: ngx::ngx_string!("handoff"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_NOARGS) as ngx_uint_t,
@@ -105,6 +108,14 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 6] = [
         name: ngx::ngx_string!("handoff_queue"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_1MORE) as ngx_uint_t,
         set: Some(set_queue),
+        conf: NGX_HTTP_SRV_CONF_OFFSET,
+        offset: 0,
+        post: ptr::null_mut(),
+    },
+    ngx_command_t {
+        name: ngx::ngx_string!("handoff_retry"),
+        type_: (NGX_HTTP_UPS_CONF | NGX_CONF_1MORE) as ngx_uint_t,
+        set: Some(set_retry),
         conf: NGX_HTTP_SRV_CONF_OFFSET,
         offset: 0,
         post: ptr::null_mut(),
@@ -175,6 +186,25 @@ unsafe extern "C" fn set_queue(
     match directive::queue(words.iter().map(AsRef::as_ref), bytes, milliseconds) {
         Ok(queue) => conf.queue = Some(queue),
         Err(invalid) => return refuse(cf, "handoff_queue", &invalid),
+    }
+    NGX_CONF_OK
+}
+
+/// `handoff_retry [budget=percent%] [min=number] | off;`
+unsafe extern "C" fn set_retry(
+    cf: *mut ngx_conf_t,
+    _cmd: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes what create_srv_conf made for this block.
+    let conf = unsafe { &mut *conf.cast::<ServerConf>() };
+    if conf.retry.is_some() {
+        return DUPLICATE;
+    }
+    let words: Vec<_> = arguments(cf).iter().map(text).collect();
+    match directive::retry(words.iter().map(AsRef::as_ref)) {
+        Ok(retry) => conf.retry = Some(retry),
+        Err(invalid) => return refuse(cf, "handoff_retry", &invalid),
     }
     NGX_CONF_OK
 }

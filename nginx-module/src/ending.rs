@@ -18,10 +18,13 @@ pub(crate) fn closed(pc: PeerConnection) -> Option<Closed> {
 /// `is_read`: the whole header of an answer.
 #[cold]
 pub(crate) fn of(u: &ngx_http_upstream_t, pc: PeerConnection, failed: bool, is_read: bool) -> Ending {
+    Ending { failed, timed_out: is_late(pc), closed: closed(pc), answer: is_read.then(|| answer(u)) }
+}
+
+/// Whether nginx did not wait any longer.
+pub(crate) fn is_late(pc: PeerConnection) -> bool {
     let is_late = |event: &ngx_event_t| event.timedout() != 0;
-    let timed_out =
-        pc.connection().is_some_and(|c| read(c).is_some_and(is_late) || write(c).is_some_and(is_late));
-    Ending { failed, timed_out, closed: closed(pc), answer: is_read.then(|| answer(u)) }
+    pc.connection().is_some_and(|c| read(c).is_some_and(is_late) || write(c).is_some_and(is_late))
 }
 
 /// Of each of nginx's two ways to pass an answer on, what it takes for the end there: `ngx_http_upstream_process_request`

@@ -14,6 +14,7 @@
 mod burst;
 mod held;
 mod request;
+mod rest;
 mod wait;
 
 pub(crate) use held::Held;
@@ -47,6 +48,8 @@ pub(crate) struct Hold {
     pub(crate) queue: Option<Queue>,
     room: Cell<Option<RoomId>>,
     line: RefCell<Line<NonNull<Held>>>,
+    /// Those that failed, and wait a moment before they are tried again.
+    resting: RefCell<Line<NonNull<Held>>>,
     pace: Cell<Pace>,
     /// Whether somebody was sent on, and has not come to the balancer yet.
     is_sending: Cell<bool>,
@@ -89,7 +92,9 @@ unsafe extern "C" fn turn(_: *mut ngx_event_t) {
     let mut somebody_waits = false;
     for upstream in conf.upstreams() {
         upstream.hold.turn(upstream);
-        somebody_waits |= !upstream.hold.line.borrow().is_empty();
+        upstream.hold.look_at_resting();
+        somebody_waits |=
+            !upstream.hold.line.borrow().is_empty() || !upstream.hold.resting.borrow().is_empty();
     }
     if somebody_waits {
         start_timer();
@@ -119,6 +124,7 @@ impl Hold {
             queue,
             room: Cell::default(),
             line: RefCell::default(),
+            resting: RefCell::default(),
             pace: Cell::default(),
             is_sending: Cell::default(),
             burst: Burst::default(),
@@ -143,7 +149,7 @@ impl Hold {
     }
 
     #[inline]
-    fn room(&self, zone: &Zone) -> Option<&'static Room> {
+    pub(crate) fn room(&self, zone: &Zone) -> Option<&'static Room> {
         zone.table.room(self.room.get()?)
     }
 

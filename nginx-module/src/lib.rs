@@ -3,8 +3,8 @@
 //! Order of events in a master: the directives are read ([`conf`]), postconfiguration wraps the balancer of every
 //! upstream that says `handoff` ([`upstream`]) and prepares the control sockets ([`socket`]), the zone is made or found
 //! again ([`zone`]), and nginx learns the header by which a worker says its name ([`name`]). In a worker: [`worker`] takes a
-//! row of the zone and watches leases, [`peer`] stands between each request and the balancer, [`hold`] keeps those that wait
-//! for a peer, [`control`] answers the API.
+//! row of the zone and watches leases, [`peer`] stands between each request and the balancer, [`retry`] says
+//! which of those that a peer failed go to one again, [`hold`] keeps those that wait for a peer, [`control`] answers the API.
 //!
 //! If anything of this is missing or full, requests are served as nginx alone would serve them.
 
@@ -21,6 +21,7 @@ mod nginx;
 mod orphan;
 mod peer;
 mod reply;
+mod retry;
 mod reuse;
 mod socket;
 mod trial;

@@ -147,6 +147,11 @@ impl PeerConnection {
         pc.set_cached(0);
     }
 
+    /// Whether the keepalive cache gave the connection.
+    pub(crate) fn is_cached(self) -> bool {
+        self.get().cached() != 0
+    }
+
     /// The number of the connection, if there is one.
     pub(crate) fn number(self) -> Option<u64> {
         self.connection().map(|c| c.number)

@@ -10,6 +10,7 @@ use crate::hooks::{Hooks, layer};
 use crate::name;
 use crate::nginx::{PeerConnection, global, rc};
 use crate::orphan;
+use crate::retry::{Next, Retry};
 use crate::reuse::{self, Ridden};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
@@ -35,7 +36,7 @@ pub(crate) struct PeerData {
     pub(crate) request: NonNull<ngx_http_request_t>,
     inner: Hooks,
     claimed: Option<SlotId>,
-    last: Option<SlotId>,
+    pub(crate) last: Option<SlotId>,
     /// Where the last attempt broke off, until another one begins.
     broken: Option<SlotId>,
     pub(crate) tries: u32,
@@ -48,8 +49,7 @@ pub(crate) struct PeerData {
     pub(crate) held: Option<NonNull<Held>>,
     /// Who answers this attempt, in its own words.
     name: Cell<Option<ngx_str_t>>,
-    /// What was sent is to be sent again, though nginx takes it for not sent.
-    rewinds: bool,
+    pub(crate) retry: Retry,
 }
 
 layer!(PeerData);
@@ -81,7 +81,7 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
         generation: place.zone.table.header.generation(),
         held: None,
         name: Cell::default(),
-        rewinds: false,
+        retry: Retry::new(is_unread(r)),
     };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
@@ -97,6 +97,13 @@ impl PeerData {
         let pc = &unsafe { r.upstream.as_ref() }?.peer;
         // SAFETY: with our hook goes our data, which lives as long as the request.
         behind(pc.get, pc.data).map(|data| unsafe { data.as_ref() })
+    }
+
+    /// The same, to be changed between two calls of nginx's.
+    pub(crate) fn at(r: &ngx_http_request_t) -> Option<NonNull<Self>> {
+        // SAFETY: null or the upstream of the request.
+        let pc = &unsafe { r.upstream.as_ref() }?.peer;
+        behind(pc.get, pc.data)
     }
 
     /// How many times a peer was given to this request.
@@ -131,19 +138,31 @@ impl PeerData {
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.upstream.refresh(&self.place.zone);
         self.name.set(None);
-        if std::mem::take(&mut self.rewinds) {
-            self.set_request_sent(true);
-        }
         let was_sent_on = self.held.is_some() && self.was_sent_on();
-        if was_sent_on && self.begin_anew(pc) != rc::OK {
-            self.goes(Ending::Released);
+        let next = self.retry.next.take();
+        if let Some(next) = next {
+            if next.rewinds {
+                self.set_request_sent(true);
+            }
+            if let Some(rest) = next.rests {
+                return self.rest(pc, rest);
+            }
+        }
+        let begins_anew = was_sent_on || next.is_some_and(|next| next.begins_anew);
+        if begins_anew && self.begin_anew(pc) != rc::OK {
+            if was_sent_on {
+                self.goes(Ending::Released);
+            }
             return rc::ERROR;
         }
         if !was_sent_on && self.upstream.hold.flows() && self.joins(pc) {
             return rc::AGAIN;
         }
         match self.attempt(pc) {
-            rc::BUSY => self.wait(pc, was_sent_on),
+            rc::BUSY => {
+                self.give_back_place();
+                self.wait(pc, was_sent_on)
+            }
             status => {
                 if was_sent_on {
                     self.goes(Ending::Resumed);
@@ -167,6 +186,9 @@ impl PeerData {
             let chosen = self.upstream.addresses.slot(pc.sockaddr().cast());
             if chosen.is_none_or(|id| self.admit(pc, id)) {
                 self.resume();
+                if self.tries == 0 {
+                    self.watch_answers();
+                }
                 self.last = chosen;
                 self.tries = self.tries.saturating_add(1);
                 return self.connection(pc, status);
@@ -198,7 +220,7 @@ impl PeerData {
         let u = unsafe { self.upstream().as_ref() };
         // SAFETY: null, or the configuration of the location.
         let most = u.and_then(|u| unsafe { u.conf.as_ref() }).map_or(0, |conf| conf.next_upstream_tries);
-        if most == 0 { tries } else { tries.min(most.saturating_sub(self.tries as usize)) }
+        if most == 0 { tries } else { tries.min(most.saturating_sub(self.spent())) }
     }
 
     fn choose(&self, pc: PeerConnection) -> ngx_int_t {
@@ -314,9 +336,10 @@ impl PeerData {
         if self.held.is_some() && self.free_held(pc) {
             return;
         }
+        let state_of_nginx = state;
         let has_failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
         if has_failed && pc.connection().is_some_and(|connection| connection.sent > 0) {
-            self.broke = self.broke.saturating_add(1);
+            self.breaks(pc);
         }
         let slot = self.claimed.and_then(|id| self.slot(id));
         let is_orphan = pc.number().is_some_and(orphan::take);
@@ -343,8 +366,10 @@ impl PeerData {
         if is_orphan {
             self.go_on(pc);
         }
-        if has_failed && pc.tries() == 0 && self.would_wait() {
-            pc.set_tries(1);
+        if state_of_nginx != 0 {
+            self.decide(pc, is_orphan);
+        } else {
+            self.give_back_place();
         }
         // The cache has taken the connection.
         if let Some(ridden) = ridden
@@ -374,12 +399,12 @@ impl PeerData {
         let conf = u.and_then(|u| unsafe { u.conf.as_ref() });
         if conf.is_some_and(|conf| conf.request_buffering != 0) {
             self.set_request_sent(false);
-            self.rewinds = true;
+            self.retry.next = Some(Next { rewinds: true, ..Next::default() });
         }
         pc.set_tries(pc.tries().saturating_add(1));
     }
 
-    fn set_request_sent(&self, is_sent: bool) {
+    pub(crate) fn set_request_sent(&self, is_sent: bool) {
         // SAFETY: as above.
         if let Some(u) = unsafe { self.upstream().as_mut() } {
             u.set_request_sent(is_sent.into());
@@ -398,7 +423,7 @@ impl PeerData {
     /// The status of this attempt's answer, and when it began, if its whole header was read. nginx has a status before that, from
     /// the first line of a header that never ends or is no good; its own status for an attempt that failed it writes there
     /// afterwards.
-    fn answer(&self) -> Option<(ngx_uint_t, ngx_msec_t)> {
+    pub(crate) fn answer(&self) -> Option<(ngx_uint_t, ngx_msec_t)> {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
         // SAFETY: null, or this attempt's place in an array of the request.

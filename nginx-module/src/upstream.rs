@@ -7,6 +7,7 @@ use crate::nginx::{global, rc};
 use crate::peer;
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
+use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::table::{RowId, SlotId};
 use handoff_core::{Moment, Standing};
@@ -22,6 +23,7 @@ pub(crate) struct Upstream {
     pub(crate) addresses: Addresses,
     pub(crate) reuse: Reuse,
     pub(crate) hold: Hold,
+    pub(crate) retry: Option<Budget>,
     /// Known from the moment that nothing of this configuration can fail any more.
     peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
@@ -66,6 +68,7 @@ impl Upstream {
         addresses: Vec<(String, *const libc::sockaddr)>,
         reuse: Reuse,
         queue: Option<Queue>,
+        retry: Option<Budget>,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -76,6 +79,7 @@ impl Upstream {
             addresses: Addresses::new(addresses),
             reuse,
             hold: Hold::new(queue),
+            retry,
             peers: RefCell::default(),
             us,
             original,
@@ -132,6 +136,15 @@ impl Upstream {
         self.peers.replace(met);
     }
 
+    /// Whether there are others, and marks keep requests away from all of these. nginx thinks that it could go there.
+    pub(crate) fn others_are_closed(&self, zone: &Zone, id: SlotId) -> bool {
+        let peers = self.peers.borrow();
+        let serves = |slot| zone.table.slot(slot).is_some_and(|slot| slot.gate.state().serves());
+        // An address may be there twice.
+        let others = || peers.iter().map(|peer| peer.slot).filter(|&slot| slot != id);
+        others().count().saturating_add(1) == peers.len() && peers.len() > 1 && !others().any(serves)
+    }
+
     /// How many other peers could serve now.
     pub(crate) fn serving_beside(&self, zone: &Zone, id: SlotId) -> usize {
         let is_open = |id| zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves());
@@ -143,6 +156,26 @@ impl Upstream {
     #[inline]
     pub(crate) fn is_paused(&self, zone: &Zone) -> bool {
         self.hold.is_paused(zone, global!(ngx_current_msec) as u64)
+    }
+
+    /// Whether this peer may serve, and no other one. `after_failing`: once more, and nginx does not leave it out for that.
+    pub(crate) fn is_alone(&self, zone: &Zone, id: SlotId, after_failing: bool) -> bool {
+        let peers = self.peers.borrow();
+        let is_single = peers.len() == 1;
+        let serves = |peer: &Peer| {
+            let standing = peer.standing();
+            let stays = !after_failing || is_single || read(word!(peer, max_fails)) == 0;
+            standing.available && !standing.full && stays
+        };
+        zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves())
+            && peers.iter().filter(|peer| peer.slot == id).any(serves)
+            && self.serving_beside(zone, id) == 0
+    }
+
+    /// How many requests are with its peers.
+    pub(crate) fn active(&self, zone: &Zone) -> u64 {
+        let peers = self.peers.borrow();
+        zone.table.active(peers.iter().map(|peer| peer.slot))
     }
 
     /// What those may expect who wait.

@@ -1,8 +1,9 @@
-//! `$handoff_state`, `$handoff_tries`, `$handoff_held` and `$handoff_worker`, for access logs. Not found where the request met no
-//! upstream of ours.
+//! `$handoff_state`, `$handoff_tries`, `$handoff_retry`, `$handoff_held` and `$handoff_worker`, for access logs. Not found where
+//! the request met no upstream of ours.
 
 use crate::nginx::rc;
 use crate::peer::PeerData;
+use handoff_core::retry::Verdict;
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_VAR_NOCACHEABLE, ngx_conf_t, ngx_http_add_variable, ngx_http_request_t, ngx_http_variable_t,
@@ -15,9 +16,10 @@ type Getter =
     unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_variable_value_t, usize) -> ngx_int_t;
 
 pub(crate) fn add(cf: *mut ngx_conf_t) -> Status {
-    let variables: [(ngx_str_t, Getter); 4] = [
+    let variables: [(ngx_str_t, Getter); 5] = [
         (ngx::ngx_string!("handoff_state"), state),
         (ngx::ngx_string!("handoff_tries"), tries),
+        (ngx::ngx_string!("handoff_retry"), retry),
         (ngx::ngx_string!("handoff_held"), held),
         (ngx::ngx_string!("handoff_worker"), worker),
     ];
@@ -52,6 +54,17 @@ unsafe extern "C" fn tries(
     // SAFETY: nginx passes a valid request.
     let r = unsafe { &*r };
     write(r, v, PeerData::of(r).map(|data| data.tries().to_string()))
+}
+
+/// Why the request was given to a peer again, or not, when it last failed.
+unsafe extern "C" fn retry(
+    r: *mut ngx_http_request_t,
+    v: *mut ngx_http_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: nginx passes a valid request.
+    let verdict = PeerData::of(unsafe { &*r }).and_then(PeerData::verdict);
+    give(v, verdict.and_then(Verdict::as_str))
 }
 
 /// How long the request waited for a peer, in seconds.

@@ -3,6 +3,7 @@
 use crate::conf::MainConf;
 use crate::nginx;
 use handoff_core::hold::Queue;
+use handoff_core::retry::Budget;
 use handoff_core::{Process, Standing};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -26,6 +27,10 @@ impl handoff_core::World for MainConf {
 
     fn queue(&self, upstream: &str) -> Option<Queue> {
         self.upstream(upstream)?.hold.queue
+    }
+
+    fn retry(&self, upstream: &str) -> Option<Budget> {
+        self.upstream(upstream)?.retry
     }
 
     fn connections(&self) -> u64 {

@@ -94,7 +94,8 @@ pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_
         ngx_log_error!(
             NGX_LOG_WARN,
             log,
-            "handoff_zone is full: nobody waits for {} upstreams; make it larger and restart nginx",
+            "handoff_zone is full: for {} upstreams nobody waits, and nothing is repeated but by nginx alone; make it larger \
+             and restart nginx",
             conf.without_room.get()
         );
     }
@@ -230,10 +231,9 @@ impl MainConf {
             });
         }
         self.without_slot.set(without_slot);
-        let holding = || self.upstreams().filter(|upstream| upstream.hold.queue.is_some());
         let room = |name| zone.table.open_room(name, configuration, alive);
         self.without_room
-            .set(holding().filter(|upstream| !upstream.hold.set_room(room(&upstream.name))).count());
+            .set(self.upstreams().filter(|upstream| !upstream.hold.set_room(room(&upstream.name))).count());
         self.set_zone(zone);
     }
 }

@@ -9,12 +9,15 @@
 //   …/slow  after `slow` milliseconds,
 //   X-Die: <peers>      breaks the connection, if it is one of them,
 //   X-Refuse: <peers>   says 503, if it is one of them,
+//   X-Status: <status>  and that it says instead,
+//   X-Later: <time>     with this as its Retry-After,
+//   X-Times: <number>   but does so, or dies, only the first times that the path arrives at any of them,
 //   X-Size: <bytes>     is that long.
 // With `idle`, in milliseconds, it is the keepAliveTimeout of each peer; else peers do not close idle connections: whoever does,
 // it is nginx.
 //
 // The control socket: GET /arrivals?<after so many>, GET /connections, GET /open, GET /held;
-// POST /release, POST /stop?<peer>, POST /start?<peer>.
+// POST /release, POST /break?<peer>, POST /stop?<peer>, POST /start?<peer>.
 // Times are CLOCK_MONOTONIC in nanoseconds, the clock of the stage. The process ends with its standard input.
 
 const fs = require('node:fs');
@@ -44,12 +47,16 @@ function serve(peer, request, response) {
     answered: null,
   };
   arrivals.push(arrival);
-  if (named(request.headers['x-die'], peer)) return request.socket.destroy();
+  const { 'x-die': die, 'x-refuse': refuse, 'x-status': status, 'x-later': later, 'x-times': times } = request.headers;
+  const fails = times === undefined || arrivals.filter(({ path }) => path === request.url).length <= Number(times);
+  if (fails && named(die, peer)) return request.socket.destroy();
   const answer = () => {
     arrival.answered = now();
-    response.writeHead(named(request.headers['x-refuse'], peer) ? 503 : 200, {
+    const refuses = fails && named(refuse, peer);
+    response.writeHead(refuses ? Number(status ?? 503) : 200, {
       'X-Peer': peer,
       'X-Connection': arrival.connection,
+      ...(refuses && later !== undefined && { 'Retry-After': later }),
     });
     response.end(`${peer}\n`.padEnd(Number(request.headers['x-size'] ?? 0)));
   };
@@ -75,8 +82,15 @@ function start(peer) {
   return listen(server, place(peer));
 }
 
+function disconnect(peer) {
+  for (const socket of open.get(peer)) {
+    if (peer.startsWith('unix:')) socket.destroy();
+    else socket.resetAndDestroy();
+  }
+}
+
 function stop(peer) {
-  for (const socket of open.get(peer)) socket.destroy();
+  disconnect(peer);
   return new Promise((closed) => servers.get(peer).close(closed));
 }
 
@@ -100,6 +114,7 @@ const CALLS = {
   'GET /connections': () => connections,
   'GET /held': () => held.map(({ peer }) => peer),
   'GET /open': () => Object.fromEntries(peers.map((peer) => [peer, [...open.get(peer)].map((socket) => socket.number)])),
+  'POST /break': disconnect,
   'POST /release': () => held.splice(0).forEach(({ answer }) => answer()),
   'POST /start': start,
   'POST /stop': stop,

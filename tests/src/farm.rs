@@ -129,6 +129,11 @@ impl Farm {
         Ok(new)
     }
 
+    /// What ever arrived.
+    pub async fn all_arrivals(&self) -> Result<Vec<Arrival>> {
+        self.call(Method::GET, "/arrivals?0").await
+    }
+
     /// How many connections there have been.
     pub async fn connections(&self) -> Result<u64> {
         self.call(Method::GET, "/connections").await
@@ -160,6 +165,11 @@ impl Farm {
     /// Answers all that is held.
     pub async fn release(&self) -> Result<()> {
         self.call(Method::POST, "/release").await
+    }
+
+    /// Breaks the connections of a peer; over TCP they are reset.
+    pub async fn disconnect(&self, peer: &str) -> Result<()> {
+        self.call(Method::POST, &format!("/break?{peer}")).await
     }
 
     /// Breaks the connections of a peer and closes its port.

@@ -82,6 +82,11 @@ pub fn is_alive(pid: u32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
 }
 
+/// Whether a signal has stopped it.
+pub fn is_stopped(pid: u32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state == "T")
+}
+
 /// Asks a child to end, and makes it after `patience`. For `Drop`, where nothing can be awaited.
 pub fn end(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     // Its pid may be somebody else's once it was waited for.

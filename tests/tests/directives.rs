@@ -34,6 +34,15 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
     let queue = |parameters: &str| {
         format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_queue {parameters}; }}")
     };
+    let retry = |parameters: &str| {
+        format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_retry {parameters}; }}")
+    };
+    let retry_says = |word: &str| {
+        format!(
+            "\"handoff_retry\": invalid parameter \"{word}\": use off, budget=20% (at most 100%) or min=3"
+        )
+    };
+    let [never, share, percent] = ["never", "budget=20", "budget=101%"].map(retry_says);
     let mend = "use off, or a number of requests with bytes=64m or timeout=30s after it";
     let queue_says = |word: &str| format!("\"handoff_queue\": invalid parameter \"{word}\": {mend}");
     let [on, soon, size] = ["on", "timeout=soon", "size=64m"].map(queue_says);
@@ -72,6 +81,16 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
         ("\nupstream app { server 127.0.0.1:1;\nhandoff_queue off; }".into(),
             "upstream \"app\" has \"handoff_queue\" but no \"handoff\": add \"handoff;\"", "upstream app"),
         ("server {\nhandoff_queue off; }".into(), "\"handoff_queue\" directive is not allowed here", "handoff_queue"),
+        (retry("off;\nhandoff_retry min=3"), "\"handoff_retry\" directive is duplicate", "handoff_retry min"),
+        (retry(""), "invalid number of arguments in \"handoff_retry\" directive", "handoff_retry"),
+        (retry("never"), &never, "handoff_retry never"),
+        (retry("budget=20"), &share, "handoff_retry budget"),
+        (retry("budget=101%"), &percent, "handoff_retry budget"),
+        (retry("min=3 min=4"), "\"handoff_retry\": duplicate parameter \"min\"", "handoff_retry min"),
+        (retry("budget=0% min=0"), "\"handoff_retry\": \"budget=0% min=0\" would repeat nothing: say off if that is \
+            what you want", "handoff_retry budget"),
+        ("\nupstream app { server 127.0.0.1:1;\nhandoff_retry off; }".into(),
+            "upstream \"app\" has \"handoff_retry\" but no \"handoff\": add \"handoff;\"", "upstream app"),
         ("handoff_zone 1m;\nhandoff_zone 2m;".into(), "\"handoff_zone\" directive is duplicate", "handoff_zone 2m"),
         ("handoff_zone;".into(), "invalid number of arguments in \"handoff_zone\" directive", "handoff_zone"),
         ("handoff_zone much;".into(), "\"handoff_zone\": invalid size \"much\": write 4m or 512k", "handoff_zone"),

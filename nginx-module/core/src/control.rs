@@ -9,6 +9,7 @@ use crate::floor::{self, Leaver};
 use crate::hold::Queue;
 use crate::mark::{Claim, MAX_REASON, Mark};
 use crate::orphan::{ORPHANS, Orphan};
+use crate::retry::Budget;
 use crate::slot::Slot;
 use crate::table::{Process, RowId, SlotId, Table};
 use handoff_wire::{
@@ -36,6 +37,8 @@ pub trait World {
     fn connections(&self) -> u64;
     /// How requests for an upstream of the running configuration wait, if they do.
     fn queue(&self, upstream: &str) -> Option<Queue>;
+    /// How many requests for it are repeated at most, if any are that nginx alone would not repeat.
+    fn retry(&self, upstream: &str) -> Option<Budget>;
 }
 
 /// How nginx itself regards a peer.

@@ -1,6 +1,7 @@
 //! The values of the directives, read once into what cannot be wrong. The shell adds the place and "in …".
 
 use crate::hold::Queue;
+use crate::retry::Budget;
 use crate::reuse::Reuse;
 use crate::table::Plan;
 use std::fmt;
@@ -31,6 +32,8 @@ pub enum Invalid {
     NoIdle(String),
     Queue(String),
     NoQueue(String),
+    Retry(String),
+    NoRetry,
 }
 
 impl Api {
@@ -112,6 +115,35 @@ pub fn queue<'a>(
     }))
 }
 
+/// Reads `handoff_retry [budget=percent%] [min=number] | off;` — `None` is `off`.
+pub fn retry<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Option<Budget>, Invalid> {
+    let mut arguments = arguments.into_iter().peekable();
+    let invalid = |text: &str| Invalid::Retry(text.to_owned());
+    if arguments.next_if_eq(&"off").is_some() {
+        return arguments.next().map_or(Ok(None), |more| Err(invalid(more)));
+    }
+    let (mut percent, mut min) = (None, None);
+    for argument in arguments {
+        let (place, name, value) = match argument.split_once('=') {
+            Some(("budget", value)) => (&mut percent, "budget", value.strip_suffix('%').and_then(number)),
+            Some(("min", value)) => (&mut min, "min", number(value)),
+            _ => return Err(invalid(argument)),
+        };
+        let is_share = |&value: &u32| name == "min" || value <= 100;
+        once(place, value.filter(is_share).ok_or_else(|| invalid(argument))?, name)?;
+    }
+    let default = Budget::default();
+    match (percent.unwrap_or(default.percent), min.unwrap_or(default.min)) {
+        (0, 0) => Err(Invalid::NoRetry),
+        (percent, min) => Ok(Some(Budget { percent, min })),
+    }
+}
+
+/// Digits and nothing else.
+fn number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
 /// What a queue has of something, which is not nothing.
 fn amount(argument: &str, value: Option<u64>) -> Result<u64, Invalid> {
     match value {
@@ -145,6 +177,12 @@ impl fmt::Display for Invalid {
             ),
             Self::NoQueue(text) => {
                 write!(f, "\"{text}\" would let nobody wait: say off if that is what you want")
+            }
+            Self::Retry(text) => {
+                write!(f, "invalid parameter \"{text}\": use off, budget=20% (at most 100%) or min=3")
+            }
+            Self::NoRetry => {
+                write!(f, "\"budget=0% min=0\" would repeat nothing: say off if that is what you want")
             }
             Self::NoIdle(text) => {
                 write!(f, "\"{text}\" would open a connection for every POST: use at least idle=1ms")
@@ -230,6 +268,33 @@ mod tests {
             ("9 bytes=1m bytes=2m", "duplicate parameter \"bytes\""),
             ("0", "\"0\" would let nobody wait: say off if that is what you want"),
             ("9 timeout=0s", "\"timeout=0s\" would let nobody wait"),
+        ] {
+            let text = read(value).unwrap_err().to_string();
+            assert!(text.contains(says), "{value}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_share_and_a_number_in_any_case() {
+        let read = |text: &str| retry(text.split_whitespace());
+        assert_eq!(read("off"), Ok(None));
+        assert_eq!(read("budget=20% min=3"), Ok(Some(Budget::default())));
+        assert_eq!(read("min=10"), Ok(Some(Budget { percent: 20, min: 10 })));
+        assert_eq!(read("budget=100%"), Ok(Some(Budget { percent: 100, min: 3 })));
+        assert_eq!(read("min=1 budget=0%"), Ok(Some(Budget { percent: 0, min: 1 })));
+        for (value, says) in [
+            ("on", "invalid parameter \"on\": use off, budget=20% (at most 100%) or min=3"),
+            ("budget=20", "invalid parameter \"budget=20\""),
+            ("budget=%", "invalid parameter \"budget=%\""),
+            ("budget=101%", "invalid parameter \"budget=101%\""),
+            ("budget=+5%", "invalid parameter \"budget=+5%\""),
+            ("min=", "invalid parameter \"min=\""),
+            ("min=-1", "invalid parameter \"min=-1\""),
+            ("min=9999999999", "invalid parameter \"min=9999999999\""),
+            ("off min=3", "invalid parameter \"min=3\""),
+            ("min=3 off", "invalid parameter \"off\""),
+            ("min=3 min=4", "duplicate parameter \"min\""),
+            ("budget=0% min=0", "\"budget=0% min=0\" would repeat nothing: say off"),
         ] {
             let text = read(value).unwrap_err().to_string();
             assert!(text.contains(says), "{value}: {text}");

@@ -7,6 +7,7 @@
 //! them, or their time is over.
 
 use crate::control::{Moment, Standing};
+use crate::retry::MAX_BROKE;
 use crate::slot::Slot;
 
 /// `handoff_queue number [bytes=size] [timeout=time];`
@@ -90,9 +91,6 @@ pub struct Turn {
     /// How many wait still.
     pub left: usize,
 }
-
-/// A request that fails where it is tried with some of it sent may be what kills its worker: a second time is enough.
-const MAX_BROKE: u32 = 1;
 
 /// For each peer that is up.
 const FIRST: usize = 128;

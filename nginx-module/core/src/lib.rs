@@ -13,8 +13,8 @@
 //!   lock that the shell owns (nginx's slab mutex, which the master releases if its holder dies); a write that was cut
 //!   short by such a death is completed by the next one ([`table::Header::begin`]).
 //!
-//! Between the two stands the hold ([`hold`]): requests that wait for a peer that is expected back, or for the end of a
-//! [`pause`].
+//! Between the two stand the hold ([`hold`]), requests that wait for a peer that is expected back or for the end of a
+//! [`pause`], and [`retry`]: which of those that a peer failed are given to one again.
 //!
 //! The life of a peer, with its picture: `LIFECYCLE.md`.
 
@@ -33,6 +33,7 @@ pub mod line;
 pub mod mark;
 pub mod orphan;
 pub mod pause;
+pub mod retry;
 pub mod reuse;
 pub mod room;
 pub mod slot;

@@ -1,15 +1,16 @@
-//! What all nginx processes together hold of one upstream, what became of it, and whether it is paused.
+//! What all nginx processes together hold of one upstream, and repeat there, what became of it, and whether it is paused.
 //!
 //! Claim, then look, as with the requests in flight: a request counts itself in the place of its process and then reads the
 //! sum. So the bound holds however many come at once; two who meet at the last place may both be turned away.
 
 use crate::hold::{Full, Queue};
 use crate::pause::Pause;
+use crate::retry::{Budget, Tally};
 use crate::slot::MAX_NAME;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{PROCESSES, RowId};
 use crate::text::Text;
-use handoff_wire::QueueView;
+use handoff_wire::{QueueView, RetryView};
 use std::array;
 
 #[derive(Debug)]
@@ -22,6 +23,9 @@ pub struct Room {
     overflowed: AtomicU64,
     bytes: [AtomicU64; PROCESSES],
     requests: [AtomicU32; PROCESSES],
+    /// Requests that are repeated though nginx alone would not have done so.
+    repeats: [AtomicU32; PROCESSES],
+    pub retries: Tally,
     upstream: Text<MAX_NAME>,
 }
 
@@ -46,6 +50,8 @@ impl Default for Room {
             overflowed: AtomicU64::default(),
             bytes: array::from_fn(|_| AtomicU64::default()),
             requests: array::from_fn(|_| AtomicU32::default()),
+            repeats: array::from_fn(|_| AtomicU32::default()),
+            retries: Tally::default(),
             upstream: Text::default(),
         }
     }
@@ -83,7 +89,8 @@ impl Room {
         for counter in self.counters.iter().chain([&self.overflowed]).chain(&self.bytes) {
             counter.store(0, Ordering::Relaxed);
         }
-        self.requests.iter().for_each(|cell| cell.store(0, Ordering::Relaxed));
+        self.requests.iter().chain(&self.repeats).for_each(|cell| cell.store(0, Ordering::Relaxed));
+        self.retries.reset();
         self.upstream.set(upstream);
         self.see(configuration);
     }
@@ -111,19 +118,50 @@ impl Room {
         }
     }
 
+    /// Whether one more would find room, at a glance.
+    pub fn has_room(&self, bytes: u64, queue: &Queue) -> bool {
+        self.requests() < u64::from(queue.requests) && self.bytes().saturating_add(bytes) <= queue.bytes
+    }
+
+    /// Takes a place for one more repeat, if the budget has one. Whoever gets one owes a [`done`](Self::done).
+    pub fn repeat(&self, row: RowId, budget: &Budget, active: u64) -> bool {
+        let Some(own) = self.repeats.get(row.number()) else { return false };
+        own.fetch_add(1, Ordering::AcqRel);
+        let is_in = self.repeats() <= budget.allowed(active);
+        if !is_in {
+            self.done(row);
+        }
+        is_in
+    }
+
+    /// A repeat is over.
+    pub fn done(&self, row: RowId) {
+        if let Some(own) = self.repeats.get(row.number()) {
+            own.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    pub fn repeats(&self) -> u64 {
+        self.repeats.iter().map(|cell| u64::from(cell.load(Ordering::Acquire))).sum()
+    }
+
     /// What a process that is gone held here.
     pub(crate) fn vacate(&self, row: RowId) {
         if let Some((requests, bytes)) = self.cells(row) {
             requests.store(0, Ordering::Release);
             bytes.store(0, Ordering::Release);
         }
+        if let Some(repeats) = self.repeats.get(row.number()) {
+            repeats.store(0, Ordering::Release);
+        }
     }
 
-    /// The processes that hold something here. One that died halfway may have left either without the other.
+    /// The processes that hold or repeat something here. One that died halfway may have left any without the others.
     pub(crate) fn holders(&self) -> impl Iterator<Item = RowId> {
-        let cells = self.requests.iter().zip(&self.bytes).enumerate();
-        let holds = cells.filter(|(_, (requests, bytes))| {
-            requests.load(Ordering::Acquire) != 0 || bytes.load(Ordering::Acquire) != 0
+        let cells = self.requests.iter().zip(&self.repeats).zip(&self.bytes).enumerate();
+        let holds = cells.filter(|(_, ((requests, repeats), bytes))| {
+            let counts = [requests, repeats].map(|cell| cell.load(Ordering::Acquire));
+            counts != [0, 0] || bytes.load(Ordering::Acquire) != 0
         });
         holds.map(|(row, _)| RowId::of(row))
     }
@@ -148,6 +186,16 @@ impl Room {
 
     pub fn count_overflow(&self) {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// With so many requests at the peers. No budget: `handoff_retry off`.
+    pub fn retry_view(&self, budget: Option<Budget>, active: u64) -> RetryView {
+        RetryView {
+            active: self.repeats(),
+            allowed: budget.map_or(0, |budget| budget.allowed(active)),
+            granted: self.retries.granted(),
+            refused: self.retries.refused(),
+        }
     }
 
     pub fn view(&self, queue: &Queue) -> QueueView {
@@ -205,6 +253,22 @@ mod tests {
         room.enter(RowId::of(1), 20, &QUEUE).unwrap();
         room.vacate(RowId::of(0));
         assert_eq!((room.requests(), room.bytes()), (1, 20));
+    }
+
+    #[test]
+    fn repeats_are_bounded_over_all_processes_by_what_is_active() {
+        let (room, budget) = (Room::default(), Budget { percent: 20, min: 3 });
+        for row in [0, 1, 2] {
+            assert!(room.repeat(RowId::of(row), &budget, 0), "three in any case");
+        }
+        assert!(!room.repeat(RowId::of(0), &budget, 19), "a fifth of 19 is 3");
+        assert!(room.repeat(RowId::of(0), &budget, 20));
+        assert_eq!(room.repeats(), 4, "who found none is not counted");
+        room.done(RowId::of(1));
+        assert!(room.repeat(SHARED_ROW, &budget, 20));
+        room.vacate(RowId::of(0));
+        assert_eq!(room.repeats(), 2, "what a process repeated goes with it");
+        assert_eq!(room.holders().collect::<Vec<_>>(), [RowId::of(2), SHARED_ROW]);
     }
 
     #[test]

@@ -25,10 +25,14 @@ pub fn upstream<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str)
         let matters = standing.is_some() || slot.has_marks() || in_flight > 0;
         matters.then(|| peer(slot, standing, in_flight, now))
     });
-    let holds = world.queue(name).and_then(|queue| Some((table.room_of(name)?, queue)));
+    let peers: Vec<PeerView> = peers.collect();
+    let active = peers.iter().map(|peer| peer.in_flight).sum();
+    let room = table.room_of(name);
+    let holds = world.queue(name).and_then(|queue| Some((room?, queue)));
     let pause = holds.and_then(|(room, _)| room.pause.view(now));
     let queue = holds.map(|(room, queue)| room.view(&queue));
-    UpstreamView { name: name.to_owned(), peers: peers.collect(), queue, pause }
+    let retry = room.map(|room| room.retry_view(world.retry(name), active));
+    UpstreamView { name: name.to_owned(), peers, queue, pause, retry }
 }
 
 fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {

@@ -7,6 +7,7 @@ use crate::nginx::{array, text};
 use crate::upstream::Upstream;
 use crate::{Handoff, name, socket, zone};
 use handoff_core::hold::Queue;
+use handoff_core::retry::Budget;
 use handoff_core::slot::MAX_NAME;
 use handoff_core::{directive, view};
 use nginx_sys::{
@@ -55,7 +56,11 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
 /// A block that says how it takes part, but not that it does.
 fn wants_handoff(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> Result<(), Refused> {
     let Some(conf) = server_conf(us).filter(|conf| !conf.enabled) else { return Ok(()) };
-    let says = [("handoff_reuse", conf.reuse.is_some()), ("handoff_queue", conf.queue.is_some())];
+    let says = [
+        ("handoff_reuse", conf.reuse.is_some()),
+        ("handoff_queue", conf.queue.is_some()),
+        ("handoff_retry", conf.retry.is_some()),
+    ];
     let Some((directive, _)) = says.into_iter().find(|(_, is_said)| *is_said) else { return Ok(()) };
     let (name, at) = (text(&us.host), place_of(us));
     ngx_log_error!(
@@ -90,7 +95,8 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
     }
     let reuse = server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default();
     let queue = server_conf(us).and_then(|conf| conf.queue).unwrap_or_else(|| Some(Queue::default()));
-    Upstream::wrap(name, us, addresses, reuse, queue).ok_or(Refused)
+    let retry = server_conf(us).and_then(|conf| conf.retry).unwrap_or_else(|| Some(Budget::default()));
+    Upstream::wrap(name, us, addresses, reuse, queue, retry).ok_or(Refused)
 }
 
 /// Every socket that a control API listens on.

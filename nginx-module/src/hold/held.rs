@@ -2,6 +2,7 @@
 
 use super::{Hold, now, request};
 use crate::nginx::{PeerConnection, log_of, rc};
+use crate::peer::PeerData;
 use crate::reply;
 use crate::upstream::{Place, Upstream};
 use handoff_core::hold::RETRY_AFTER;
@@ -54,6 +55,10 @@ pub(super) enum Phase {
     SentOn,
     /// It is being answered.
     Ends,
+    /// It failed, and waits a moment.
+    Rests(Ticket),
+    /// nginx is about to find that its connection broke: it goes on, or does not.
+    Rises(Ticket, bool),
 }
 
 // === impl Held ===
@@ -161,6 +166,15 @@ impl Held {
         unsafe { (*self.request.as_ptr()).upstream }
     }
 
+    pub(super) fn request(&self) -> NonNull<ngx_http_request_t> {
+        self.request
+    }
+
+    pub(super) fn data(&self) -> Option<NonNull<PeerData>> {
+        // SAFETY: the request lives for as long as it is held.
+        PeerData::at(unsafe { self.request.as_ref() })
+    }
+
     pub(super) fn is_forsaken(&self) -> bool {
         // SAFETY: the request lives for as long as it is held.
         request::is_forsaken(unsafe { self.request.as_ref() })
@@ -203,6 +217,13 @@ impl Held {
 
     /// nginx looks whether it may try again: nothing was sent, and the time for tries has not gone on.
     pub(super) fn let_nginx_ask(&mut self, pc: PeerConnection) {
+        self.let_nginx_ask_for(pc, 1);
+        let waited = now().mono.saturating_sub(self.stood);
+        pc.set_started(pc.started().wrapping_add(waited as ngx_msec_t));
+    }
+
+    /// nginx looks whether it may try again, so often.
+    pub(super) fn let_nginx_ask_for(&mut self, pc: PeerConnection, tries: usize) {
         // SAFETY: the request lives for as long as it is held.
         let r = unsafe { self.request.as_ref() };
         // SAFETY: the upstream of the request.
@@ -213,9 +234,7 @@ impl Held {
         if let Some(states) = unsafe { r.upstream_states.as_mut() } {
             states.nelts = states.nelts.saturating_sub(1);
         }
-        let waited = now().mono.saturating_sub(self.stood);
-        pc.set_started(pc.started().wrapping_add(waited as ngx_msec_t));
-        pc.set_tries(1);
+        pc.set_tries(tries);
     }
 }
 
@@ -252,7 +271,7 @@ unsafe extern "C" fn broken(_: *mut ngx_connection_t, _: *mut u_char, _: usize) 
 }
 
 /// As nginx itself ends what is passed to an upstream when something else is to become of it.
-fn finalize(mut request: NonNull<ngx_http_request_t>, status: ngx_int_t) {
+pub(super) fn finalize(mut request: NonNull<ngx_http_request_t>, status: ngx_int_t) {
     // SAFETY: the request lives: it is being held.
     let r = unsafe { request.as_mut() };
     let connection = r.connection;

@@ -19,7 +19,7 @@ impl PeerData {
         self.held.map_or(0, |held| unsafe { held.as_ref() }.waited())
     }
 
-    fn held(&mut self) -> Option<&mut Held> {
+    pub(super) fn held(&mut self) -> Option<&mut Held> {
         // SAFETY: in the pool of the request; nobody else holds a reference between two calls of nginx.
         self.held.map(|mut held| unsafe { held.as_mut() })
     }
@@ -28,9 +28,12 @@ impl PeerData {
     #[cold]
     pub(crate) fn was_sent_on(&mut self) -> bool {
         let hold = &self.upstream.hold;
-        let Some(held) = self.held().filter(|held| matches!(held.phase, Phase::SentOn)) else { return false };
-        hold.is_sending.set(false);
+        let Some(held) = self.held() else { return false };
         held.give_back_configuration();
+        if !matches!(held.phase, Phase::SentOn) {
+            return false;
+        }
+        hold.is_sending.set(false);
         true
     }
 
@@ -81,13 +84,7 @@ impl PeerData {
     /// more often.
     #[cold]
     pub(crate) fn would_wait(&self) -> bool {
-        // SAFETY: the request lives while its upstream calls us.
-        let Some(u) = (unsafe { self.upstream().as_ref() }) else { return false };
-        // SAFETY: null, or the configuration of the location.
-        let Some(conf) = (unsafe { u.conf.as_ref() }) else { return false };
-        let tries = conf.next_upstream_tries;
         self.upstream.hold.queue.is_some()
-            && (tries == 0 || (self.tries as usize) < tries)
             && self.visitor(false).verdict(self.upstream.outlook_of_peers(&self.place.zone, now()))
                 == Verdict::Wait
     }
@@ -159,7 +156,7 @@ impl PeerData {
         rc::AGAIN
     }
 
-    fn have(&mut self) -> Option<&mut Held> {
+    pub(super) fn have(&mut self) -> Option<&mut Held> {
         if self.held.is_none() {
             self.held = Held::new(self.request, self.upstream, self.place);
         }
@@ -184,6 +181,7 @@ impl PeerData {
                 held.phase = Phase::Away;
             }
             Phase::TurnedAway | Phase::Ends => held.phase = Phase::Away,
+            Phase::Rests(_) | Phase::Rises(..) => return self.free_rested(pc),
         }
         held.take_back(pc);
         true

@@ -69,6 +69,9 @@ pub struct UpstreamView {
     /// Absent: it is not paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseView>,
+    /// Absent: the zone had no room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryView>,
 }
 
 /// Nobody begins a request on any peer of the upstream.
@@ -101,6 +104,55 @@ pub struct QueueView {
     pub left: u64,
     /// Turned away at once: they would have waited, and there was no room.
     pub overflowed: u64,
+}
+
+/// Requests that a peer failed, and what was decided about each failure.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryView {
+    /// Repeats that nginx alone would not have made, now.
+    pub active: u64,
+    /// How many of these there may be, with what is in flight now; 0 with `handoff_retry off`.
+    pub allowed: u64,
+    pub granted: GrantedView,
+    pub refused: RefusedView,
+}
+
+/// Given to a peer again, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GrantedView {
+    /// nginx alone would have done so.
+    pub next: u64,
+    /// No byte of it was written.
+    pub unsent: u64,
+    /// Another worker was behind the address.
+    pub replaced: u64,
+    /// The worker had said when to come again.
+    pub retry_after: u64,
+    /// Nobody was up: it waited.
+    pub held: u64,
+    /// It waited on a connection that nobody had taken.
+    pub orphan: u64,
+}
+
+/// Not given to a peer again, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RefusedView {
+    /// `proxy_next_upstream` does not name the failure.
+    pub off: u64,
+    /// It may have been executed.
+    pub sent: u64,
+    pub unbuffered: u64,
+    pub timeout: u64,
+    pub tries: u64,
+    /// Nobody was there but the worker that had failed it.
+    pub same: u64,
+    /// It broke two workers.
+    pub broke: u64,
+    /// The worker had said when to come again, and it was not soon.
+    pub later: u64,
+    pub budget: u64,
 }
 
 /// `GET /v1/upstreams/{upstream}/peers/{peer}`

@@ -105,6 +105,14 @@ fn an_event_is_about_a_peer_or_about_an_upstream() {
 }
 
 #[test]
+fn a_retry_says_what_was_decided_and_why() {
+    let text = r#"{"name":"myapp","peers":[],"retry":{"active":1,"allowed":3,"granted":{"next":1,"unsent":2,"replaced":3,"retry_after":4,"held":5,"orphan":6},"refused":{"off":1,"sent":2,"unbuffered":3,"timeout":4,"tries":5,"same":6,"broke":7,"later":8,"budget":9}}}"#;
+    assert_eq!(to_string(&from_str::<UpstreamView>(text).unwrap()).unwrap(), text);
+    let older = r#"{"active":0,"allowed":3,"granted":{"next":1},"refused":{}}"#;
+    assert_eq!(from_str::<RetryView>(older).unwrap().granted.next, 1);
+}
+
+#[test]
 fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
     let text = r#"{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5}"#;
     let responses: Responses = from_str(text).unwrap();
@@ -114,7 +122,7 @@ fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
 
 #[test]
 fn the_overview_names_the_ways_around_the_marks() {
-    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1301,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
+    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
     assert_eq!(to_string(&from_str::<Overview>(text).unwrap()).unwrap(), text);
 }
 
@@ -126,5 +134,6 @@ fn what_an_older_module_says_is_read() {
     assert_eq!((peer.responses, peer.cut), (Responses::default(), 0));
     let overview = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1430,"peers_uncovered":0,"processes_max":128},"processes":[]}"#;
     assert_eq!(from_str::<Overview>(overview).unwrap().uncovered, []);
-    assert_eq!(from_str::<UpstreamView>(r#"{"name":"myapp","peers":[]}"#).unwrap().queue, None);
+    let upstream: UpstreamView = from_str(r#"{"name":"myapp","peers":[]}"#).unwrap();
+    assert_eq!((upstream.queue, upstream.retry), (None, None));
 }

@@ -11,6 +11,7 @@
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
 use handoff_core::hold::{Outlook, Queue};
+use handoff_core::retry::Budget;
 use handoff_core::room::Room;
 use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row, RowId, SlotId};
@@ -40,6 +41,7 @@ pub struct Script {
     pub upstreams: BTreeMap<String, Vec<Standing>>,
     pub connections: u64,
     pub queue: Option<Queue>,
+    pub retry: Option<Budget>,
 }
 
 /// One configuration, one nginx process, and a clock.
@@ -102,6 +104,10 @@ impl World for Script {
 
     fn queue(&self, _upstream: &str) -> Option<Queue> {
         self.queue
+    }
+
+    fn retry(&self, _upstream: &str) -> Option<Budget> {
+        self.retry
     }
 }
 
