@@ -1,5 +1,6 @@
 //! The rules, as simply as they can be said: maps and loops, nothing shared, nothing atomic.
 
+use crate::run::QUEUE;
 use handoff_core::mark::MAX_REASON;
 use handoff_core::slot::MARKS;
 use handoff_wire::State::Up;
@@ -119,7 +120,7 @@ impl Model {
             wrongs.push(Code::BadRequest);
         }
         let mut named = Vec::new();
-        let mut leaving = BTreeSet::new();
+        let (mut leaving, mut returning) = (BTreeSet::new(), BTreeSet::new());
         for request in &set.marks {
             let odd = request.reason.len() > MAX_REASON
                 || request.reason.contains('\n')
@@ -135,6 +136,9 @@ impl Model {
                         let marks = &self.peers[&key].marks;
                         if !matches!(request.state, Up | State::Changing) {
                             leaving.insert(key.clone());
+                            if request.expect == Expect::Back {
+                                returning.insert(key.clone());
+                            }
                         }
                         let is_full = marks.len() == MARKS && !marks.contains_key(set.owner.as_str());
                         if request.state != Up && is_full {
@@ -149,9 +153,14 @@ impl Model {
             }
         }
         let bound = set.owner.kind().is_choice() && !set.force;
+        // Requests wait for so long, and a person's mark is gone by then.
+        let may_wait = matches!(set.owner.as_str(), "operator" | "plus")
+            && set.lease.is_some_and(|lease| lease.as_millis() <= QUEUE.timeout);
         let darkened = |upstream: &&str| {
             let serving = self.serving(upstream, false);
-            !serving.is_empty() && serving.iter().all(|key| leaving.contains(*key))
+            !serving.is_empty()
+                && serving.iter().all(|key| leaving.contains(*key))
+                && !(may_wait && serving.iter().all(|key| returning.contains(*key)))
         };
         if bound && self.upstreams().iter().any(darkened) {
             wrongs.push(Code::Floor);

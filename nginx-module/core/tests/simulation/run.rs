@@ -33,7 +33,7 @@ const OWNERS: [&str; 10] = [
     "worker:4",
 ];
 
-const QUEUE: Queue = Queue { requests: 8, bytes: 80, timeout: 30_000 };
+pub const QUEUE: Queue = Queue { requests: 8, bytes: 80, timeout: 30_000 };
 
 type Configuration = BTreeMap<Key, SlotId>;
 
@@ -270,7 +270,9 @@ impl Run {
         assert_eq!(wrongs, [], "it was done");
         let before = self.model.clone();
         let turns = self.model.mark(set, now);
-        if set.owner.kind().is_choice() && !set.force {
+        let may_wait = set.lease.is_some_and(|lease| lease.as_millis() <= QUEUE.timeout)
+            && set.marks.iter().any(|mark| mark.expect == Expect::Back);
+        if set.owner.kind().is_choice() && !set.force && !may_wait {
             for upstream in before.upstreams() {
                 let (then, now) = (before.serving(upstream, false), self.model.serving(upstream, false));
                 assert!(then.is_empty() || !now.is_empty(), "nobody is left in {upstream}");
