@@ -1,7 +1,7 @@
 //! Thousands of lives of an upstream that comes and goes, with those who wait for it: each is sent on, let go, answered or gone,
 //! in whatever order things happen; and never do more wait than may.
 //!
-//! To see that it notices: let those who wait go on during a pause, let one more wait than may, forget to wipe what a dead process held, send those who found nobody to the
+//! To see that it notices: let those go who come during a pause, let one more wait than may, forget to wipe what a dead process held, send those who found nobody to the
 //! end of the line, let go those for whom peers are merely full, or nobody where nobody is expected. Each failed within ten seeds.
 //!
 //! A seed that fails is printed; `HANDOFF_SEED=<seed> cargo test -p handoff-core --test waiting` lives it again and tells each
