@@ -242,7 +242,10 @@ impl Run {
             self.requests.get_mut(&who).unwrap().visitor.tried += 1;
             return Asked::Served;
         }
-        let waits = self.requests[&who].visitor.verdict(self.outlook()) == Verdict::Wait;
+        let visitor = self.requests[&who].visitor;
+        let waits = visitor.verdict(self.outlook()) == Verdict::Wait;
+        let may_wait = visitor.broke <= 1 && !visitor.is_background && !visitor.has_stale;
+        assert!(waits || !may_wait || !self.stage.is_paused(), "{who} was let go during a pause");
         if waits && was_sent_on {
             self.stand(at, who, End::Front);
             return Asked::Waits;
