@@ -1,7 +1,7 @@
 //! Thousands of lives of an upstream that comes and goes, with those who wait for it: each is sent on, let go, answered or gone,
 //! in whatever order things happen; and never do more wait than may.
 //!
-//! To see that it notices: let those who wait go on during a pause, let one more wait than may, forget to wipe what a dead process held, send those who found nobody to the
+//! To see that it notices: let those go who come during a pause, let one more wait than may, forget to wipe what a dead process held, send those who found nobody to the
 //! end of the line, let go those for whom peers are merely full, or nobody where nobody is expected. Each failed within ten seeds.
 //!
 //! A seed that fails is printed; `HANDOFF_SEED=<seed> cargo test -p handoff-core --test waiting` lives it again and tells each
@@ -242,7 +242,10 @@ impl Run {
             self.requests.get_mut(&who).unwrap().visitor.tried += 1;
             return Asked::Served;
         }
-        let waits = self.requests[&who].visitor.verdict(self.outlook()) == Verdict::Wait;
+        let visitor = self.requests[&who].visitor;
+        let waits = visitor.verdict(self.outlook()) == Verdict::Wait;
+        let may_wait = visitor.broke <= 1 && !visitor.is_background && !visitor.has_stale;
+        assert!(waits || !may_wait || !self.stage.is_paused(), "{who} was let go during a pause");
         if waits && was_sent_on {
             self.stand(at, who, End::Front);
             return Asked::Waits;

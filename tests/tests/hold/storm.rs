@@ -181,6 +181,19 @@ async fn visits(visitor: usize, port: u16, begun: &AtomicU64) -> Result<Vec<Visi
     batch(&url).await
 }
 
+/// Comes again and again, until the storm is over.
+async fn come(visitor: usize, port: u16, weather: &Weather) -> Result<BTreeMap<Outcome, usize>> {
+    let mut outcomes = BTreeMap::new();
+    while !weather.is_over.load(Ordering::Relaxed) {
+        let visits = timeout(PATIENCE, visits(visitor, port, &weather.begun)).await;
+        for visit in visits.context("a visit hangs")?? {
+            weather.judge(&visit)?;
+            *outcomes.entry(visit.outcome).or_default() += 1;
+        }
+    }
+    Ok(outcomes)
+}
+
 /// One request of a visitor over HTTP/1.
 async fn visit(port: u16, number: u64) -> Result<Visit> {
     let place = pick(&PATHS)?;
@@ -421,15 +434,11 @@ impl Storm {
         for visitor in 0..plan.visitors {
             let weather = Arc::clone(&self.weather);
             visitors.spawn(async move {
-                let mut outcomes = BTreeMap::<Outcome, usize>::new();
-                while !weather.is_over.load(Ordering::Relaxed) {
-                    let visits = timeout(PATIENCE, visits(visitor, port, &weather.begun)).await;
-                    for visit in visits.context("a visit hangs")?? {
-                        weather.judge(&visit)?;
-                        *outcomes.entry(visit.outcome).or_default() += 1;
-                    }
+                let outcomes = come(visitor, port, &weather).await;
+                if outcomes.is_err() {
+                    weather.is_over.store(true, Ordering::Relaxed);
                 }
-                anyhow::Ok(outcomes)
+                outcomes
             });
         }
         let mut tally = Tally::default();
@@ -446,7 +455,11 @@ impl Storm {
     }
 
     async fn weather_changes(&mut self, plan: Plan, tally: &mut Tally) -> Result<()> {
-        let begun = |storm: &Self| storm.weather.begun.load(Ordering::Relaxed);
+        // Where a visitor has seen what must not be, it is over.
+        let begun = |storm: &Self| match storm.weather.is_over.load(Ordering::Relaxed) {
+            true => u64::MAX,
+            false => storm.weather.begun.load(Ordering::Relaxed),
+        };
         while begun(self) < plan.requests {
             self.fair().await?;
             self.rough().await?;

@@ -128,7 +128,8 @@ impl Run {
         self.steps += 1;
         self.pass_time();
         match self.dice.below(100) {
-            0..30 => self.mark(),
+            0..27 => self.mark(),
+            27..30 => self.pause_or_resume(),
             30..40 => self.renew_some(),
             40..46 => self.renew_fenced(),
             46..56 => self.sweep(),
@@ -138,8 +139,7 @@ impl Run {
             87..90 => self.start(),
             90..92 => self.crash(),
             92..94 => self.leave(),
-            94..96 => self.fall_silent(),
-            96..97 => self.pause_or_resume(),
+            94..97 => self.fall_silent(),
             97..98 => self.die_writing(),
             _ => {
                 let fails = self.dice.percent(30);
