@@ -17,7 +17,7 @@ use crate::{
         Answer, Preloads, What,
         workers::{Farewell, patience},
     },
-    reconcile::Observed,
+    reconcile::{NOBODY, Observed},
     worker::{Phase, Seen, Wish, Worker},
 };
 use handoff_wire::{Expect, State};
@@ -40,6 +40,10 @@ pub struct Roster {
     peers: BTreeSet<Peer>,
     /// What was behind each of them at the last full look.
     behind: BTreeMap<Peer, Behind>,
+    /// Since when nobody listens there, as far as full looks knew.
+    deserted: BTreeMap<Peer, Instant>,
+    /// Those of them that are no worker's, in upstreams where workers of ours are.
+    spares: BTreeSet<Peer>,
     notices: Notices,
 }
 
@@ -64,6 +68,8 @@ pub struct Attention {
     pub ask: Option<Duration>,
 }
 
+/// Whoever listened there may only be replaced, by somebody whom we do not know.
+const DESERTED: Duration = Duration::from_secs(10);
 /// How often PM2 is asked for a worker's new process, by how long it is missing.
 const ASK: [(Duration, Duration); 2] = [
     (Duration::from_secs(15), Duration::from_millis(25)),
@@ -204,6 +210,7 @@ impl Roster {
                     self.see_listed(worker, look, &behind, now);
                 }
                 self.behind = behind;
+                self.desert(now);
                 self.drop_lost_claims();
             }
             None => {
@@ -221,6 +228,7 @@ impl Roster {
             worker.tick(now);
         }
         self.needed = self.needed(now);
+        self.spares = self.spares(now);
     }
 
     /// When time alone changes something.
@@ -252,6 +260,7 @@ impl Roster {
             }
         }
         wishes.retain(|peer, _| !shared.contains(peer));
+        wishes.extend(self.spares.iter().map(|peer| (peer.clone(), deserted())));
         for (_, worker) in clusters {
             for peer in worker.claims() {
                 let is_changing = worker.is_changing() || self.clusters.is_leaving(worker.app());
@@ -262,6 +271,26 @@ impl Roster {
             }
         }
         wishes
+    }
+
+    /// Ports to spare: a connection there would be refused, and nobody would wait for a worker that comes back, because they
+    /// seem to be up.
+    fn spares(&self, now: Instant) -> BTreeSet<Peer> {
+        let claims = || self.workers.values().flat_map(Worker::claims);
+        let ours: BTreeSet<&str> = claims().map(|peer| peer.upstream.as_str()).collect();
+        let deserted =
+            self.deserted.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= DESERTED);
+        let spares = deserted.map(|(peer, _)| peer).filter(|peer| ours.contains(peer.upstream.as_str()));
+        spares.filter(|peer| !claims().any(|claim| claim == *peer)).cloned().collect()
+    }
+
+    fn desert(&mut self, now: Instant) {
+        let Self { behind, deserted, .. } = self;
+        let is_deserted = |peer: &Peer| behind.get(peer) == Some(&Behind::Nobody);
+        deserted.retain(|peer, _| is_deserted(peer));
+        for peer in behind.keys().filter(|peer| is_deserted(peer)) {
+            deserted.entry(peer.clone()).or_insert(now);
+        }
     }
 
     pub fn attention(&self, now: Instant) -> Attention {
@@ -453,6 +482,11 @@ fn port(peer: &Peer) -> Option<u16> {
         Some(Place::Tcp(address)) => Some(address.port()),
         _ => None,
     }
+}
+
+/// What a port to spare should be.
+fn deserted() -> Wish {
+    Wish { state: State::Down, expect: Expect::Gone, reason: NOBODY.to_owned(), is_able: false }
 }
 
 /// What the peer of an app in cluster mode should be while all is calm.
