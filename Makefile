@@ -130,6 +130,10 @@ bench: build ## what Handoff costs a request: instructions, and throughput in in
 	build/setup valgrind
 	cargo run --release $(LOCKED) --bin cost
 
+.PHONY: reuse
+reuse: build ## what handoff_reuse opens and keeps, beside `always`, towards another machine; needs root
+	cargo run --release $(LOCKED) --bin reuse
+
 .PHONY: clean
 clean: ## remove all that was built or installed in this folder
 	rm -rf target dist tests/apps/node_modules tests/node/node_modules tests/pm2/node_modules \

@@ -354,11 +354,15 @@ impl Agent {
     /// Tells the scout where to look.
     fn attend(&mut self) {
         let attention = self.roster.attention(Instant::now());
+        let has_doubts = !attention.doubtful.is_subset(&self.lines.attention.borrow().doubtful);
         self.lines.attention.send_if_modified(|current| {
             let is_new = *current != attention;
             *current = attention;
             is_new
         });
+        if has_doubts {
+            self.lines.hurry.all.notify_one();
+        }
     }
 
     /// Watches every process that a worker depends on: the one that PM2 started, and those that listen.

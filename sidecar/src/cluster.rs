@@ -58,11 +58,14 @@ impl Clusters {
         self.heard.values().min().copied()
     }
 
-    /// Somebody goes, as far as that is not to be seen in the workers that PM2 lists. A leaver that we never met may be
-    /// anybody's.
+    /// Somebody goes, as far as that is not to be seen in the workers that PM2 lists.
     pub fn is_leaving(&self, app: &str) -> bool {
-        let is_its = |leaver: &Process| self.apps.get(leaver).is_none_or(|of| of == app);
-        self.heard.contains_key(app) || self.leavers.iter().any(is_its)
+        self.heard.contains_key(app) || self.has_leavers(app)
+    }
+
+    /// Somebody is there whom PM2 lists no longer. One that we never met may be anybody's.
+    pub fn has_leavers(&self, app: &str) -> bool {
+        self.leavers.iter().any(|leaver| self.apps.get(leaver).is_none_or(|of| of == app))
     }
 
     /// How often to look, because somebody goes.

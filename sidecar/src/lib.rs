@@ -32,6 +32,7 @@ pub mod rollout;
 pub mod roster;
 pub mod scout;
 pub mod settle;
+pub mod shared;
 pub mod shutdown;
 pub mod sidecar;
 pub mod survey;

@@ -5,12 +5,15 @@ use crate::{
         Listeners, Locals, Proc, Process, Processes, Unknown,
         tree::{self, Held},
     },
+    mapping::{Behind, Scene},
+    peer::{Peer, Place},
     pm2::{PmId, monitor::Listed, trust::Daemon},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    time::Instant,
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
 };
 
 #[derive(Clone, Debug)]
@@ -27,8 +30,12 @@ pub struct Look {
     /// Children of the daemon that are none of the workers looked at. Beside PM2's whole list: workers that have been
     /// replaced, and are about to end.
     pub leavers: BTreeSet<Process>,
+    /// `pm2 update` is at work: who was stopped is started again. None: that was not looked for.
+    pub updating: Option<bool>,
     pub listeners: Listeners,
     pub locals: Locals,
+    /// Whether a connection was refused, where one was tried.
+    pub refused: BTreeMap<Peer, bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +66,32 @@ impl Look {
             .map(|&(id, process)| (id, Examined { process, held: processes.held(proc, process, daemon) }))
             .collect();
         let locals = Locals::read(proc);
-        Ok(Self { began, listed: None, examined, daemon: daemon.pid, daemons, leavers, listeners, locals })
+        Ok(Self {
+            began,
+            listed: None,
+            examined,
+            daemon: daemon.pid,
+            daemons,
+            leavers,
+            updating: None,
+            listeners,
+            locals,
+            refused: BTreeMap::new(),
+        })
+    }
+
+    /// Tries a connection to each. Waits for none of them.
+    pub fn try_each(&mut self, peers: &BTreeSet<Peer>) {
+        let address = |peer: &Peer| match peer.place() {
+            Some(Place::Tcp(address)) => Some(address),
+            _ => None,
+        };
+        let addresses = peers.iter().filter_map(|peer| Some((peer, address(peer)?)));
+        self.refused = addresses.map(|(peer, address)| (peer.clone(), is_refused(&address))).collect();
+    }
+
+    pub fn behind(&self, scene: &Scene<'_>, peer: &Peer) -> Behind {
+        scene.behind(peer).tried(self.refused.get(peer).copied())
     }
 
     /// Whose sockets are whose.
@@ -69,7 +101,28 @@ impl Look {
     }
 }
 
+/// On this host that is known at once; what takes longer is on its way to somewhere else.
+fn is_refused(address: &SocketAddr) -> bool {
+    let tried = TcpStream::connect_timeout(address, Duration::from_millis(10));
+    tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 /// The living processes of listed workers.
 pub fn roots(proc: &Proc, listed: &[Listed]) -> Vec<(PmId, Process)> {
     listed.iter().filter_map(|worker| Some((worker.id, Process::find(proc, worker.pid?)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_connection_is_refused_where_nobody_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(!is_refused(&address));
+        drop(listener);
+        assert!(is_refused(&address));
+    }
 }

@@ -13,8 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What stands behind a peer's address now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behind {
-    /// Nobody listens.
+    /// Nobody listens that we can see.
     Nobody,
+    /// Nobody listens: a connection was refused.
+    Refused,
     /// One worker alone.
     Worker(PmId),
     /// PM2's daemon, for the workers of an app in cluster mode.
@@ -27,6 +29,21 @@ pub enum Behind {
     Foreign,
     /// Neither an IP address nor a path.
     Unclear,
+}
+
+impl Behind {
+    /// With what came of a connection, if one was tried: a packet filter may lead on from where nobody listens.
+    pub fn tried(self, is_refused: Option<bool>) -> Self {
+        match (self, is_refused) {
+            (Self::Nobody, Some(true)) => Self::Refused,
+            (Self::Nobody, Some(false)) => Self::Unclear,
+            (behind, _) => behind,
+        }
+    }
+
+    pub fn is_nobody(&self) -> bool {
+        matches!(self, Self::Nobody | Self::Refused)
+    }
 }
 
 /// What the kernel says, as far as mapping needs it.
@@ -141,5 +158,13 @@ mod tests {
         assert_eq!(behind(&[], &[(90, 1)], "unix:/run/app.sock"), WORKER);
         assert_eq!(behind(&[], &[(90, 1)], "unix:/run/other.sock"), Behind::Nobody);
         assert_eq!(behind(&[], &[(90, 1)], "app.example:80"), Behind::Unclear);
+    }
+
+    #[test]
+    fn where_nobody_is_seen_to_listen_a_connection_tells() {
+        assert_eq!(Behind::Nobody.tried(Some(true)), Behind::Refused);
+        assert_eq!(Behind::Nobody.tried(Some(false)), Behind::Unclear);
+        assert_eq!(Behind::Nobody.tried(None), Behind::Nobody);
+        assert_eq!(Behind::Stranger.tried(Some(true)), Behind::Stranger);
     }
 }

@@ -73,8 +73,8 @@ impl Observed {
     /// moment nobody serves.
     pub fn is_urgent(&self, mark: &MarkRequest) -> bool {
         let peer = Peer::new(mark.upstream.as_deref().unwrap_or_default(), &mark.peer);
-        let has_none = self.peers.get(&peer).is_some_and(|seen| seen.own.is_none());
-        mark.state == State::Up || has_none
+        let serves = |seen: &ObservedPeer| seen.own.as_ref().is_none_or(|own| own.state.serves());
+        mark.state.serves() || self.peers.get(&peer).is_some_and(serves)
     }
 
     /// nginx did what it was asked.
@@ -147,7 +147,7 @@ fn let_serve<'a>(wishes: &'a BTreeMap<Peer, Wish>, observed: &Observed) -> BTree
 /// A mark of ours on a peer of which we know nothing any more.
 fn orphan(peer: &Peer, own: &OwnMark, behind: &Behind, now: Instant) -> Option<MarkRequest> {
     match behind {
-        Behind::Nobody => {
+        Behind::Nobody | Behind::Refused => {
             let is_old = now.saturating_duration_since(own.since) >= PATIENCE;
             let is_told = (own.state, own.expect) == (State::Down, Expect::Gone);
             (is_old && !is_told).then(|| request(peer, State::Down, Expect::Gone, NOBODY))

@@ -18,6 +18,7 @@ use crate::{
         workers::{Farewell, patience},
     },
     reconcile::{NOBODY, Observed},
+    shared::Shared,
     worker::{Phase, Seen, Wish, Worker},
 };
 use handoff_wire::{Expect, State};
@@ -36,11 +37,13 @@ pub struct Roster {
     overrides: Vec<Override>,
     /// Workers whose peers are given by configuration.
     configured: BTreeMap<PmId, Vec<String>>,
+    /// PM2's daemon gives its place to a newer one.
+    updating: bool,
     /// The peers that nginx has.
     peers: BTreeSet<Peer>,
     /// What was behind each of them at the last full look.
     behind: BTreeMap<Peer, Behind>,
-    /// Since when nobody listens there, as far as full looks knew.
+    /// Since when a connection is refused there, as far as full looks knew.
     deserted: BTreeMap<Peer, Instant>,
     /// Those of them that are no worker's, in upstreams where workers of ours are.
     spares: BTreeSet<Peer>,
@@ -64,6 +67,8 @@ pub struct Attention {
     /// Those that may begin to listen any moment, and how often to look at them.
     pub starting: Vec<(PmId, Process)>,
     pub pace: Option<Duration>,
+    /// Peers beside those of workers on which nobody seems to listen: whether a connection is refused there.
+    pub doubtful: BTreeSet<Peer>,
     /// How often to ask PM2 for a new process.
     pub ask: Option<Duration>,
 }
@@ -75,6 +80,8 @@ const ASK: [(Duration, Duration); 2] = [
     (Duration::from_secs(15), Duration::from_millis(25)),
     (Duration::from_secs(120), Duration::from_millis(250)),
 ];
+/// How often it is asked while `pm2 update` is at work.
+const UPDATE: Duration = Duration::from_millis(100);
 
 // === impl Roster ===
 
@@ -192,6 +199,7 @@ impl Roster {
         for worker in look.listed.iter().flatten() {
             self.describe(worker, now);
         }
+        self.updating = look.updating.unwrap_or(self.updating);
         self.preloads.meet(look);
         self.part(now);
         let (holders, nothing) = (look.holders(), BTreeSet::new());
@@ -201,7 +209,7 @@ impl Roster {
         let daemons = if is_cluster { &look.daemons } else { &nothing };
         let scene = Scene { listeners, locals, holders: &holders, daemons };
         let behind: BTreeMap<Peer, Behind> =
-            self.peers.iter().map(|peer| (peer.clone(), scene.behind(peer))).collect();
+            self.peers.iter().map(|peer| (peer.clone(), look.behind(&scene, peer))).collect();
         match &look.listed {
             Some(listed) => {
                 self.forget_missing(listed, now);
@@ -261,32 +269,38 @@ impl Roster {
         }
         wishes.retain(|peer, _| !shared.contains(peer));
         wishes.extend(self.spares.iter().map(|peer| (peer.clone(), deserted())));
-        for (_, worker) in clusters {
+        let mut behind_many = BTreeMap::<&Peer, Shared>::new();
+        for (id, worker) in clusters {
             for peer in worker.claims() {
-                let is_changing = worker.is_changing() || self.clusters.is_leaving(worker.app());
-                let wish = wishes.entry(peer.clone()).or_insert_with(|| shared_wish(worker.app()));
-                if is_changing && wish.state == State::Up {
-                    wish.state = State::Changing;
+                let shared = behind_many.entry(peer).or_default();
+                shared.meet(peer, worker, self.needed.contains_key(&id));
+                if self.clusters.is_leaving(worker.app()) {
+                    shared.leaves(self.clusters.has_leavers(worker.app()));
                 }
             }
+        }
+        for (peer, shared) in behind_many {
+            wishes.entry(peer.clone()).or_insert_with(|| shared.wish());
+        }
+        for wish in wishes.values_mut().filter(|wish| self.updating && wish.expect == Expect::Gone) {
+            wish.expect = Expect::Back;
+            wish.reason.push_str(", and pm2 update is at work");
         }
         wishes
     }
 
-    /// Ports to spare: a connection there would be refused, and nobody would wait for a worker that comes back, because they
-    /// seem to be up.
+    /// Ports to spare: a connection there is refused, and nobody would wait for a worker that comes back, because they seem
+    /// to be up.
     fn spares(&self, now: Instant) -> BTreeSet<Peer> {
-        let claims = || self.workers.values().flat_map(Worker::claims);
-        let ours: BTreeSet<&str> = claims().map(|peer| peer.upstream.as_str()).collect();
-        let deserted =
-            self.deserted.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= DESERTED);
-        let spares = deserted.map(|(peer, _)| peer).filter(|peer| ours.contains(peer.upstream.as_str()));
-        spares.filter(|peer| !claims().any(|claim| claim == *peer)).cloned().collect()
+        let is_old = |since: &Instant| now.saturating_duration_since(*since) >= DESERTED;
+        let mut spares = self.doubtful();
+        spares.retain(|peer| self.deserted.get(peer).is_some_and(is_old));
+        spares
     }
 
     fn desert(&mut self, now: Instant) {
         let Self { behind, deserted, .. } = self;
-        let is_deserted = |peer: &Peer| behind.get(peer) == Some(&Behind::Nobody);
+        let is_deserted = |peer: &Peer| behind.get(peer) == Some(&Behind::Refused);
         deserted.retain(|peer, _| is_deserted(peer));
         for peer in behind.keys().filter(|peer| is_deserted(peer)) {
             deserted.entry(peer.clone()).or_insert(now);
@@ -307,14 +321,25 @@ impl Roster {
                 .map(|(id, _, process)| (id, process))
                 .collect(),
             pace: self.workers.values().filter_map(eager).min(),
+            doubtful: self.doubtful(),
             ask: self
                 .workers
                 .values()
                 .filter_map(Worker::missing_since)
                 .filter_map(ask)
                 .chain(self.clusters.pace())
+                .chain(self.updating.then_some(UPDATE))
                 .min(),
         }
+    }
+
+    fn doubtful(&self) -> BTreeSet<Peer> {
+        let claims: BTreeSet<&Peer> = self.workers.values().flat_map(Worker::claims).collect();
+        let ours: BTreeSet<&str> = claims.iter().map(|peer| peer.upstream.as_str()).collect();
+        let is_doubtful = |peer: &&Peer| ours.contains(peer.upstream.as_str()) && !claims.contains(peer);
+        // Where a connection was taken, it may be refused the next time.
+        let seems_free = |(_, found): &(&Peer, &Behind)| found.is_nobody() || **found == Behind::Unclear;
+        self.behind.iter().filter(seems_free).map(|(peer, _)| peer).filter(is_doubtful).cloned().collect()
     }
 
     /// Those whose goodbye is new go from now on.
@@ -416,7 +441,7 @@ impl Roster {
             None => *found == Behind::Worker(id),
             Some(addresses) if !addresses.contains(&peer.address) => false,
             Some(_) => match found {
-                Behind::Nobody => false,
+                Behind::Nobody | Behind::Refused => false,
                 // Out of our sight: PM2's word is all there is.
                 Behind::Foreign | Behind::Unclear => status.map_or_else(
                     || self.workers.get(&id).is_some_and(|worker| worker.open().contains(peer)),
@@ -455,7 +480,7 @@ impl Roster {
 
     /// A worker that is gone for good has no say any more where somebody else listens.
     fn drop_lost_claims(&mut self) {
-        let taken = |peer: &&Peer| matches!(self.behind.get(*peer), Some(found) if *found != Behind::Nobody);
+        let taken = |peer: &&Peer| self.behind.get(*peer).is_some_and(|found| !found.is_nobody());
         for worker in self.workers.values_mut().filter(|worker| worker.phase() == Phase::Gone) {
             let lost: Vec<Peer> = worker.claims().iter().filter(taken).cloned().collect();
             lost.iter().for_each(|peer| worker.disclaim(peer));
@@ -489,8 +514,64 @@ fn deserted() -> Wish {
     Wish { state: State::Down, expect: Expect::Gone, reason: NOBODY.to_owned(), is_able: false }
 }
 
-/// What the peer of an app in cluster mode should be while all is calm.
-fn shared_wish(app: &str) -> Wish {
-    let reason = format!("{app}: a worker is being replaced");
-    Wish { state: State::Up, expect: Expect::Back, reason, is_able: false }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        host::{Listeners, Locals, tree::Held},
+        pm2::monitor::Settings,
+    };
+
+    fn peer(port: u16) -> Peer {
+        Peer::new("app", format!("127.0.0.1:{port}"))
+    }
+
+    /// Of a worker that listens on port 1; on port 2 somebody else may.
+    fn look(began: Instant, is_refused: bool) -> Look {
+        let process = Process { pid: 7, start: 1 };
+        let listed = Listed {
+            id: PmId(0),
+            app: "shop".into(),
+            pid: Some(7),
+            status: Status::Online,
+            settings: Settings::default(),
+        };
+        let tcp: &[(&str, u64)] = &[("127.0.0.1:1", 70), ("127.0.0.1:2", 80)];
+        let (tcp, refused) =
+            if is_refused { (&tcp[..1], [(peer(2), true)].into()) } else { (tcp, BTreeMap::new()) };
+        Look {
+            began,
+            listed: Some(vec![listed]),
+            examined: [(PmId(0), Examined { process, held: Ok(Held { sockets: [(70, process)].into() }) })]
+                .into(),
+            daemon: 0,
+            daemons: BTreeSet::new(),
+            leavers: BTreeSet::new(),
+            updating: None,
+            listeners: Listeners::of(tcp, &[]),
+            locals: Locals::of(&[]),
+            refused,
+        }
+    }
+
+    #[test]
+    fn a_port_beside_a_worker_that_refuses_for_long_is_to_spare() {
+        let began = Instant::now();
+        let mut roster = Roster::default();
+        roster.set_peers([peer(1), peer(2), Peer::new("other", "127.0.0.1:2")].into());
+        let mut wish = |after: u64, is_refused| {
+            let now = began + Duration::from_secs(after);
+            roster.look(&look(now, is_refused), now);
+            roster.tick(now);
+            let wishes = roster.wishes();
+            assert_eq!(wishes.get(&peer(1)).map(|wish| wish.state), Some(State::Up));
+            assert!(!wishes.keys().any(|peer| peer.upstream == "other"), "it has no worker of ours");
+            wishes.get(&peer(2)).map(|wish| (wish.state, wish.expect))
+        };
+        assert_eq!(wish(0, true), None);
+        assert_eq!(wish(9, true), None, "somebody may be replaced");
+        assert_eq!(wish(10, true), Some((State::Down, Expect::Gone)));
+        assert_eq!(wish(11, false), None);
+        assert_eq!(wish(12, true), None);
+    }
 }

@@ -10,9 +10,10 @@ use crate::{
     pm2::{
         PmId,
         home::Home,
-        monitor::Listed,
+        monitor::{Listed, Status},
         rpc::{Rpc, RpcError},
         trust::Daemon,
+        update,
     },
     roster::Attention,
     telemetry::Changes,
@@ -116,13 +117,21 @@ impl Scout {
                 None
             }
         };
-        let known = self.attention.borrow_and_update().known.clone();
+        let Attention { known, doubtful, .. } = self.attention.borrow_and_update().clone();
         let daemon = *self.daemons.borrow();
+        let home = self.home.clone();
         task::spawn_blocking(move || {
             let proc = Proc::default();
+            let processes = Processes::read(&proc);
             let roots = listed.as_ref().map_or(known, |listed| look::roots(&proc, listed));
-            let look = Look::take(&proc, began, daemon, &Processes::read(&proc), &roots)?;
-            Ok(Look { listed, ..look })
+            let mut look = Look::take(&proc, began, daemon, &processes, &roots)?;
+            look.try_each(&doubtful);
+            // To read every command line is dear, and calm is the rule.
+            let is_calm = listed.as_ref().is_some_and(|listed| {
+                !listed.is_empty() && listed.iter().all(|worker| worker.status == Status::Online)
+            });
+            let updating = !is_calm && update::is_running(&proc, &processes, &home);
+            Ok(Look { listed, updating: Some(updating), ..look })
         })
         .await
         .map_err(io::Error::other)?

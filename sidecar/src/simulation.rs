@@ -212,8 +212,10 @@ impl World {
             daemon: 0,
             daemons: BTreeSet::new(),
             leavers: BTreeSet::new(),
+            updating: None,
             listeners: Listeners::of(&tcp, &[]),
             locals: Locals::of(&[]),
+            refused: BTreeMap::new(),
         };
         self.tell(Message::Look(Box::new(look)));
     }

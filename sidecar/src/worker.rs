@@ -41,6 +41,8 @@ pub struct Worker {
     told: Option<Instant>,
     /// Its process says that it goes, whatever PM2 says: until then it is believed.
     parts: Option<Instant>,
+    /// It has been starting for so long that nobody should wait for it.
+    is_late: bool,
     /// When we heard that this end is the last one: no process follows.
     ended: Option<Instant>,
     /// The app said so, or PM2 did.
@@ -100,6 +102,8 @@ const STOPPED_FOR_GOOD: Duration = Duration::from_secs(1);
 /// PM2 says `waiting restart` for ever of a worker that it has given up, if the app has `restart_delay` or
 /// `exp_backoff_restart_delay`. Nobody is kept waiting for longer than this.
 const WAITED_FOR_GOOD: Duration = Duration::from_secs(60);
+/// Nobody is kept waiting longer than this for one that runs and does not listen.
+const STARTED_IN_VAIN: Duration = Duration::from_secs(60);
 /// While it serves elsewhere, it is expected for so long where it listened before.
 const MOVED_FOR_GOOD: Duration = Duration::from_secs(60);
 /// How much longer than its kill_timeout a process may need to go.
@@ -126,6 +130,7 @@ impl Worker {
             buried: None,
             told: None,
             parts: None,
+            is_late: false,
             ended: None,
             ready: false,
             ordered: true,
@@ -262,6 +267,8 @@ impl Worker {
             self.ordered = true;
             self.enter(Phase::Serving, now);
         }
+        let lasts = now.saturating_duration_since(self.since);
+        self.is_late = self.phase == Phase::Starting && lasts >= STARTED_IN_VAIN;
     }
 
     /// Another worker, or nobody of ours, is behind that address now.
@@ -304,26 +311,31 @@ impl Worker {
         (self.phase == Phase::Dead).then_some(self.since)
     }
 
+    /// It says that it can serve; that it listens we have not seen yet. PM2 takes its word and stops the next one.
+    pub fn is_able(&self) -> bool {
+        let is_coming = matches!(self.phase, Phase::Starting | Phase::Dead);
+        is_coming && self.ordered && self.ready && self.settings.wait_ready
+    }
+
+    /// Whether those who wait for it wait for somebody.
+    pub fn expected(&self) -> Expect {
+        if self.phase == Phase::Gone || self.is_late { Expect::Gone } else { Expect::Back }
+    }
+
     pub fn wish(&self, peer: &Peer) -> Wish {
         let is_open = self.open.contains(peer);
-        let (state, expect, what) = match self.phase {
-            Phase::Stopping => (State::Draining, Expect::Back, "PM2 stops it"),
-            Phase::Dead if self.ordered => (State::Down, Expect::Back, "it ended and is replaced"),
-            Phase::Dead => (State::Down, Expect::Back, "it died"),
-            Phase::Gone => (State::Down, Expect::Gone, "it ended for good"),
-            Phase::Settling { .. } if is_open => {
-                (State::Checking, Expect::Back, "it died before and must stay up")
-            }
-            Phase::Serving if is_open => (State::Up, Expect::Back, ""),
-            _ => (State::Checking, Expect::Back, "it does not serve there yet"),
+        let (state, what) = match self.phase {
+            Phase::Stopping => (State::Draining, "PM2 stops it"),
+            Phase::Dead if self.ordered => (State::Down, "it ended and is replaced"),
+            Phase::Dead => (State::Down, "it died"),
+            Phase::Gone => (State::Down, "it ended for good"),
+            Phase::Settling { .. } if is_open => (State::Checking, "it died before and must stay up"),
+            Phase::Serving if is_open => (State::Up, ""),
+            _ => (State::Checking, "it does not serve there yet"),
         };
-        let is_able = match self.phase {
-            Phase::Settling { .. } => is_open,
-            // It says that it can serve; that it listens we have not seen yet. PM2 takes its word and stops the next one.
-            Phase::Starting | Phase::Dead => self.ordered && self.ready && self.settings.wait_ready,
-            Phase::Serving | Phase::Stopping | Phase::Gone => false,
-        };
-        Wish { state, expect, reason: what.to_owned(), is_able }
+        let is_settling = matches!(self.phase, Phase::Settling { .. });
+        let is_able = (is_settling && is_open) || self.is_able();
+        Wish { state, expect: self.expected(), reason: what.to_owned(), is_able }
     }
 
     fn absent(&mut self, status: Option<Status>, now: Instant) {
@@ -431,6 +443,7 @@ impl Worker {
         if self.phase != phase {
             self.phase = phase;
             self.since = now;
+            self.is_late = false;
         }
     }
 }

@@ -59,7 +59,9 @@ impl Starts {
             Action::DrainScript => (1, CommandLines::OneEach),
             Action::Interrupt => (1, CommandLines::None),
             Action::StopAndStart | Action::Scale => (1, CommandLines::OneEach),
-            Action::Reload | Action::Restart | Action::Kill | Action::Crash => (2, CommandLines::One),
+            Action::Reload | Action::Restart | Action::RestartAtOnce | Action::Kill | Action::Crash => {
+                (2, CommandLines::One)
+            }
         };
         Self { workers_at_a_time, command_lines }
     }

@@ -4,6 +4,7 @@ use crate::{
     clock::Moment,
     command,
     door::Door,
+    namespace::Namespace,
     place::{self, Place},
     ports, wait,
 };
@@ -73,27 +74,37 @@ impl Farm {
 
     /// Peers with these names.
     pub async fn at(peers: Vec<String>) -> Result<Self> {
-        Self::found(Place::new()?, peers, Duration::ZERO, None).await
+        Self::found(command::clean("node"), Place::new()?, peers, Duration::ZERO, None).await
     }
 
     /// Peers that close idle connections: Node's `keepAliveTimeout`.
     pub async fn with_timeout(count: u16, idle: Duration) -> Result<Self> {
-        Self::found(Place::new()?, addresses(count)?, idle, None).await
+        Self::found(command::clean("node"), Place::new()?, addresses(count)?, idle, None).await
     }
 
     /// Peers that speak TLS, with a certificate of their own making.
     pub async fn with_tls(count: u16) -> Result<Self> {
         let place = Place::new()?;
-        let (key, cert) = (place.file("key.pem"), place.file("cert.pem"));
-        let mut openssl = command::clean("openssl");
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
-        openssl.args(["-days", "2", "-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert);
-        command::succeed(&mut openssl).await?;
-        let tls = json!({ "key": fs::read_to_string(key)?, "cert": fs::read_to_string(cert)? });
-        Self::found(place, addresses(count)?, Duration::ZERO, Some(tls)).await
+        let tls = certificate(&place).await?;
+        Self::found(command::clean("node"), place, addresses(count)?, Duration::ZERO, Some(tls)).await
     }
 
-    async fn found(place: Place, peers: Vec<String>, idle: Duration, tls: Option<Value>) -> Result<Self> {
+    /// Peers on another machine that close idle connections: Node's `keepAliveTimeout`.
+    pub async fn on(machine: &Namespace, count: u16, idle: Duration, tls: bool) -> Result<Self> {
+        let place = Place::new()?;
+        let tls = if tls { Some(certificate(&place).await?) } else { None };
+        let first = ports::row(count)?;
+        let peers = (first..).take(count.into()).map(|port| format!("{}:{port}", machine.address()));
+        Self::found(machine.command("node"), place, peers.collect(), idle, tls).await
+    }
+
+    async fn found(
+        mut node: Command,
+        place: Place,
+        peers: Vec<String>,
+        idle: Duration,
+        tls: Option<Value>,
+    ) -> Result<Self> {
         let settings = json!({
             "peers": peers,
             "control": place.file("farm.sock"),
@@ -101,7 +112,6 @@ impl Farm {
             "idle": idle.as_millis(),
             "tls": tls,
         });
-        let mut node = command::clean("node");
         node.arg(place::root().join("tests/apps/farm.js")).arg(settings.to_string());
         let child = listening(&mut node).await?;
         Ok(Self { peers, place, seen: Cell::default(), child })
@@ -163,6 +173,15 @@ impl Farm {
     async fn call<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
         Door::Unix(self.place.file("farm.sock")).ask(method, path, "").await?.json()
     }
+}
+
+async fn certificate(place: &Place) -> Result<Value> {
+    let (key, cert) = (place.file("key.pem"), place.file("cert.pem"));
+    let mut openssl = command::clean("openssl");
+    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    openssl.args(["-days", "2", "-subj", "/CN=localhost", "-keyout"]).arg(&key).arg("-out").arg(&cert);
+    command::succeed(&mut openssl).await?;
+    Ok(json!({ "key": fs::read_to_string(key)?, "cert": fs::read_to_string(cert)? }))
 }
 
 /// Comes back when it says that it is ready.

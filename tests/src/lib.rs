@@ -34,6 +34,7 @@ pub mod http;
 pub mod lives;
 pub mod load;
 pub mod marker;
+pub mod namespace;
 pub mod nginx;
 pub mod orders;
 pub mod parrot;

@@ -243,6 +243,11 @@ impl Stage {
                 try_join!(self.pm2.run(&["restart", NAME]), self.befall(scenario.trouble))?;
                 None
             }
+            Action::RestartAtOnce => {
+                let all = self.app.workers.to_string();
+                self.pm2.run(&["restart", NAME, "--parallel", &all]).await?;
+                None
+            }
             Action::SafeReload => {
                 try_join!(self.safe_reload(scenario.options), self.befall(scenario.trouble))?;
                 None
@@ -274,9 +279,11 @@ impl Stage {
         let settled = match action {
             // One that was refused or stopped leaves workers as they were.
             Action::SafeReload if self.fell_short().await => ended,
-            Action::Reload | Action::Restart | Action::SafeReload | Action::DrainScript => {
-                self.ready_again(self.app.workers.into(), began).await?.max(ended)
-            }
+            Action::Reload
+            | Action::Restart
+            | Action::RestartAtOnce
+            | Action::SafeReload
+            | Action::DrainScript => self.ready_again(self.app.workers.into(), began).await?.max(ended),
             Action::StopAndStart | Action::Scale | Action::Interrupt | Action::Kill => {
                 self.ready_again(1, began).await?.max(ended)
             }

@@ -43,6 +43,8 @@ pub enum Action {
     Reload,
     /// `pm2 restart`
     Restart,
+    /// `pm2 restart --parallel`, all of them at once
+    RestartAtOnce,
     /// `handoff reload`
     SafeReload,
     /// A script that drains a worker in HAProxy before it restarts it.
@@ -211,6 +213,20 @@ pub const S4N: Scenario = Scenario {
     ..S4
 };
 
+pub const S4_PARALLEL: Scenario = Scenario {
+    name: "S4-parallel",
+    says: "a restart of four workers at once, in fork mode",
+    action: Action::RestartAtOnce,
+    ..S4
+};
+
+pub const S4N_PARALLEL: Scenario = Scenario {
+    name: "S4n-parallel",
+    says: "a restart of four workers at once that handle no signal",
+    action: Action::RestartAtOnce,
+    ..S4N
+};
+
 pub const S5: Scenario = Scenario {
     name: "S5",
     says: "a reload of the only worker, in fork mode",
@@ -290,9 +306,29 @@ pub const S8B_CUT: Scenario = Scenario {
     ..S8B
 };
 
-pub const ALL: [Scenario; 20] = [
-    S1, S2, S3, S3B, S3_RESTART, S3_STOP, S3_SCALE, S3_INT, S4, S4N, S5, S5_RESTART, S5N, S6, S6B, S6C, S7,
-    S8, S8B, S8B_CUT,
+pub const ALL: [Scenario; 22] = [
+    S1,
+    S2,
+    S3,
+    S3B,
+    S3_RESTART,
+    S3_STOP,
+    S3_SCALE,
+    S3_INT,
+    S4,
+    S4N,
+    S4_PARALLEL,
+    S4N_PARALLEL,
+    S5,
+    S5_RESTART,
+    S5N,
+    S6,
+    S6B,
+    S6C,
+    S7,
+    S8,
+    S8B,
+    S8B_CUT,
 ];
 
 impl Scenario {
@@ -363,6 +399,7 @@ impl Action {
             self,
             Self::Reload
                 | Self::Restart
+                | Self::RestartAtOnce
                 | Self::SafeReload
                 | Self::DrainScript
                 | Self::StopAndStart
@@ -376,6 +413,7 @@ impl Action {
         match self {
             Self::Reload => "pm2 reload",
             Self::Restart => "pm2 restart",
+            Self::RestartAtOnce => "pm2 restart --parallel",
             Self::SafeReload => "handoff reload",
             Self::DrainScript => "drain script",
             Self::StopAndStart => "pm2 stop; pm2 start",

@@ -6,7 +6,7 @@ use e2e::{
     load::{Answer, Visit},
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Pace, S4, Scenario, Setup, Trouble},
+    scenario::{Pace, S1, S4, Scenario, Setup, Trouble},
 };
 use handoff_wire::State;
 use std::{collections::HashMap, time::Duration};
@@ -18,8 +18,8 @@ const ONCE: Pace = Pace {
     after: Duration::from_millis(1_500),
 };
 
-async fn play(trouble: Trouble, workers: u16, pace: Pace) -> Result<Run> {
-    let scenario = Scenario { trouble: Some(trouble), workers, pace, ..S4 };
+async fn play(trouble: Trouble, scenario: Scenario) -> Result<Run> {
+    let scenario = Scenario { trouble: Some(trouble), ..scenario };
     let nginx = Binary::find(None).await?;
     Plan { scenario, setup: Setup::Handoff, nginx, control: false }.play().await
 }
@@ -33,16 +33,21 @@ fn crossed_a_reload(trouble: Trouble, visit: &Visit, run: &Run) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_whatever_is_restarted_meanwhile() {
     let _alone = alone::take().unwrap();
-    for trouble in
-        [Trouble::SidecarRestarts, Trouble::SidecarFreezes, Trouble::NginxReloads, Trouble::Pm2Vanishes]
-    {
-        let run = play(trouble, 4, ONCE).await.unwrap();
+    for (trouble, scenario) in [
+        (Trouble::SidecarRestarts, S4),
+        (Trouble::SidecarFreezes, S4),
+        (Trouble::NginxReloads, S4),
+        (Trouble::Pm2Vanishes, S4),
+        (Trouble::SidecarRestarts, S1),
+        (Trouble::NginxReloads, S1),
+    ] {
+        let run = play(trouble, Scenario { pace: ONCE, ..scenario }).await.unwrap();
         let failed = run.failed().filter(|visit| !crossed_a_reload(trouble, visit, &run));
         let failed: Vec<_> = failed.map(|visit| (visit, run.log.tried(visit.number))).collect();
-        assert!(failed.is_empty(), "{trouble:?}: {failed:?}");
+        assert!(failed.is_empty(), "{trouble:?}, {}: {failed:?}", scenario.name);
         assert_eq!(run.orders.executed_twice(), 0, "{trouble:?}");
         let last: HashMap<_, _> = run.changes.iter().map(|change| (change.peer, change.to)).collect();
-        assert!(!last.is_empty(), "{trouble:?}: nobody was drained");
+        assert!(!last.is_empty(), "{trouble:?}: nginx was told nothing");
         assert!(last.values().all(|&state| state == State::Up), "{trouble:?}: not all came back: {last:?}");
     }
 }
@@ -53,7 +58,7 @@ async fn a_sidecar_that_never_comes_back_is_no_outage() {
     let _alone = alone::take().unwrap();
     for (workers, lapse) in [(4, Duration::from_secs(10)), (1, Duration::from_secs(3))] {
         let pace = Pace { after: lapse + Duration::from_secs(3), ..ONCE };
-        let run = play(Trouble::SidecarDies, workers, pace).await.unwrap();
+        let run = play(Trouble::SidecarDies, Scenario { workers, pace, ..S4 }).await.unwrap();
         let settled = run.done.iter().map(|done| done.settled).max().unwrap();
         let lapsed = settled + lapse + Duration::from_secs(1);
         let late: Vec<_> = run.failed().filter(|visit| visit.due > lapsed).collect();

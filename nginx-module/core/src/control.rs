@@ -3,7 +3,7 @@
 //! Everything here runs under the shell's control lock, one writer at a time. A command is checked whole before any of it
 //! is done; then marks change, gates follow, and only then is the ledger read for the acknowledgement.
 
-use crate::floor;
+use crate::floor::{self, Leaver};
 use crate::hold::Queue;
 use crate::mark::{Claim, MAX_REASON, Mark};
 use crate::orphan::{ORPHANS, Orphan};
@@ -11,7 +11,7 @@ use crate::slot::Slot;
 use crate::table::{Process, RowId, SlotId, Table};
 use handoff_wire::{
     Ack, AckedMark, Code, DEFAULT_LEASE, Event, EventKind, Expect, MAX_LEASE, MIN_LEASE, MarkRequest,
-    MarkSet, OrphanSet, Owner, Refusal, Renew, Span, State,
+    MarkSet, OrphanSet, Owner, OwnerKind, Refusal, Renew, Span, State,
 };
 
 /// Both clocks, in milliseconds.
@@ -113,8 +113,14 @@ impl<'a, W: World> Control<'a, W> {
         let targets = self.resolve(set)?;
         if set.owner.kind().is_choice() && !set.force {
             let leaving = targets.iter().filter(|target| !target.request.state.serves());
-            let leaving: Vec<SlotId> = leaving.map(|target| target.id).collect();
-            floor::check(&self.table, self.world, &leaving)?;
+            // Who renews its marks may stay away for ever: a roll-out waits until somebody else serves, and where all are
+            // unhealthy, it is better to serve.
+            let is_renewed = matches!(set.owner.kind(), OwnerKind::Rollout | OwnerKind::Health);
+            let leaving = leaving.map(|target| Leaver {
+                slot: target.id,
+                back_within: lease.filter(|_| !is_renewed && target.request.expect == Expect::Back),
+            });
+            floor::check(&self.table, self.world, &leaving.collect::<Vec<_>>())?;
         }
         for target in &targets {
             self.apply(&set.owner, lease, target);

@@ -3,8 +3,10 @@
 mod common;
 
 use common::*;
+use handoff_core::hold::Queue;
 use handoff_wire::State::*;
-use handoff_wire::{Code, MarkSet};
+use handoff_wire::{Code, Expect, MarkSet, Span};
+use std::time::Duration;
 
 /// Three peers, of which two are gone: the last one is C.
 fn one_left() -> Stage {
@@ -112,4 +114,29 @@ fn every_upstream_of_the_peer_has_its_floor() {
     let refusal = stage.put(&everywhere).unwrap_err();
     assert!(refusal.text.contains("the upstream \"other\""), "{refusal}");
     stage.put(&set("operator", &[(A, Draining)])).unwrap();
+}
+
+#[test]
+fn who_is_back_before_those_who_wait_give_up_leaves_nobody_alone() {
+    let seconds = |seconds| Some(Span::from(Duration::from_secs(seconds)));
+    let asked = |owner, expect, lease| {
+        let mut set = set(owner, &[(C, Draining)]);
+        set.marks[0].expect = expect;
+        MarkSet { lease, ..set }
+    };
+    for (wait, owner, expect, lease, may) in [
+        (true, "operator", Expect::Back, seconds(30), true),
+        (true, "plus", Expect::Back, seconds(10), true),
+        (true, "operator", Expect::Back, seconds(31), false),
+        (true, "operator", Expect::Back, None, false),
+        (true, "operator", Expect::Gone, seconds(10), false),
+        (true, "rollout:1", Expect::Back, seconds(10), false),
+        (true, "health", Expect::Back, seconds(10), false),
+        (false, "operator", Expect::Back, seconds(10), false),
+    ] {
+        let mut stage = one_left();
+        stage.world.queue = wait.then_some(Queue { requests: 1, bytes: 1, timeout: 30_000 });
+        let put = stage.put(&asked(owner, expect, lease)).map_err(|refusal| refusal.code);
+        assert_eq!(put.err(), (!may).then_some(Code::Floor), "{wait} {owner} {expect:?} {lease:?}");
+    }
 }

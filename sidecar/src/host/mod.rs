@@ -15,7 +15,10 @@ pub use locals::Locals;
 pub use process::Process;
 pub use tree::Processes;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// `/proc`, or what a test puts in its place.
 #[derive(Clone, Debug)]
@@ -49,5 +52,15 @@ impl Proc {
 
     fn of(&self, pid: u32) -> PathBuf {
         self.0.join(pid.to_string())
+    }
+
+    /// A process's words, each with a NUL behind it.
+    pub fn command_line(&self, pid: u32) -> io::Result<Vec<u8>> {
+        fs::read(self.of(pid).join("cmdline"))
+    }
+
+    /// The environment that it was started with, in the same form. It holds secrets.
+    pub fn environment(&self, pid: u32) -> io::Result<Vec<u8>> {
+        fs::read(self.of(pid).join("environ"))
     }
 }

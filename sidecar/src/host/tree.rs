@@ -35,6 +35,10 @@ impl Processes {
         Self(children)
     }
 
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.0.values().flatten().copied()
+    }
+
     /// The process and all its descendants, itself first.
     fn tree(&self, root: u32) -> Vec<u32> {
         let mut seen = BTreeSet::from([root]);

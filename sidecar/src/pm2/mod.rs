@@ -11,6 +11,7 @@ pub mod monitor;
 pub mod orders;
 pub mod rpc;
 pub mod trust;
+pub mod update;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -54,7 +54,7 @@ pub enum Farewell {
 }
 
 /// Longer than an app may need to start, if its kill_timeout allows it.
-pub const MOST_PATIENCE: Duration = Duration::from_secs(30);
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
 /// PM2's.
 const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
 

@@ -23,7 +23,7 @@ fn two_apps(app: &App, ecosystem: &mut Value) {
     }
 }
 
-async fn play(setup: Setup) -> Result<Findings> {
+pub(crate) async fn play(setup: Setup) -> Result<Findings> {
     // So that the workers have their numbers in the order of their ports.
     let daemon = &[("PM2_CONCURRENT_ACTIONS", "1")];
     let plan = Plan { setup, mode: Mode::Fork, workers: 4, servers: 4, daemon };
@@ -69,20 +69,6 @@ async fn play(setup: Setup) -> Result<Findings> {
 async fn a_crash_costs_the_orders_of_the_dead_worker() -> Result<()> {
     let _alone = alone::take()?;
     let findings = play(Setup::Handoff).await?;
-    findings.print("Handoff");
-    findings.nothing_twice_and_nothing_hung();
-    findings.all_failed_are(|findings, visit| {
-        findings.died_with_its_worker(visit) || findings.nobody_listened(visit)
-    });
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "for comparison"]
-async fn the_same_without_handoff() -> Result<()> {
-    let _alone = alone::take()?;
-    for setup in [Setup::Stock, Setup::Tuned] {
-        play(setup).await?.print(setup.title());
-    }
+    findings.only_failed(|visit| findings.died_with_its_worker(visit) || findings.nobody_listened(visit));
     Ok(())
 }

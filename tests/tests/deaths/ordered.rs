@@ -10,7 +10,7 @@ use std::fs;
 /// A server of nginx behind which nobody is at first.
 const SPARE: u16 = 4;
 
-async fn play(setup: Setup) -> Result<Findings> {
+pub(crate) async fn play(setup: Setup) -> Result<Findings> {
     // PM2 looks at its workers' memory each 30 s.
     let daemon = &[("PM2_WORKER_INTERVAL", "1000")];
     let mut trial = Trial::set(
@@ -64,18 +64,6 @@ async fn play(setup: Setup) -> Result<Findings> {
 async fn a_death_that_pm2_announces_loses_nothing_while_another_worker_serves() -> Result<()> {
     let _alone = alone::take()?;
     let findings = play(Setup::Handoff).await?;
-    findings.print("Handoff");
-    findings.nothing_twice_and_nothing_hung();
-    findings.all_failed_are(|_, _| false);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "for comparison"]
-async fn the_same_without_handoff() -> Result<()> {
-    let _alone = alone::take()?;
-    for setup in [Setup::Stock, Setup::Tuned] {
-        play(setup).await?.print(setup.title());
-    }
+    findings.nobody_noticed();
     Ok(())
 }

@@ -104,6 +104,19 @@ async fn every_worker_is_replaced_and_nobody_notices_beside_a_sidecar_too() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn older_versions_of_pm2_do_it_too() -> Result<()> {
+    for pm2 in ["pm2-6", "pm2-5"] {
+        let stage = Plan::workers(WORKERS).cluster().with_sidecar().on(pm2).set().await?;
+        let visits = stage.visited(LIGHT);
+        reloaded(&stage, &OPTIONS).await?;
+        comes_out(&stage, &UNSEEN[0]).await?;
+        visits.end_well().await.context(pm2)?;
+        stage.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "two minutes; `make soak` runs it"]
 async fn tens_of_reloads_in_a_row_lose_no_request() -> Result<()> {
     let _alone = alone::take()?;

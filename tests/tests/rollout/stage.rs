@@ -57,6 +57,8 @@ pub struct Plan {
     pub style: Style,
     pub sidecar: bool,
     pub mode: Mode,
+    /// PM2's package.
+    pub pm2: &'static str,
 }
 
 /// How the app takes a signal to end.
@@ -78,7 +80,7 @@ pub struct Setup {
 
 impl Plan {
     pub const fn workers(workers: u16) -> Self {
-        Self { workers, spares: 0, style: Style::Graceful, sidecar: false, mode: Mode::Fork }
+        Self { workers, spares: 0, style: Style::Graceful, sidecar: false, mode: Mode::Fork, pm2: NEWEST }
     }
 
     /// All workers behind one address.
@@ -103,6 +105,10 @@ impl Plan {
 
     pub const fn naive(self) -> Self {
         Self { style: Style::Naive, ..self }
+    }
+
+    pub const fn on(self, pm2: &'static str) -> Self {
+        Self { pm2, ..self }
     }
 
     pub async fn set(self) -> Result<Stage> {
@@ -134,7 +140,7 @@ impl Stage {
         adapt(&site, &mut setup)?;
         // So that the workers have their numbers in the order of their ports.
         let daemon = [("PM2_CONCURRENT_ACTIONS", "1")];
-        let pm2 = Pm2::start_file(NEWEST, &site.file("pm2"), &setup.ecosystem, &daemon).await?;
+        let pm2 = Pm2::start_file(plan.pm2, &site.file("pm2"), &setup.ecosystem, &daemon).await?;
         // PM2 says `online` before one listens that says nothing; nginx would ban it for that.
         for address in (first_port..).take(plan.ports().into()).map(ports::address) {
             wait::until("every worker to listen", PATIENCE, async || http::status(address, "/health").await)
