@@ -46,6 +46,8 @@ pub struct Known<'a> {
     pub why_not_mapped: Option<String>,
     /// It speaks with the sidecar itself.
     pub preload: bool,
+    /// While it is replaced and nobody else serves, requests wait.
+    pub waits: bool,
     /// Another one could stand in for it.
     pub spare: bool,
 }
@@ -55,7 +57,7 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
     let is_cluster = any(|worker| worker.settings().cluster);
     let why = if let Some(reason) = workers.iter().find_map(|known| known.why_not_mapped.clone()) {
         Why::NotMapped(reason)
-    } else if is_alone(workers) {
+    } else if is_alone(workers) && !workers.iter().all(|known| known.waits) {
         Why::Alone
     } else if around.runs && workers.iter().all(|known| known.preload) {
         return Level::L2;
@@ -65,7 +67,7 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
         Why::NoPs
     } else if around.notices.late > 0 && around.notices.in_time == 0 {
         Why::NoNotice
-    } else if !is_cluster && any(|worker| !worker.settings().wait_ready) {
+    } else if !is_cluster && workers.len() > 1 && any(|worker| !worker.settings().wait_ready) {
         Why::NoReady
     } else if !around.runs {
         Why::NoSidecar
@@ -79,6 +81,21 @@ pub fn level(workers: &[Known<'_>], around: Surroundings) -> Level {
         _ if is_cluster && cluster::noticed("", settings).is_some() => Level::None(why),
         Why::Treekill | Why::NoPs | Why::NoNotice | Why::NoReady | Why::NoSidecar => Level::L1(why),
     }
+}
+
+/// What holds at every level where one worker serves alone.
+pub fn alone(workers: &[Known<'_>]) -> Option<&'static str> {
+    let is_fork = workers.iter().all(|known| !known.worker.settings().cluster);
+    let waits = is_alone(workers) && is_fork && workers.iter().all(|known| known.waits);
+    waits.then_some(match workers {
+        [Known { spare: true, .. }] => {
+            "one worker only: requests wait while PM2 replaces it; at `handoff reload` another one stands in"
+        }
+        _ => {
+            "one worker only: requests wait while it is replaced; run two or more, or give its upstream a port to spare \
+             for `handoff reload`"
+        }
+    })
 }
 
 /// Some upstream has one worker of the app only.
@@ -163,8 +180,7 @@ impl fmt::Display for Why {
                 f.write_str("PM2 gives no notice of a stop; is PM2_LOG_DATE_FORMAT empty in its environment?")
             }
             Self::Alone => f.write_str(
-                "one worker only, so requests wait while it is replaced; run two or more, or give its upstream a port to \
-                 spare",
+                "one worker only and handoff_queue off, so nobody serves while it is replaced; run two or more",
             ),
             Self::NoReady => f.write_str(
                 "wait_ready is off, so PM2 stops the next worker before this one serves; turn it on, and send `ready` \
@@ -196,7 +212,14 @@ mod tests {
     }
 
     fn known(worker: &Worker, preload: bool) -> Known<'_> {
-        Known { worker, peers: worker.claims().clone(), why_not_mapped: None, preload, spare: false }
+        Known {
+            worker,
+            peers: worker.claims().clone(),
+            why_not_mapped: None,
+            preload,
+            waits: false,
+            spare: false,
+        }
     }
 
     fn of(workers: &[Worker], around: Surroundings) -> Level {
@@ -227,6 +250,19 @@ mod tests {
         let of = |settings| level(&[Known { spare: true, ..known(&worker(1, settings), false) }], GOOD);
         assert_eq!(of(fork()), Level::L1(Why::Alone));
         assert_eq!(of(Settings { cluster: true, ..fork() }), Level::None(Why::Alone));
+    }
+
+    #[test]
+    fn where_requests_wait_one_worker_is_as_good_as_two_and_that_they_wait_is_said() {
+        let hasty = worker(1, Settings { wait_ready: false, ..fork() });
+        let one = |preload, spare| [Known { waits: true, spare, ..known(&hasty, preload) }];
+        assert_eq!(level(&one(false, false), GOOD), Level::L0);
+        assert_eq!(level(&one(true, false), GOOD), Level::L2);
+        assert!(alone(&one(false, false)).unwrap().contains("give its upstream a port to spare"));
+        assert!(alone(&one(false, true)).unwrap().contains("another one stands in"));
+        assert_eq!(alone(&[known(&hasty, false)]), None, "it is no protection");
+        let two = [1, 2].map(|port| worker(port, fork()));
+        assert_eq!(alone(&[0, 1].map(|index| Known { waits: true, ..known(&two[index], false) })), None);
     }
 
     #[test]

@@ -35,7 +35,7 @@ struct OwnMark {
 /// A mark of ours that nobody wishes and nobody refutes (we were restarted, and its worker is not there yet) promises a
 /// return for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
-const NOBODY: &str = "nobody listens there";
+pub const NOBODY: &str = "nobody listens there";
 /// In bytes; a longer one is refused.
 const MAX_REASON: usize = 128;
 
@@ -114,13 +114,9 @@ pub fn plan<'a>(
         };
         (!is_so).then_some(request)
     });
-    let places: BTreeSet<&str> = wishes.keys().map(|peer| peer.upstream.as_str()).collect();
-    let others = observed.peers.iter().filter(|(peer, _)| !wishes.contains_key(*peer));
-    let others = others.filter_map(|(peer, seen)| match &seen.own {
-        Some(own) => orphan(peer, own, behind(peer)?, now),
-        None => spare(peer, places.contains(peer.upstream.as_str()), behind(peer)?),
-    });
-    let mut marks: Vec<MarkRequest> = wished.chain(others).collect();
+    let orphans = observed.peers.iter().filter(|(peer, _)| !wishes.contains_key(*peer));
+    let orphans = orphans.filter_map(|(peer, seen)| orphan(peer, seen.own.as_ref()?, behind(peer)?, now));
+    let mut marks: Vec<MarkRequest> = wished.chain(orphans).collect();
     // nginx does them in this order: who comes back serves before another one goes.
     marks.sort_by_key(|mark| mark.state != State::Up);
     marks
@@ -146,13 +142,6 @@ fn let_serve<'a>(wishes: &'a BTreeMap<Peer, Wish>, observed: &Observed) -> BTree
         })
         .map(|(peer, _)| peer)
         .collect()
-}
-
-/// A peer beside those of our workers on which nobody listens: a port to spare. A connection there would be refused, and if
-/// nobody else is up, nobody would wait for those who come back.
-fn spare(peer: &Peer, is_beside_ours: bool, behind: &Behind) -> Option<MarkRequest> {
-    let is_spare = is_beside_ours && *behind == Behind::Refused;
-    is_spare.then(|| request(peer, State::Down, Expect::Gone, NOBODY))
 }
 
 /// A mark of ours on a peer of which we know nothing any more.
@@ -215,11 +204,6 @@ mod tests {
     }
 
     fn asked(wishes: [(&str, Wish); 2]) -> Vec<(String, State)> {
-        asked_of(&wishes, None)
-    }
-
-    /// `behind`: every peer.
-    fn asked_of(wishes: &[(&str, Wish)], behind: Option<&Behind>) -> Vec<(String, State)> {
         let owner: Owner = "pm2:test".parse().unwrap();
         let mark = json!({"owner": "pm2:test", "state": "checking", "expect": "back", "reason": "test",
                           "epoch": 1, "age": "1s"});
@@ -230,9 +214,8 @@ mod tests {
         let peers = [peer("old:1", "up", &[]), peer("young:1", "checking", &[mark])];
         let view = json!({"instance": "1", "generation": 1, "upstreams": [{"name": "app", "peers": peers}]});
         let observed = Observed::new(&serde_json::from_value(view).unwrap(), &owner, Instant::now());
-        let wishes =
-            wishes.iter().map(|(address, wish)| (Peer::new("app", *address), wish.clone())).collect();
-        let marks = plan(&wishes, &observed, |_| behind, Instant::now());
+        let wishes = wishes.map(|(address, wish)| (Peer::new("app", address), wish)).into();
+        let marks = plan(&wishes, &observed, |_| None, Instant::now());
         marks.into_iter().map(|mark| (mark.peer, mark.state)).collect()
     }
 
@@ -241,16 +224,6 @@ mod tests {
         let asked =
             asked([("old:1", wish(State::Draining, false)), ("young:1", wish(State::Checking, true))]);
         assert_eq!(asked, [("young:1".to_owned(), State::Up), ("old:1".to_owned(), State::Draining)]);
-    }
-
-    #[test]
-    fn where_nobody_listens_beside_a_worker_nobody_is_sent() {
-        let young = ("young:1", wish(State::Checking, false));
-        let asked = |behind| asked_of(std::slice::from_ref(&young), Some(behind));
-        assert_eq!(asked(&Behind::Refused), [("old:1".to_owned(), State::Down)]);
-        assert_eq!(asked(&Behind::Nobody), [], "a packet filter may lead on from there");
-        assert_eq!(asked(&Behind::Stranger), []);
-        assert_eq!(asked_of(&[], Some(&Behind::Refused)), [], "an upstream without a worker is none of ours");
     }
 
     #[test]

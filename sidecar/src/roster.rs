@@ -17,7 +17,7 @@ use crate::{
         Answer, Preloads, What,
         workers::{Farewell, patience},
     },
-    reconcile::Observed,
+    reconcile::{NOBODY, Observed},
     shared::Shared,
     worker::{Phase, Seen, Wish, Worker},
 };
@@ -43,6 +43,10 @@ pub struct Roster {
     peers: BTreeSet<Peer>,
     /// What was behind each of them at the last full look.
     behind: BTreeMap<Peer, Behind>,
+    /// Since when a connection is refused there, as far as full looks knew.
+    deserted: BTreeMap<Peer, Instant>,
+    /// Those of them that are no worker's, in upstreams where workers of ours are.
+    spares: BTreeSet<Peer>,
     notices: Notices,
 }
 
@@ -69,6 +73,8 @@ pub struct Attention {
     pub ask: Option<Duration>,
 }
 
+/// Whoever listened there may only be replaced, by somebody whom we do not know.
+const DESERTED: Duration = Duration::from_secs(10);
 /// How often PM2 is asked for a worker's new process, by how long it is missing.
 const ASK: [(Duration, Duration); 2] = [
     (Duration::from_secs(15), Duration::from_millis(25)),
@@ -212,6 +218,7 @@ impl Roster {
                     self.see_listed(worker, look, &behind, now);
                 }
                 self.behind = behind;
+                self.desert(now);
                 self.drop_lost_claims();
             }
             None => {
@@ -229,6 +236,7 @@ impl Roster {
             worker.tick(now);
         }
         self.needed = self.needed(now);
+        self.spares = self.spares(now);
     }
 
     /// When time alone changes something.
@@ -260,6 +268,7 @@ impl Roster {
             }
         }
         wishes.retain(|peer, _| !shared.contains(peer));
+        wishes.extend(self.spares.iter().map(|peer| (peer.clone(), deserted())));
         let mut behind_many = BTreeMap::<&Peer, Shared>::new();
         for (id, worker) in clusters {
             for peer in worker.claims() {
@@ -278,6 +287,24 @@ impl Roster {
             wish.reason.push_str(", and pm2 update is at work");
         }
         wishes
+    }
+
+    /// Ports to spare: a connection there is refused, and nobody would wait for a worker that comes back, because they seem
+    /// to be up.
+    fn spares(&self, now: Instant) -> BTreeSet<Peer> {
+        let is_old = |since: &Instant| now.saturating_duration_since(*since) >= DESERTED;
+        let mut spares = self.doubtful();
+        spares.retain(|peer| self.deserted.get(peer).is_some_and(is_old));
+        spares
+    }
+
+    fn desert(&mut self, now: Instant) {
+        let Self { behind, deserted, .. } = self;
+        let is_deserted = |peer: &Peer| behind.get(peer) == Some(&Behind::Refused);
+        deserted.retain(|peer, _| is_deserted(peer));
+        for peer in behind.keys().filter(|peer| is_deserted(peer)) {
+            deserted.entry(peer.clone()).or_insert(now);
+        }
     }
 
     pub fn attention(&self, now: Instant) -> Attention {
@@ -479,5 +506,72 @@ fn port(peer: &Peer) -> Option<u16> {
     match peer.place() {
         Some(Place::Tcp(address)) => Some(address.port()),
         _ => None,
+    }
+}
+
+/// What a port to spare should be.
+fn deserted() -> Wish {
+    Wish { state: State::Down, expect: Expect::Gone, reason: NOBODY.to_owned(), is_able: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        host::{Listeners, Locals, tree::Held},
+        pm2::monitor::Settings,
+    };
+
+    fn peer(port: u16) -> Peer {
+        Peer::new("app", format!("127.0.0.1:{port}"))
+    }
+
+    /// Of a worker that listens on port 1; on port 2 somebody else may.
+    fn look(began: Instant, is_refused: bool) -> Look {
+        let process = Process { pid: 7, start: 1 };
+        let listed = Listed {
+            id: PmId(0),
+            app: "shop".into(),
+            pid: Some(7),
+            status: Status::Online,
+            settings: Settings::default(),
+        };
+        let tcp: &[(&str, u64)] = &[("127.0.0.1:1", 70), ("127.0.0.1:2", 80)];
+        let (tcp, refused) =
+            if is_refused { (&tcp[..1], [(peer(2), true)].into()) } else { (tcp, BTreeMap::new()) };
+        Look {
+            began,
+            listed: Some(vec![listed]),
+            examined: [(PmId(0), Examined { process, held: Ok(Held { sockets: [(70, process)].into() }) })]
+                .into(),
+            daemon: 0,
+            daemons: BTreeSet::new(),
+            leavers: BTreeSet::new(),
+            updating: None,
+            listeners: Listeners::of(tcp, &[]),
+            locals: Locals::of(&[]),
+            refused,
+        }
+    }
+
+    #[test]
+    fn a_port_beside_a_worker_that_refuses_for_long_is_to_spare() {
+        let began = Instant::now();
+        let mut roster = Roster::default();
+        roster.set_peers([peer(1), peer(2), Peer::new("other", "127.0.0.1:2")].into());
+        let mut wish = |after: u64, is_refused| {
+            let now = began + Duration::from_secs(after);
+            roster.look(&look(now, is_refused), now);
+            roster.tick(now);
+            let wishes = roster.wishes();
+            assert_eq!(wishes.get(&peer(1)).map(|wish| wish.state), Some(State::Up));
+            assert!(!wishes.keys().any(|peer| peer.upstream == "other"), "it has no worker of ours");
+            wishes.get(&peer(2)).map(|wish| (wish.state, wish.expect))
+        };
+        assert_eq!(wish(0, true), None);
+        assert_eq!(wish(9, true), None, "somebody may be replaced");
+        assert_eq!(wish(10, true), Some((State::Down, Expect::Gone)));
+        assert_eq!(wish(11, false), None);
+        assert_eq!(wish(12, true), None);
     }
 }

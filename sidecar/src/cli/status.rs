@@ -82,6 +82,8 @@ struct AppStatus {
     why_not: Option<String>,
     #[serde(skip)]
     says: String,
+    /// What it costs that there is one worker only.
+    alone: Option<&'static str>,
     dangers: Vec<String>,
     /// One worker more than the app has, which a `handoff reload` left behind that did not end.
     left_behind: Option<PmId>,
@@ -212,17 +214,17 @@ impl Scene<'_> {
             .map(|&(id, worker)| {
                 let claims = self.claims(id, worker);
                 let why = if claims.is_empty() { Some(self.why_not_mapped(id, worker)) } else { None };
-                let spare = self.has_spare(worker, &claims);
                 Known {
                     worker,
-                    peers: claims,
                     why_not_mapped: why,
                     preload: self.has_preload(id, worker),
-                    spare,
+                    waits: self.waits(&claims),
+                    spare: self.has_spare(worker, &claims),
+                    peers: claims,
                 }
             })
             .collect();
-        let level = level::level(&known, around);
+        let (level, alone) = (level::level(&known, around), level::alone(&known));
         let dangers = danger::dangers(&workers.iter().map(|&(_, worker)| worker).collect::<Vec<_>>());
         let status = |(&(id, worker), known): (&(PmId, &Worker), Known<'_>)| WorkerStatus {
             id,
@@ -237,6 +239,7 @@ impl Scene<'_> {
             says: level.to_string(),
             level: level.name(),
             why_not: level.why_not().map(ToString::to_string),
+            alone,
             dangers: dangers.iter().map(ToString::to_string).collect(),
             left_behind: self.left_behind(app),
             workers: workers.iter().zip(known).map(status).collect(),
@@ -252,6 +255,13 @@ impl Scene<'_> {
     fn claims(&self, id: PmId, worker: &Worker) -> BTreeSet<Peer> {
         let remembered = self.reported(id, worker).flat_map(|known| &known.peers);
         worker.claims().iter().chain(remembered).cloned().collect()
+    }
+
+    /// Each of its upstreams has a queue.
+    fn waits(&self, claims: &BTreeSet<Peer>) -> bool {
+        let upstreams = self.view.iter().flat_map(|view| &view.upstreams);
+        let mut its = upstreams.filter(|upstream| claims.iter().any(|peer| peer.upstream == upstream.name));
+        its.all(|upstream| upstream.queue.is_some())
     }
 
     /// Another worker could stand in for it.
@@ -403,7 +413,8 @@ impl AppStatus {
                 self.app
             )
         });
-        let lines = [self.says.clone()].into_iter().chain(dangers).chain(left);
+        let alone = self.alone.map(str::to_owned);
+        let lines = [self.says.clone()].into_iter().chain(alone).chain(dangers).chain(left);
         lines.map(|line| format!("{}: {line}\n", self.app)).collect()
     }
 

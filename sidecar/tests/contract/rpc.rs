@@ -69,6 +69,19 @@ pub async fn answers(pm2: &Pm2) {
     assert_eq!(pm2.list().await[2].settings.port, Some(21002));
     assert!(ask(&socket, "deleteProcessId", json!([2]))["error"].is_null());
     assert_eq!(pm2.list().await.len(), 2);
+
+    // As one is started that stands in for another: PM2 counts on nothing but its number.
+    let settings = rpc.settings(PmId(0)).await.unwrap().unwrap().at_port("PORT", 21007).unwrap();
+    assert_eq!(rpc.start_one(&settings).await.unwrap(), PmId(3));
+    let one_more = pm2.list().await.pop().unwrap();
+    assert_eq!((one_more.id, one_more.app.as_str(), one_more.settings.restarts), (PmId(3), "shop", 0));
+    assert_eq!((one_more.settings.port, one_more.settings.instance), (Some(21007), Some(1)));
+    let life = pm2.life(PmId(3));
+    assert_eq!((life.port.as_deref(), life.instance.as_deref()), (Some("21007"), Some("1")));
+    assert!(one_more.settings.out_log != before[0].settings.out_log && one_more.settings.wait_ready);
+    assert_eq!(pm2.list().await[0], before[0], "whose settings they are is left alone");
+    rpc.delete(PmId(3)).await.unwrap();
+    assert_eq!(pm2.list().await.len(), 2);
 }
 
 pub async fn notices_a_death(pm2: &Pm2) {

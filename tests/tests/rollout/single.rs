@@ -273,6 +273,20 @@ async fn a_stand_in_has_the_environment_that_the_worker_is_going_to_get() -> Res
     stage.end().await
 }
 
+/// A port on which nobody listens is no worker that is up.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_pm2_reload_requests_wait_though_there_is_a_port_to_spare() -> Result<()> {
+    let stage = ONE.with_sidecar().set().await?;
+    spare_is_down(&stage).await?;
+    let before = stage.workers().await?;
+    let visits = stage.visited(LIGHT);
+    stage.pm2.run(&["reload", "shop"]).await?;
+    stage.is_whole().await?;
+    stage.kept(&before, &[]).await?;
+    visits.end_well().await?;
+    stage.end().await
+}
+
 /// Without a port to spare those who come wait, and what to add is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_port_to_spare_requests_wait_and_the_mend_is_said() -> Result<()> {
