@@ -82,10 +82,12 @@ function start(peer) {
   return listen(server, place(peer));
 }
 
-function disconnect(peer) {
-  for (const socket of open.get(peer)) {
-    if (peer.startsWith('unix:')) socket.destroy();
-    else socket.resetAndDestroy();
+// The youngest connection first, as nginx's cache has them. A worker that is killed closes them, and so does this, unless it is
+// to reset them.
+function disconnect(peer, resets = false) {
+  for (const socket of [...open.get(peer)].reverse()) {
+    if (resets && !peer.startsWith('unix:')) socket.resetAndDestroy();
+    else socket.destroy();
   }
 }
 
@@ -114,7 +116,7 @@ const CALLS = {
   'GET /connections': () => connections,
   'GET /held': () => held.map(({ peer }) => peer),
   'GET /open': () => Object.fromEntries(peers.map((peer) => [peer, [...open.get(peer)].map((socket) => socket.number)])),
-  'POST /break': disconnect,
+  'POST /break': (peer) => disconnect(peer, true),
   'POST /release': () => held.splice(0).forEach(({ answer }) => answer()),
   'POST /start': start,
   'POST /stop': stop,

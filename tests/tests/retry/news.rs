@@ -2,7 +2,13 @@
 
 use crate::stage::{Ask, Outcome, Stage};
 use anyhow::{Result, ensure};
-use e2e::{clock::Moment, site::VERSIONS};
+use e2e::{
+    clock::Moment,
+    process,
+    site::{PATIENCE, VERSIONS},
+    wait,
+};
+use rustix::process::Signal;
 use std::time::Duration;
 use tokio::{io::AsyncWriteExt, time::sleep};
 
@@ -88,6 +94,46 @@ async fn a_worker_dies(stage: &Stage, tries: u32) -> Result<Option<()>> {
     let good = Outcome { arrived: 1, ..Outcome::answered(200, 2, "held") };
     ensure!(after.iter().all(|met| *met == good), "{after:?}");
     Ok(Some(()))
+}
+
+/// nginx is busy while the worker dies, and then finds one connection to it after the other in its cache: that is one death.
+#[tokio::test]
+async fn who_meets_a_dead_worker_twice_has_not_killed_two() -> Result<()> {
+    for version in VERSIONS {
+        let stage = Stage::new(version, 1, "keepalive 4;", "").await?;
+        let (peer, worker) = (stage.peer(), stage.site.serving_workers()[0]);
+        let tries = in_time(async || {
+            let both = [stage.begin(Ask::get("").held())?, stage.begin(Ask::get("").held())?];
+            stage.farm.holds_so_many(2).await?;
+            stage.farm.release().await?;
+            for visit in both {
+                ensure!(stage.end_of(visit).await?.status == 200);
+            }
+            let visit = stage.begin(Ask::get("").held())?;
+            stage.farm.holds_so_many(1).await?;
+            process::signal(worker, Signal::STOP);
+            wait::until("nginx to stop", PATIENCE, async || process::is_stopped(worker).then_some(()))
+                .await?;
+            stage.farm.stop(&peer).await?;
+            process::signal(worker, Signal::CONT);
+            stage.says("down", &[&peer]).await?;
+            sleep(Duration::from_millis(300)).await;
+            let waits = stage.view().await?.queue.is_some_and(|queue| queue.held == 1);
+            stage.farm.release().await?;
+            stage.farm.restart(&peer).await?;
+            stage.says("up", &[&peer]).await?;
+            if waits {
+                stage.farm.holds_so_many(1).await?;
+                stage.farm.release().await?;
+            }
+            let met = stage.end_of(visit).await?;
+            Ok((waits && met.status == 200).then_some(met.tries))
+        })
+        .await?;
+        ensure!(tries == 4, "{tries}: it is to meet both connections, a closed port, and the next worker");
+        stage.end().await?;
+    }
+    Ok(())
 }
 
 /// In cluster mode another worker is there at once; nginx only has to hear that one died.
@@ -192,7 +238,7 @@ async fn a_worker_of_nginx_that_is_killed_leaves_nothing() -> Result<()> {
         stage.rest(1).await?;
         ensure!(stage.retry().await?.active == 1);
         for worker in stage.site.serving_workers() {
-            e2e::process::signal(worker, rustix::process::Signal::KILL);
+            process::signal(worker, Signal::KILL);
         }
         ensure!(visit.reply().await.is_err(), "its connection was cut");
         stage.rest(0).await?;
