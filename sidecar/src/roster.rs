@@ -362,8 +362,9 @@ impl Roster {
         let needed = self.workers().filter_map(|(id, worker)| {
             let until = worker.stopping_since()? + patience(worker.settings());
             let of_app = || self.workers().filter(|(other, of)| *other != id && of.app() == worker.app());
+            let may_stay = |process| self.preloads.may_stay(id, process);
             let is_needed = until > now
-                && self.has_preload(id, worker)
+                && worker.process().is_some_and(may_stay)
                 && !of_app().any(|(id, other)| self.serves(id, other))
                 && of_app().any(|(_, other)| other.is_expected());
             is_needed.then_some((id, until))

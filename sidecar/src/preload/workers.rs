@@ -152,6 +152,12 @@ impl Preloads {
         self.0.values().any(|known| known.worker == Some((id, root)))
     }
 
+    /// And has not been told yet that it may go: it still takes what comes.
+    pub fn may_stay(&self, id: PmId, root: Process) -> bool {
+        let has_leave = |known: &Known| known.goodbye == Some(Goodbye::Answered);
+        self.0.values().any(|known| known.worker == Some((id, root)) && !has_leave(known))
+    }
+
     /// And says that it listens.
     pub fn listen(&self, id: PmId, root: Process) -> bool {
         self.0.values().any(|known| known.worker == Some((id, root)) && known.listens)
@@ -192,7 +198,9 @@ mod tests {
         let needed = Farewell::Needed(Duration::from_secs(1));
         assert_eq!(said(&mut preloads, needed), [Answer::Wait(Duration::from_secs(1))]);
         assert_eq!(said(&mut preloads, needed), []);
+        assert!(preloads.may_stay(PmId(0), ONE));
         assert_eq!(said(&mut preloads, Farewell::Told), [Answer::Ack]);
+        assert!(!preloads.may_stay(PmId(0), ONE), "it listens no more");
     }
 
     #[test]
