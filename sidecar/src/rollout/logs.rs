@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The log files of one worker, and how long they were before.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Logs(Vec<(PathBuf, u64)>);
 
 /// So many are shown.

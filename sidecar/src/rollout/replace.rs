@@ -87,6 +87,8 @@ impl Turn {
             Ok(fenced) => fenced,
             Err(stop) => return Err(self.keep(stop).await),
         };
+        let settings = self.grip.seen()?.listed.settings;
+        let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());
         match self.replaced(fenced).await {
             Ok(cut) => {
                 self.grip
@@ -97,9 +99,13 @@ impl Turn {
                 if let Err(stop) = self.retire(broken.how).await {
                     self.grip.note(format!("{} could not be taken out of service: {stop}", self.grip.name));
                 }
-                let Broken { how, text, log, .. } = broken.clone();
-                self.grip.step(Step::Failed { exit: how.exit() as u8, text, log });
-                Err(Stop::Broken(broken))
+                // Now that it has ended, PM2 has written down its last words.
+                let stop = self.grip.with_log(Stop::Broken(broken), &logs);
+                if let Stop::Broken(Broken { how, text, log, .. }) = &stop {
+                    let (exit, text, log) = (how.exit() as u8, text.clone(), log.clone());
+                    self.grip.step(Step::Failed { exit, text, log });
+                }
+                Err(stop)
             }
             Err(stop) => Err(stop),
         }
@@ -192,8 +198,6 @@ impl Turn {
     // --- from there on, forward only
 
     async fn replaced(&mut self, fenced: Fenced) -> Result<u64, Stop> {
-        let settings = self.grip.seen()?.listed.settings;
-        let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());
         self.grip.step(Step::Stopping { cut: fenced.in_flight });
         self.grip.in_hand.is_moving(true);
         if !self.serves {
@@ -206,8 +210,7 @@ impl Turn {
         let end = self.ended(before, &was, &mut call).await?;
         self.grip.step(Step::Starting);
         self.marks.starting().await?;
-        let serves = self.serves_again(&mut expected, call, end).await;
-        let cut = serves.map_err(|stop| self.grip.with_log(stop, &logs))?;
+        let cut = self.serves_again(&mut expected, call, end).await?;
         self.grip.announce("reload").await;
         Ok(cut)
     }

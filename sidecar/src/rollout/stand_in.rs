@@ -48,6 +48,7 @@ pub struct Start {
 pub struct StandIn {
     app: String,
     turn: Turn,
+    logs: Logs,
     since: Instant,
 }
 
@@ -98,7 +99,7 @@ impl Start {
 impl StandIn {
     fn new(app: String, grip: Grip, marks: Marks) -> Self {
         let turn = Turn { grip, serves: true, is_first: true, may_halt: false, marks, env: None };
-        Self { app, turn, since: Instant::now() }
+        Self { app, turn, logs: Logs::default(), since: Instant::now() }
     }
 
     /// One that a killed roll-out left behind.
@@ -109,7 +110,7 @@ impl StandIn {
 
     async fn proves_itself(&mut self, call: Call<PmId>) -> Result<(), Stop> {
         let Seen { listed, .. } = self.turn.grip.seen()?;
-        let logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
+        self.logs = Logs::note([listed.settings.err_log, listed.settings.out_log].into_iter().flatten());
         let mut expected = Expected::anew();
         let brake = self.turn.grip.shared.brake.clone();
         let proved = tokio::select! {
@@ -117,7 +118,7 @@ impl StandIn {
             halt = brake.wait() => Err(halt.into()),
         };
         self.turn.grip.in_hand.is_moving(false);
-        proved.map_err(|stop| self.turn.grip.with_log(stop, &logs))
+        proved
     }
 
     /// It is not needed any more. Returns how many requests its end cost.
@@ -148,9 +149,12 @@ impl StandIn {
 
     /// It is not fit to serve, or not wanted any more; the worker was not touched.
     async fn dismissed(mut self, stop: Stop) -> Stop {
-        let gone = match self.turn.stop(true).await {
+        let stopped = self.turn.stop(true).await;
+        // Now that it has ended, PM2 has written down its last words.
+        let stop = self.turn.grip.with_log(stop, &self.logs);
+        let gone = match stopped {
             Ok(()) => self.forgotten().await,
-            gone => gone,
+            stopped => stopped,
         };
         let stop = match (stop, gone) {
             (Stop::Broken(broken), gone) => {
