@@ -106,7 +106,7 @@ wrong-order: setup
 	build/module pinned look_before_claim
 
 .PHONY: s9
-s9: build ## 2 280 POSTs over each nginx, aimed at the moment when Node closes; and after Node's own 6 s: ten minutes
+s9: build ## 2 280 POSTs over each nginx, aimed at the moment when Node closes, and after its own 6 s; one worker, and four in cluster mode: half an hour
 	cargo test $(LOCKED) -p e2e --test s9 -- --ignored --nocapture --test-threads=1
 
 .PHONY: latency
