@@ -112,7 +112,7 @@ pub(crate) fn tell(conf: &MainConf, log: *mut ngx_log_t, all: bool) {
     }
 }
 
-fn now() -> Moment {
+pub(crate) fn now() -> Moment {
     Moment { mono: global!(ngx_current_msec) as u64, unix: 0 }
 }
 

