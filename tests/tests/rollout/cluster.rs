@@ -163,6 +163,7 @@ async fn a_release_that_serves_before_it_breaks_meets_few_users_and_no_worker() 
 
 /// So that what the others show is not the calm of the machine.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "the same in fork mode is not; `make soak` runs it"]
 async fn a_pm2_reload_of_the_same_release_stops_every_worker() -> Result<()> {
     broken::a_pm2_reload_stops_every_worker(Plan::workers(WORKERS).cluster()).await
 }
