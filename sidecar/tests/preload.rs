@@ -23,7 +23,7 @@ use std::{
     thread,
     time::Duration,
 };
-use support::{Dir, Sidecar, nginx::Nginx, pm2::Pm2, until};
+use support::{Dir, Sidecar, free_address, nginx::Nginx, pm2::Pm2, until};
 
 const LONG: Duration = Duration::from_secs(10);
 /// Long enough for what must not come.
@@ -133,8 +133,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let dir = Dir::new();
-        let peers =
-            [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string());
+        let peers = [free_address(), free_address()];
         let workers = [0, 1].map(|index: usize| Worker::start(&peers[index], &socket(&dir)));
         let pm2 = Pm2::start(&dir);
         for (id, worker) in (0..).zip(&workers) {
@@ -224,7 +223,7 @@ fn while_nginx_refuses_nobody_is_told_that_it_knows() {
 #[test]
 fn who_has_no_peer_is_not_kept_waiting() {
     let stage = Stage::new();
-    let other = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let other = free_address();
     let mut worker = Worker::start(&other, &socket(&stage.dir));
     stage.pm2.list(2, "jobs", worker.child.id(), "online", json!({}));
     worker.hello();
@@ -294,16 +293,12 @@ fn a_restarted_sidecar_is_called_where_the_killed_one_was() {
     stage.restart_sidecar();
     for worker in 0..2 {
         assert_eq!(stage.workers[worker].is_told(LONG).as_deref(), Some("closed"));
-        stage.workers[worker] = Worker::start(&free(), &socket(&stage.dir));
+        stage.workers[worker] = Worker::start(&free_address(), &socket(&stage.dir));
         let id = u32::try_from(worker).unwrap();
         stage.pm2.list(id, "shop", stage.workers[worker].child.id(), "online", json!({}));
         stage.workers[worker].hello();
     }
     stage.knows_both();
-}
-
-fn free() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{Dir, SECRET, Sidecar, nginx::Nginx, pm2::Pm2, until};
+use support::{Dir, SECRET, Sidecar, free_address, nginx::Nginx, pm2::Pm2, until};
 
 /// Not a test: what a worker's process does. The tests start this very binary with a port to listen on.
 #[test]
@@ -125,10 +125,6 @@ impl Drop for Stage {
             eprintln!("{}", self.log());
         }
     }
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[test]

@@ -13,9 +13,12 @@ pub mod nginx;
 pub mod pm2;
 
 use std::{
-    env, fs,
+    env, fs, iter,
+    net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{self, Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -103,4 +106,16 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(10), "waited in vain for {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Below the ports that the kernel gives to connections, so that none of these takes it before it is used; processes that run
+/// side by side look in different places.
+pub fn free_address() -> String {
+    const PORTS: Range<u16> = 12_000..16_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = process::id().wrapping_mul(37);
+    let offset =
+        || begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % u32::from(PORTS.end - PORTS.start);
+    let addresses = iter::repeat_with(|| format!("127.0.0.1:{}", u32::from(PORTS.start) + offset()));
+    addresses.take(PORTS.len()).find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }

@@ -57,7 +57,7 @@ async fn fall_silent(signal: Signal) -> Result<Silence> {
         wait::until("those who wait to be let go", PATIENCE, async || {
             let queue = trial.queue().await.ok()?;
             held = held.max(queue.held);
-            (queue.resumed >= held).then_some(())
+            (queue.resumed > 0 && queue.held < AT_ONCE).then_some(())
         })
         .await?;
         let over = Moment::now();
