@@ -80,7 +80,7 @@ impl Look {
         })
     }
 
-    /// Tries a connection to each. Waits for none of them.
+    /// Tries a connection to each.
     pub fn try_each(&mut self, peers: &BTreeSet<Peer>) {
         let address = |peer: &Peer| match peer.place() {
             Some(Place::Tcp(address)) => Some(address),

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Visits a second.
 const RATE: u32 = 200;
 const WORKERS: u16 = 4;
-const OPTIONS: [&str; 9] = [
+pub(crate) const OPTIONS: [&str; 9] = [
     "shop",
     "--health",
     "/health",
@@ -23,7 +23,7 @@ const OPTIONS: [&str; 9] = [
 ];
 
 /// A release, the exit code, and what is said of it.
-type Broken = (&'static str, i32, &'static [&'static str]);
+pub(crate) type Broken = (&'static str, i32, &'static [&'static str]);
 
 const CRASH: Broken = ("crash", 10, &["the new shop:0", "it crashed"]);
 const LATE: Broken = ("late", 10, &["the new shop:0", "it crashed"]);

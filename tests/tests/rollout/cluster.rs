@@ -2,7 +2,7 @@
 //! them that meets a broken release in their place.
 
 use crate::{
-    broken,
+    broken::{self, Broken},
     reload::{Ended, Reload},
     stage::{self, LIGHT, PATIENCE, Plan, Setup, Stage},
     visits::Account,
@@ -17,9 +17,6 @@ use std::{collections::BTreeSet, time::Duration};
 const WORKERS: u16 = 4;
 const ALL: [u32; 4] = [0, 1, 2, 3];
 const OPTIONS: [&str; 7] = ["shop", "--health", "/health", "--health-timeout", "2s", "--start-timeout", "3s"];
-
-/// A release, the exit code, and what is said of it.
-type Broken = (&'static str, i32, &'static [&'static str]);
 
 /// Of which no user can notice anything: these do not listen, or answer users well.
 const UNSEEN: [Broken; 4] = [

@@ -1,6 +1,7 @@
 //! The only worker of an app in fork mode: another one stands in for it, on a port that its upstream has to spare.
 
 use crate::{
+    broken::{Broken, OPTIONS},
     reload::Ended,
     stage::{LIGHT, PATIENCE, Plan, Stage},
 };
@@ -10,23 +11,9 @@ use handoff_wire::{DEFAULT_LEASE, PeerState};
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 
-const OPTIONS: [&str; 9] = [
-    "shop",
-    "--health",
-    "/health",
-    "--health-timeout",
-    "1s",
-    "--start-timeout",
-    "3s",
-    "--drain-timeout",
-    "20s",
-];
 const ONE: Plan = Plan::workers(1).with_spares(1);
 /// Every step takes long enough to be met.
 const LENGTHY: &str = "good, slow 600, pale 600, weary 600";
-
-/// A release, the exit code, and what is said of it.
-type Broken = (&'static str, i32, &'static [&'static str]);
 
 const BROKEN: [Broken; 6] = [
     ("crash", 10, &["it crashed"]),
