@@ -58,8 +58,23 @@ class Pm2 {
 
   // Order ids by what became of them where they are executed.
   executed(what) {
-    const lines = fs.existsSync(this.orders) ? fs.readFileSync(this.orders, 'utf8').split('\n') : [];
-    return lines.filter((line) => line.startsWith(what)).map((line) => line.split(' ')[1]);
+    return this.steps.filter(([step]) => step === what).map(([, id]) => id);
+  }
+
+  // The process of a worker that is executing an order just now.
+  async busy() {
+    let order;
+    await until('an order is being executed', () => {
+      const done = new Set(this.executed('done'));
+      order = this.steps.findLast(([step, id, pid]) => step === 'start' && !done.has(id) && this.owns(pid));
+      return order;
+    });
+    return Number(order[2]);
+  }
+
+  get steps() {
+    const text = fs.existsSync(this.orders) ? fs.readFileSync(this.orders, 'utf8') : '';
+    return text.split('\n').slice(0, -1).map((line) => line.split(' '));
   }
 
   async end() {

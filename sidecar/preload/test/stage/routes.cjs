@@ -1,7 +1,7 @@
 'use strict';
 
 // What the tested apps serve:   / at once · /hold when the test says so · /stream its process, and a last word when
-// the test says so · POST /orders?id after a while, with a line in ORDERS when its execution starts and one
+// the test says so · POST /orders?id after a while, with a line in ORDERS when its execution starts, and where, and one
 // when it is done.
 
 const fs = require('node:fs');
@@ -10,7 +10,7 @@ const ORDER_WORK = 50;
 
 const held = new Set();
 const file = process.env.ORDERS && fs.openSync(process.env.ORDERS, 'a');
-const order = (what, id) => fs.writeSync(file, `${what} ${id}\n`);
+const order = (what, id) => fs.writeSync(file, `${what} ${id} ${process.pid}\n`);
 
 function hold(response, last) {
   held.add(() => response.end(last));
