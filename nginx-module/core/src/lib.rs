@@ -32,6 +32,7 @@ pub mod hold;
 pub mod line;
 pub mod mark;
 pub mod orphan;
+pub mod outage;
 pub mod pause;
 pub mod retry;
 pub mod reuse;
@@ -40,6 +41,7 @@ pub mod slot;
 pub mod sync;
 pub mod table;
 pub mod text;
+pub mod timing;
 pub mod trial;
 pub mod view;
 
