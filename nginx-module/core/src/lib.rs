@@ -34,6 +34,7 @@ pub mod mark;
 pub mod orphan;
 pub mod outage;
 pub mod pause;
+pub mod plus;
 pub mod retry;
 pub mod reuse;
 pub mod room;

@@ -35,7 +35,7 @@ impl Master {
     /// Reads a configuration, runs it, and starts a worker for it.
     fn reload(&mut self, pid: u32, peers: &[&str]) -> Vec<Option<SlotId>> {
         let (configuration, slots) = self.read(peers);
-        self.zone.table().header.commit(configuration);
+        self.zone.table().header.commit(configuration, moment(1));
         self.alive.push(process(pid));
         self.zone.table().join(process(pid), configuration, |process| self.alive(process));
         slots
