@@ -1,6 +1,13 @@
 //! The NGINX Plus API, request by request as its clients send them: every path with and without its slash, every status, every
 //! error, byte by byte.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test says so by failing"
+)]
+
 mod common;
 
 use common::dice::Dice;
