@@ -28,7 +28,55 @@ pub enum Path {
     Events,
 }
 
+/// Every path, as documentation writes it.
+pub const TEMPLATES: [&str; 12] = [
+    OVERVIEW,
+    UPSTREAMS,
+    "/v1/upstreams/{upstream}",
+    "/v1/upstreams/{upstream}/quiet",
+    "/v1/upstreams/{upstream}/peers/{peer}",
+    "/v1/upstreams/{upstream}/peers/{peer}/drained",
+    MARKS,
+    RENEW,
+    ORPHANS,
+    PAUSE,
+    RESUME,
+    EVENTS,
+];
+
 impl Path {
+    /// Which of [`TEMPLATES`] it is.
+    pub fn template(&self) -> &'static str {
+        let [
+            overview,
+            upstreams,
+            upstream,
+            quiet,
+            peer,
+            drained,
+            marks,
+            renew,
+            orphans,
+            pause,
+            resume,
+            events,
+        ] = TEMPLATES;
+        match self {
+            Self::Overview => overview,
+            Self::Upstreams => upstreams,
+            Self::Upstream(_) => upstream,
+            Self::Quiet(_) => quiet,
+            Self::Peer { .. } => peer,
+            Self::Drained { .. } => drained,
+            Self::Marks => marks,
+            Self::Renew => renew,
+            Self::Orphans => orphans,
+            Self::Pause => pause,
+            Self::Resume => resume,
+            Self::Events => events,
+        }
+    }
+
     /// Takes apart a request path (without its query). A trailing slash means the same as none.
     pub fn parse(path: &str) -> Option<Self> {
         let path = path.strip_suffix('/').unwrap_or(path);
@@ -129,6 +177,13 @@ mod tests {
     fn the_path_of_an_upstream_may_ask_whether_it_is_quiet() {
         assert_eq!(Path::parse(&quiet("my app")), Some(Path::Quiet("my app".into())));
         assert_eq!(Path::parse("/v1/upstreams/app/quite"), None);
+    }
+
+    #[test]
+    fn every_path_is_what_documentation_calls_it() {
+        for template in TEMPLATES {
+            assert_eq!(Path::parse(template).map(|path| path.template()), Some(template));
+        }
     }
 
     #[test]
