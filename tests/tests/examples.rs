@@ -76,13 +76,25 @@ fn localized(text: &str, version: &str, site: &Site, backend: &Backend) -> Resul
 #[tokio::test]
 async fn the_least_that_is_needed_is_all_that_is_needed() {
     for version in VERSIONS {
-        let example = Example::start(version, "minimal.conf").await.unwrap();
-        assert_eq!(example.ask().await.unwrap().status, 200);
-        let upstream: UpstreamView = example.site.read(&path::upstream("myapp")).await.unwrap();
-        let peers: Vec<&str> = upstream.peers.iter().map(|peer| peer.address.as_str()).collect();
-        assert_eq!(peers, [example.backend.peer(0), example.backend.peer(1)], "nginx {version}");
-        example.site.end().await.unwrap();
+        serves_its_first("minimal.conf", version, 2).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn the_example_for_cluster_mode_has_one_peer_for_all() {
+    for version in VERSIONS {
+        serves_its_first("cluster.conf", version, 1).await.unwrap();
+    }
+}
+
+async fn serves_its_first(name: &str, version: &str, peers: usize) -> Result<()> {
+    let example = Example::start(version, name).await?;
+    ensure!(example.ask().await?.status == 200, "{name}, nginx {version}");
+    let upstream: UpstreamView = example.site.read(&path::upstream("myapp")).await?;
+    let there: Vec<&str> = upstream.peers.iter().map(|peer| peer.address.as_str()).collect();
+    let wanted: Vec<String> = (0..peers).map(|number| example.backend.peer(number)).collect();
+    ensure!(there == wanted, "{name}, nginx {version}: {there:?}, not {wanted:?}");
+    example.site.end().await
 }
 
 #[tokio::test]
