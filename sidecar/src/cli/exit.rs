@@ -51,7 +51,7 @@ pub const HELP: &str = "Exit codes:
  13  reload: the new worker answers users with errors
  14  another roll-out or `pm2 reload` is under way
  15  reload: somebody else changed the app meanwhile
-128+ reload: ended by that signal (129, 130, 143)";
+128+ reload, pause: ended by that signal (129, 130, 143)";
 
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
