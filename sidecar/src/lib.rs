@@ -35,6 +35,7 @@ pub mod settle;
 pub mod shared;
 pub mod shutdown;
 pub mod sidecar;
+pub mod spares;
 pub mod survey;
 pub mod telemetry;
 pub mod worker;
