@@ -1,6 +1,6 @@
 //! Hands the module what nginx-sys learnt from the configured nginx tree: its version and its features, as cfgs.
 
-use std::env;
+use std::{env, fs, path::Path};
 
 /// Versions in which something changed that the module has to know: `#[cfg(nginx1_27_3)]` is "1.27.3 or newer".
 const VERSIONS: &[(u64, &str)] = &[
@@ -21,6 +21,15 @@ fn main() -> Result<(), String> {
     println!("cargo::rustc-check-cfg=cfg(ngx_feature, values({}))", metadata("DEP_NGINX_FEATURES_CHECK")?);
     for feature in metadata("DEP_NGINX_FEATURES")?.split(',') {
         println!("cargo::rustc-cfg=ngx_feature=\"{feature}\"");
+    }
+
+    // nginx counts its visitors for a module that it may have been built without.
+    println!("cargo::rustc-check-cfg=cfg(nginx_stat_stub)");
+    let config = Path::new(&metadata("DEP_NGINX_BUILD_DIR")?).join("ngx_auto_config.h");
+    println!("cargo::rerun-if-changed={}", config.display());
+    let text = fs::read_to_string(&config).map_err(|error| format!("{}: {error}", config.display()))?;
+    if text.lines().any(|line| line.starts_with("#define NGX_STAT_STUB")) {
+        println!("cargo::rustc-cfg=nginx_stat_stub");
     }
 
     println!("cargo::rerun-if-changed=build.rs");

@@ -24,10 +24,14 @@ use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF,
     NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET,
     NGX_HTTP_UPS_CONF, NGX_LOG_EMERG, ngx_command_t, ngx_conf_t, ngx_http_core_srv_conf_t,
-    ngx_http_upstream_srv_conf_t, ngx_parse_offset, ngx_parse_size, ngx_parse_time, ngx_str_t, ngx_uint_t,
+    ngx_http_request_t, ngx_http_upstream_srv_conf_t, ngx_parse_offset, ngx_parse_size, ngx_parse_time,
+    ngx_str_t, ngx_uint_t,
 };
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
-use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, HttpModuleServerConf, NgxHttpCoreModule};
+use ngx::http::{
+    HttpModuleLocationConf, HttpModuleMainConf, HttpModuleServerConf, NgxHttpCoreModule,
+    NgxHttpUpstreamModule,
+};
 use ngx::ngx_conf_log_error;
 use std::cell::{Cell, OnceCell};
 use std::ffi::{CString, c_char, c_void};
@@ -321,6 +325,16 @@ impl MainConf {
     pub(crate) fn size(&self) -> usize {
         self.size.unwrap_or(directive::DEFAULT_ZONE)
     }
+}
+
+/// Whether the configuration has an upstream block of this name, with `handoff` or without.
+pub(crate) fn has_block(r: &ngx_http_request_t, name: &str) -> bool {
+    let Some(main) = NgxHttpUpstreamModule::main_conf(r) else { return false };
+    // SAFETY: the upstream module keeps an array of these, complete since the configuration was read.
+    let all: &[*const ngx_http_upstream_srv_conf_t] = unsafe { array(&raw const main.upstreams) };
+    // SAFETY: each of them lives as long as the configuration.
+    let all = all.iter().filter_map(|us| unsafe { us.as_ref() });
+    all.filter(|us| block::is_block(us)).any(|us| text(&us.host) == name)
 }
 
 /// Our part of an upstream block; implicit upstreams have none.

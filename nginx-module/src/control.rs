@@ -1,11 +1,11 @@
 //! The API: takes a request apart, asks core, answers.
 
 use crate::conf::{LocationConf, MainConf};
-use crate::nginx::{log_of, moment, rc, text};
+use crate::nginx::{log_of, moment, rc, text, version};
 use crate::reply::{self, json};
 use crate::wait::{self, Awaited, Wait};
 use crate::zone::{Locked, Zone};
-use crate::{Handoff, body, log};
+use crate::{Handoff, body, log, plus};
 use handoff_core::access::Caller;
 use handoff_core::control::{Applied, Control, find, unknown_upstream};
 use handoff_core::{Table, view};
@@ -15,9 +15,9 @@ use handoff_wire::{
     ZoneView,
 };
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, nginx_version,
-    ngx_connection_t, ngx_http_discard_request_body, ngx_http_finalize_request,
-    ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t, ngx_uint_t,
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, ngx_connection_t,
+    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
+    ngx_http_request_t, ngx_int_t, ngx_uint_t,
 };
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use serde::{Serialize, de::DeserializeOwned};
@@ -59,10 +59,23 @@ impl<A: Serialize> From<Applied<A>> for Written {
     }
 }
 
+/// Why somebody may not write.
+pub(crate) enum Denied {
+    /// Nobody may, here.
+    ReadOnly(Refusal),
+    Caller(Refusal),
+}
+
 /// A refusal, and the methods that would have been right.
 struct Rejected {
     refusal: Refusal,
     allow: Option<&'static str>,
+}
+
+impl From<Denied> for Rejected {
+    fn from((Denied::ReadOnly(refusal) | Denied::Caller(refusal)): Denied) -> Self {
+        refusal.into()
+    }
 }
 
 impl From<Refusal> for Rejected {
@@ -75,6 +88,9 @@ impl From<Refusal> for Rejected {
 pub(crate) unsafe extern "C" fn handle(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a valid request, which is ours until we return.
     let request = unsafe { &mut *r };
+    if let Some(status) = plus::handle(request) {
+        return status;
+    }
     match begin(request) {
         Ok(Call::Read(read)) => {
             // SAFETY: a request whose body nobody reads.
@@ -166,7 +182,7 @@ fn not_allowed(r: &ngx_http_request_t, methods: &'static str) -> Rejected {
 }
 
 /// The path below the location's own, which may be "/" or anything an operator chose.
-fn below_location<'a>(r: &ngx_http_request_t, path: &'a str) -> &'a str {
+pub(crate) fn below_location<'a>(r: &ngx_http_request_t, path: &'a str) -> &'a str {
     let name = NgxHttpCoreModule::location_conf(r).map(|location| text(&location.name)).unwrap_or_default();
     path.strip_prefix(name.trim_end_matches('/')).unwrap_or(path)
 }
@@ -185,12 +201,11 @@ fn parameter<T: std::str::FromStr<Err: std::fmt::Display>>(
 }
 
 /// Who may write is said by the kernel, not by the client.
-fn authorize(r: &ngx_http_request_t) -> Result<(), Refusal> {
+pub(crate) fn authorize(r: &ngx_http_request_t) -> Result<(), Denied> {
     let conf: Option<&LocationConf> = Handoff::location_conf(r);
     let Some(api) = conf.and_then(|conf| conf.api.as_ref()).filter(|api| api.write) else {
-        return Err(
-            Code::Forbidden.says("this location is read-only: say \"handoff_api write=on\" where you write")
-        );
+        let text = "this location is read-only: say \"handoff_api write=on\" where you write";
+        return Err(Denied::ReadOnly(Code::Forbidden.says(text)));
     };
     // SAFETY: a request has a connection.
     let connection = unsafe { &*r.connection };
@@ -203,9 +218,9 @@ fn authorize(r: &ngx_http_request_t) -> Result<(), Refusal> {
         Caller::Local { user, .. } => format!("user {user}"),
         Caller::Remote => "a client over TCP".to_owned(),
     };
-    Err(Code::Forbidden.says(format!(
+    Err(Denied::Caller(Code::Forbidden.says(format!(
         "{who} may not write: be root or nginx's own user, or name a user= or group= in \"handoff_api write=on\""
-    )))
+    ))))
 }
 
 fn caller(connection: &ngx_connection_t) -> Caller {
@@ -280,12 +295,7 @@ fn overview(conf: &MainConf, table: &Table<'_>) -> Overview {
     Overview {
         api: API_VERSION,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        nginx: format!(
-            "{}.{}.{}",
-            nginx_version / 1_000_000,
-            nginx_version / 1_000 % 1_000,
-            nginx_version % 1_000
-        ),
+        nginx: version(),
         instance: table.header.instance(),
         generation: table.header.generation(),
         zone: ZoneView {
@@ -355,13 +365,13 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
         .map_err(|error| Code::BadRequest.says(format!("the body is not understood: {error}")))
 }
 
-fn place(r: &ngx_http_request_t) -> Result<(&'static MainConf, &'static Zone), Refusal> {
+pub(crate) fn place(r: &ngx_http_request_t) -> Result<(&'static MainConf, &'static Zone), Refusal> {
     let conf = Handoff::main_conf(r);
     let zone = conf.and_then(|conf| Some((conf, conf.zone()?)));
     zone.ok_or_else(|| Code::Busy.says("this nginx has no handoff_zone: look into its error log"))
 }
 
-fn lock(zone: &Zone) -> Result<Locked, Refusal> {
+pub(crate) fn lock(zone: &Zone) -> Result<Locked, Refusal> {
     zone.lock().ok_or_else(|| Code::Busy.says("another nginx process holds handoff_zone: try again"))
 }
 

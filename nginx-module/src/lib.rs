@@ -20,6 +20,7 @@ mod name;
 mod nginx;
 mod orphan;
 mod peer;
+mod plus;
 mod reply;
 mod retry;
 mod reuse;

@@ -4,9 +4,11 @@ use crate::Handoff;
 use crate::conf::MainConf;
 use crate::hooks::Hooks;
 use handoff_core::Moment;
+use handoff_core::plus::Visitors;
 use nginx_sys::{
-    ngx_array_t, ngx_connection_t, ngx_cycle_t, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_msec_t,
-    ngx_peer_connection_t, ngx_str_t, ngx_uint_t, sockaddr,
+    nginx_version, ngx_array_t, ngx_connection_local_sockaddr, ngx_connection_t, ngx_cycle_t, ngx_hash_key,
+    ngx_http_get_variable, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_peer_connection_t,
+    ngx_str_t, ngx_uint_t, sockaddr,
 };
 use ngx::http::HttpModuleMainConf;
 use std::borrow::Cow;
@@ -48,13 +50,75 @@ pub(crate) unsafe fn array<'a, T>(array: *const ngx_array_t) -> &'a [T] {
 pub(crate) fn moment() -> Moment {
     // SAFETY: only sets nginx's cached times.
     unsafe { nginx_sys::ngx_time_update() };
-    let mono = global!(ngx_current_msec);
+    Moment { mono: global!(ngx_current_msec) as u64, unix: unix() }
+}
+
+/// Milliseconds since 1970, as of the beginning of this turn of the event loop.
+#[inline]
+pub(crate) fn unix() -> u64 {
     let now = global!(ngx_cached_time);
     // SAFETY: points to one of nginx's static time slots from the first ngx_time_init() on.
     let now = unsafe { &*now };
     let seconds = u64::try_from(now.sec).unwrap_or_default();
-    Moment { mono: mono as u64, unix: seconds.saturating_mul(1000).saturating_add(now.msec as u64) }
+    seconds.saturating_mul(1000).saturating_add(now.msec as u64)
 }
+
+/// The version of nginx that this was built for, which is the one that loads it.
+pub(crate) fn version() -> String {
+    format!("{}.{}.{}", nginx_version / 1_000_000, nginx_version / 1_000 % 1_000, nginx_version % 1_000)
+}
+
+/// What `stub_status` would show.
+#[cfg(nginx_stat_stub)]
+pub(crate) fn visitors() -> Option<Visitors> {
+    let count = |counter: *mut nginx_sys::ngx_atomic_t| {
+        // SAFETY: a word of nginx's shared memory from the first cycle on, read like nginx reads it.
+        unsafe { counter.read_volatile() }
+    };
+    Some(Visitors {
+        accepted: count(global!(ngx_stat_accepted)),
+        handled: count(global!(ngx_stat_handled)),
+        requests: count(global!(ngx_stat_requests)),
+        active: count(global!(ngx_stat_active)),
+        reading: count(global!(ngx_stat_reading)),
+        writing: count(global!(ngx_stat_writing)),
+        waiting: count(global!(ngx_stat_waiting)),
+    })
+}
+
+#[cfg(not(nginx_stat_stub))]
+pub(crate) fn visitors() -> Option<Visitors> {
+    None
+}
+
+/// The value of a variable for a request.
+pub(crate) fn variable(r: &mut ngx_http_request_t, name: &str) -> Option<String> {
+    let mut name = ngx_str_t { len: name.len(), data: name.as_ptr().cast_mut() };
+    // SAFETY: reads the name.
+    let key = unsafe { ngx_hash_key(name.data, name.len) };
+    // SAFETY: a valid request; null when there is no memory.
+    let value = unsafe { ngx_http_get_variable(r, &raw mut name, key) };
+    // SAFETY: null, or a value in the pool of the request.
+    let value = unsafe { value.as_ref() }?;
+    let len = value.len() as usize;
+    if value.not_found() != 0 || len == 0 {
+        return None;
+    }
+    // SAFETY: a value that was found has so many bytes, in the pool of the request.
+    Some(text(&ngx_str_t { len, data: value.data }).into_owned())
+}
+
+/// The address, without a port, at which a request came in.
+pub(crate) fn local_address(r: &ngx_http_request_t) -> Option<String> {
+    let mut room = [0u8; NGX_SOCKADDR_STRLEN];
+    let mut address = ngx_str_t { len: room.len(), data: room.as_mut_ptr() };
+    // SAFETY: a request has a connection, and there is room for any address.
+    let status = unsafe { ngx_connection_local_sockaddr(r.connection, &raw mut address, 0) };
+    (status == rc::OK).then(|| text(&address).into_owned())
+}
+
+/// As long as nginx's own room for one: the longest path of a unix socket, and its prefix.
+const NGX_SOCKADDR_STRLEN: usize = "unix:".len() + 108;
 
 /// The number that the next connection gets; one counter for all nginx processes.
 pub(crate) fn connections() -> u64 {

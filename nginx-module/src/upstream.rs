@@ -3,19 +3,22 @@
 use crate::address::Addresses;
 use crate::conf::MainConf;
 use crate::hold::Hold;
-use crate::nginx::{global, rc};
+use crate::nginx::{global, rc, text};
 use crate::peer;
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
+use handoff_core::plus::Server;
 use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::table::{RowId, SlotId};
 use handoff_core::{Moment, Standing};
+use handoff_wire::Span;
 use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
 };
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::ptr::NonNull;
 
 pub(crate) struct Upstream {
@@ -39,6 +42,8 @@ pub(crate) struct Upstream {
 /// stopped or killed while it held it, every other worker would spin at its next request. Each field is one word; what is
 /// read may be a moment old.
 struct Peer {
+    /// Its place in nginx's lists.
+    number: u32,
     slot: SlotId,
     backup: bool,
     at: NonNull<ngx_http_upstream_rr_peer_t>,
@@ -127,11 +132,12 @@ impl Upstream {
     /// are ours alone.
     pub(crate) fn meet_peers(&self) {
         let mut met = Vec::new();
-        for (group, peers) in self.groups().enumerate() {
-            met.extend(listed(peers).filter(|&at| is_lasting(at)).filter_map(|at| {
-                let slot = self.addresses.slot(peer_address(at))?;
-                Some(Peer { slot, backup: group > 0, at })
-            }));
+        let groups = self.groups().enumerate();
+        let all = groups.flat_map(|(group, peers)| listed(peers).map(move |at| (group > 0, at)));
+        for (number, (backup, at)) in (0..).zip(all.filter(|&(_, at)| is_lasting(at))) {
+            if let Some(slot) = self.addresses.slot(peer_address(at)) {
+                met.push(Peer { number, slot, backup, at });
+            }
         }
         self.peers.replace(met);
     }
@@ -195,6 +201,22 @@ impl Upstream {
         unsafe { original(r, self.us.as_ptr()) }
     }
 
+    /// Its peers, each address once.
+    pub(crate) fn servers(&self, zone: &Zone) -> Vec<Server> {
+        let peers = self.peers.borrow();
+        let mut met = HashSet::new();
+        let servers = peers.iter().filter(|peer| met.insert(peer.slot)).filter_map(|peer| peer.server(zone));
+        servers.collect()
+    }
+
+    /// Where nginx keeps its peers.
+    pub(crate) fn zone_name(&self) -> String {
+        // SAFETY: the block lives as long as its cycle.
+        let zone = unsafe { self.us.as_ref() }.shm_zone;
+        // SAFETY: `handoff` demands one; it lives as long.
+        unsafe { zone.as_ref() }.map(|zone| text(&zone.shm.name).into_owned()).unwrap_or_default()
+    }
+
     pub(crate) fn standings(&self) -> Vec<Standing> {
         self.peers.borrow().iter().map(Peer::standing).collect()
     }
@@ -235,6 +257,22 @@ impl Peer {
         let max_conns = read(word!(self, max_conns));
         let full = max_conns > 0 && read(word!(self, conns)) >= max_conns;
         Standing { slot: self.slot, backup: self.backup, weight, available, unavail, full }
+    }
+
+    fn server(&self, zone: &Zone) -> Option<Server> {
+        let number = |count| u64::try_from(count).unwrap_or_default();
+        Some(Server {
+            id: self.number,
+            address: zone.table.slot(self.slot)?.address(),
+            name: text(&read(word!(self, server))).into_owned(),
+            weight: u32::try_from(read(word!(self, weight))).unwrap_or_default(),
+            max_conns: read(word!(self, max_conns)) as u64,
+            max_fails: read(word!(self, max_fails)) as u64,
+            fail_timeout: Span::from_secs(number(read(word!(self, fail_timeout)))),
+            slow_start: Span::from_millis(read(word!(self, slow_start)) as u64),
+            backup: self.backup,
+            down: read(word!(self, down)) != 0,
+        })
     }
 
     fn forgive(&self) {

@@ -69,6 +69,12 @@ impl Caller {
     }
 }
 
+/// A client of the NGINX Plus API that wants nothing changed.
+async fn patches(caller: Caller, socket: &Path) -> Result<(u16, String)> {
+    let path = "/api/9/http/upstreams/app/servers/0";
+    caller.asks(socket, &format!("PATCH {path} HTTP/1.0\r\nContent-Length: 2\r\n\r\n{{}}")).await
+}
+
 fn mark() -> String {
     json!({ "owner": "operator", "marks": [{ "peer": "127.0.0.1:1", "state": "draining" }] }).to_string()
 }
@@ -112,6 +118,13 @@ async fn only_root_nginx_itself_and_who_is_named_may_write_and_anybody_may_read(
                 }
                 let (status, body) = caller.writes(socket).await?;
                 assert_eq!(status, if may { 200 } else { 403 }, "{what}: {body}");
+                if caller.user == NOBODY {
+                    let (status, body) = patches(caller, socket).await?;
+                    let code = if api.contains("write=on") { "Forbidden" } else { "MethodDisabled" };
+                    let refused = if api.contains("write=on") { 403 } else { 405 };
+                    assert_eq!(status, if may { 200 } else { refused }, "{what}: {body}");
+                    assert!(may || body.contains(&format!("\"code\":\"{code}\"")), "{what}: {body}");
+                }
                 if !may {
                     let refusal = serde_json::from_str::<ErrorBody>(&body)?.error;
                     let says = if api.contains("write=on") {

@@ -32,7 +32,9 @@ pub mod hold;
 pub mod line;
 pub mod mark;
 pub mod orphan;
+pub mod outage;
 pub mod pause;
+pub mod plus;
 pub mod retry;
 pub mod reuse;
 pub mod room;
@@ -40,6 +42,7 @@ pub mod slot;
 pub mod sync;
 pub mod table;
 pub mod text;
+pub mod timing;
 pub mod trial;
 pub mod view;
 

@@ -22,7 +22,7 @@ pub const PROCESSES: usize = 128;
 pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
-const LAYOUT: u64 = 6;
+const LAYOUT: u64 = 8;
 
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -34,6 +34,9 @@ pub struct Header {
     events: AtomicU64,
     configurations: AtomicU64,
     committed: AtomicU64,
+    loads: AtomicU64,
+    loaded_at: AtomicU64,
+    deaths: AtomicU64,
     readied: AtomicU64,
     swept_at: AtomicU64,
     dirty: AtomicU32,
@@ -157,9 +160,26 @@ impl Header {
     }
 
     /// The configuration is the running one now.
-    pub fn commit(&self, configuration: u64) {
+    pub fn commit(&self, configuration: u64, now: Moment) {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        self.loaded_at.store(now.unix, Ordering::Relaxed);
         self.committed.store(configuration, Ordering::Release);
         self.bump();
+    }
+
+    /// How many configurations were the running one since the instance began, this one included.
+    pub fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
+    }
+
+    /// Since when this one is, in milliseconds since 1970.
+    pub fn loaded_at(&self) -> u64 {
+        self.loaded_at.load(Ordering::Relaxed)
+    }
+
+    /// How many processes ended without leaving their row.
+    pub fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::Relaxed)
     }
 
     /// Whether this is the running configuration, and not one that old workers still finish.
@@ -325,13 +345,18 @@ impl<'a> Table<'a> {
 
     /// Gives a process its row. Alone in the control lock.
     pub fn join(&self, process: Process, configuration: u64, alive: impl Fn(Process) -> bool) -> RowId {
-        let own = self.rows.iter().take(SHARED_ROW.0).position(|row| !row.is_alive(&alive));
+        let rows = || self.rows.iter().take(SHARED_ROW.0);
+        for row in rows().filter(|row| row.process().is_some() && !row.is_alive(&alive)) {
+            // Nobody counts a row whose pid is 0.
+            row.pid.store(0, Ordering::Release);
+            self.header.deaths.fetch_add(1, Ordering::Relaxed);
+        }
+        let own = rows().position(|row| row.process().is_none());
         let Some((id, row)) = own.and_then(|id| Some((RowId(id), self.rows.get(id)?))) else {
             self.share(configuration);
             return SHARED_ROW;
         };
-        // Nobody counts a row whose pid is 0; what its dead owner had in flight goes with it.
-        row.pid.store(0, Ordering::Release);
+        // What its dead owner had in flight went with it.
         self.ledger(id).iter().for_each(InFlight::reset);
         self.vacate(id);
         row.start.store(process.start, Ordering::Relaxed);
@@ -468,7 +493,7 @@ mod tests {
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes =
             [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (6, [608, 2368, 2576, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (8, [632, 2544, 2576, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

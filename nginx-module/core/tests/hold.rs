@@ -111,7 +111,7 @@ fn an_upstream_keeps_its_room_through_reloads_until_nobody_knows_it() {
     assert_eq!(table.room_of("app").unwrap().requests(), 1);
     // A configuration without it, and the last process of an older one gone.
     let table = stage.zone.table();
-    table.header.commit(3);
+    table.header.commit(3, moment(1));
     stage.world.alive.clear();
     let taken = table.open_room("e", 3, |_| false).unwrap();
     assert_eq!(taken, room);

@@ -185,7 +185,7 @@ fn an_upstream_for_which_the_zone_has_no_room_is_not_paused() {
 fn a_room_that_is_given_to_another_upstream_is_not_paused() {
     let mut stage = stage();
     stage.pauses("operator", seconds(10)).unwrap();
-    stage.table().header.commit(2);
+    stage.table().header.commit(2, moment(1));
     stage.world.alive.clear();
     let table = stage.table();
     ["other", "b", "c"].into_iter().for_each(|name| _ = table.open_room(name, 2, |_| false).unwrap());

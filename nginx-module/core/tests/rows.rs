@@ -54,6 +54,10 @@ fn the_row_of_a_dead_process_begins_anew_with_the_next() {
     stage.world.alive.remove(&process(2));
     assert_eq!(stage.start(process(3)), second);
     assert_eq!(stage.in_flight(), 0);
+    assert_eq!(stage.table().header.deaths(), 1);
+    stage.table().leave(second);
+    stage.start(process(4));
+    assert_eq!(stage.table().header.deaths(), 1, "who leaves its row is not one that died");
 }
 
 #[test]

@@ -17,11 +17,9 @@
 
 #[path = "common/mod.rs"]
 mod common;
-#[path = "simulation/dice.rs"]
-mod dice;
 
+use common::dice::Dice;
 use common::*;
-use dice::Dice;
 use handoff_core::Process;
 use handoff_core::hold::{BATCH, Outlook, Pace, Queue, Turn, Verdict, Visitor};
 use handoff_core::line::{End, Line, Ticket};

@@ -23,9 +23,9 @@ pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Pause, Renew, 
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use view::{
-    Ack, AckedMark, Drained, GrantedView, MarkView, Overview, PauseAck, PauseView, PausedUpstream, PeerView,
-    ProcessView, QueueView, Quiet, RefusedView, Responses, ResumeAck, ResumedUpstream, RetryView,
-    UncoveredView, UpstreamView, Upstreams, Was, ZoneView,
+    Ack, AckedMark, Drained, GrantedView, HEADER_BOUNDS, HeaderTimes, MarkView, OutageView, Overview,
+    PauseAck, PauseView, PausedUpstream, PeerView, ProcessView, QueueView, Quiet, RefusedView, Responses,
+    ResumeAck, ResumedUpstream, RetryView, TimingView, UncoveredView, UpstreamView, Upstreams, Was, ZoneView,
 };
 
 /// The version in every path. It changes only when an old client could misunderstand the new server.

@@ -54,6 +54,11 @@ impl OwnerKind {
 }
 
 impl Owner {
+    /// Of what a client of the NGINX Plus compatible API says.
+    pub fn plus() -> Self {
+        Self { kind: OwnerKind::Plus, text: "plus".to_owned() }
+    }
+
     pub fn kind(&self) -> OwnerKind {
         self.kind
     }
@@ -146,6 +151,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Owner>().unwrap().kind(), kind);
         }
+        assert_eq!("plus".parse(), Ok(Owner::plus()));
     }
 
     #[test]

@@ -91,7 +91,8 @@ fn encode(text: &str) -> String {
     })
 }
 
-fn decode(segment: &str) -> Option<String> {
+/// Of one segment; `None` if that is no text.
+pub fn decode(segment: &str) -> Option<String> {
     let mut out = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();
     while let Some(byte) = bytes.next() {

@@ -8,6 +8,8 @@
     reason = "a test says so by failing"
 )]
 
+pub mod dice;
+
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
 use handoff_core::hold::{Outlook, Queue};
@@ -130,7 +132,7 @@ impl Stage {
             let slot = table.register(upstream, peer, configuration, |_| false).unwrap();
             world.upstreams.entry((*upstream).to_owned()).or_default().push(serving(slot));
         }
-        table.header.commit(configuration);
+        table.header.commit(configuration, moment(0));
         let row = table.join(nginx, configuration, |process| world.alive(process));
         Self { zone, world, now: 1_000_000, row }
     }

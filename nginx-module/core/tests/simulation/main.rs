@@ -19,7 +19,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod dice;
 mod model;
 mod run;
 

@@ -1,7 +1,7 @@
 //! One run: nginx and its owners do whatever the dice say, and after each step the table is what the model says.
 
+use crate::common::dice::Dice;
 use crate::common::{Script, Zone, moment, of, process, serving};
-use crate::dice::Dice;
 use crate::model::{Key, Model, Peer, Standing, Turn};
 use handoff_core::control::Control;
 use handoff_core::hold::Queue;
@@ -611,7 +611,7 @@ impl Run {
         if fails || slots.is_empty() {
             return;
         }
-        self.table().header.commit(configuration);
+        self.table().header.commit(configuration, moment(self.now));
         self.generation = self.table().header.generation();
         let standing = |key: &Key| (key.clone(), Standing { backup: key.1 == PEERS[3], available: true });
         self.model.standings = slots.keys().map(standing).collect();
