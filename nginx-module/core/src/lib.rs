@@ -31,6 +31,7 @@ pub mod floor;
 pub mod hold;
 pub mod line;
 pub mod mark;
+pub mod metrics;
 pub mod orphan;
 pub mod pause;
 pub mod retry;
@@ -40,6 +41,7 @@ pub mod slot;
 pub mod sync;
 pub mod table;
 pub mod text;
+pub mod timeline;
 pub mod trial;
 pub mod view;
 

@@ -14,6 +14,7 @@ mod refusal;
 mod request;
 mod span;
 mod state;
+mod timeline;
 mod view;
 
 pub use event::{Event, EventKind, Events};
@@ -22,6 +23,7 @@ pub use refusal::{Code, ErrorBody, Refusal};
 pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Pause, Renew, RenewMark, Resume};
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
+pub use timeline::{Deploy, Step, Timeline, Track};
 pub use view::{
     Ack, AckedMark, Drained, GrantedView, MarkView, Overview, PauseAck, PauseView, PausedUpstream, PeerView,
     ProcessView, QueueView, Quiet, RefusedView, Responses, ResumeAck, ResumedUpstream, RetryView,

@@ -105,6 +105,16 @@ fn an_event_is_about_a_peer_or_about_an_upstream() {
 }
 
 #[test]
+fn a_timeline_tells_of_each_peer_what_it_was_and_since_when() {
+    let text = r#"{"instance":"00c0ffee","generation":9,"now":9000,"deploys":[{"upstream":"myapp","began":1000,"ended":3500,"owners":["rollout:a1","pm2:/home/shop/.pm2"],"peers":[{"peer":"127.0.0.1:3000","reason":"a new release","in_flight":3,"lapsed":0,"steps":[{"at":1000,"state":"draining"},{"at":1500,"state":"down"},{"at":3500,"state":"up"}]}]}]}"#;
+    let timeline: Timeline = from_str(text).unwrap();
+    assert_eq!(to_string(&timeline).unwrap(), text);
+    let spans: Vec<_> = timeline.deploys[0].peers[0].spans(timeline.now).collect();
+    assert_eq!(spans, [(State::Draining, 1000, 1500), (State::Down, 1500, 3500), (State::Up, 3500, 9000)]);
+    assert_eq!((timeline.deploys[0].end(9000), timeline.deploys[0].peers[0].state()), (3500, State::Up));
+}
+
+#[test]
 fn a_retry_says_what_was_decided_and_why() {
     let text = r#"{"name":"myapp","peers":[],"retry":{"active":1,"allowed":3,"granted":{"next":1,"unsent":2,"replaced":3,"retry_after":4,"held":5,"orphan":6},"refused":{"off":1,"sent":2,"unbuffered":3,"timeout":4,"tries":5,"same":6,"broke":7,"later":8,"budget":9}}}"#;
     assert_eq!(to_string(&from_str::<UpstreamView>(text).unwrap()).unwrap(), text);
