@@ -19,6 +19,7 @@ mod log;
 mod name;
 mod nginx;
 mod orphan;
+mod page;
 mod peer;
 mod reply;
 mod retry;
