@@ -19,6 +19,7 @@ pub mod alone;
 pub mod app;
 pub mod backend;
 pub mod blocks;
+pub mod browser;
 pub mod caddy;
 pub mod clock;
 pub mod command;
