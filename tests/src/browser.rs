@@ -93,14 +93,6 @@ impl Browser {
 
     /// A tab of this size that shows `url`.
     pub async fn open(&self, url: &str, width: u32, height: u32) -> Result<Page<'_>> {
-        let page = self.blank(url).await?;
-        page.resize(width, height).await?;
-        page.go(url).await?;
-        Ok(page)
-    }
-
-    /// A tab that will show pages of the same place as `url`.
-    pub async fn blank(&self, url: &str) -> Result<Page<'_>> {
         let target = self.call(None, "Target.createTarget", json!({"url": "about:blank"})).await?;
         let attach = json!({"targetId": target["targetId"], "flatten": true});
         let attached = self.call(None, "Target.attachToTarget", attach).await?;
@@ -109,6 +101,8 @@ impl Browser {
         for domain in ["Page", "Runtime", "Log", "Network", "Audits"] {
             page.call(&format!("{domain}.enable"), json!({})).await?;
         }
+        page.resize(width, height).await?;
+        page.go().await?;
         Ok(page)
     }
 
@@ -140,9 +134,9 @@ impl Page<'_> {
         self.browser.call(Some(&self.session), method, params).await
     }
 
-    pub async fn go(&self, url: &str) -> Result<()> {
-        let gone = self.call("Page.navigate", json!({ "url": url })).await?;
-        ensure!(gone.get("errorText").is_none(), "{url}: {gone}");
+    async fn go(&self) -> Result<()> {
+        let gone = self.call("Page.navigate", json!({ "url": self.url })).await?;
+        ensure!(gone.get("errorText").is_none(), "{}: {gone}", self.url);
         self.until("the page to be there", "document.readyState === 'complete'").await
     }
 
@@ -208,7 +202,7 @@ impl Page<'_> {
             "Audits.issueAdded" => true,
             "Network.requestWillBeSent" => {
                 let url = params["request"]["url"].as_str().unwrap_or_default();
-                !url.starts_with("data:") && !url.starts_with(self.origin())
+                !url.starts_with("data:") && host(url) != host(&self.url)
             }
             _ => false,
         };
@@ -220,11 +214,6 @@ impl Page<'_> {
         let state = self.browser.wire.state();
         let all = state.events.get(&self.session).into_iter().flatten();
         all.filter(|event| event["method"] == "Network.requestWillBeSent").count()
-    }
-
-    fn origin(&self) -> &str {
-        let path = self.url.match_indices('/').nth(2).map(|(at, _)| at);
-        self.url.get(..path.unwrap_or(self.url.len())).unwrap_or_default()
     }
 }
 
@@ -258,6 +247,12 @@ impl Wire {
         }
         self.state().replies.clear();
     }
+}
+
+/// Of a URL, with its port, and without who asks.
+fn host(url: &str) -> Option<&str> {
+    let authority = url.split('/').nth(2)?;
+    Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
 }
 
 fn base64(text: &str) -> Result<Vec<u8>> {
