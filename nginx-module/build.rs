@@ -50,9 +50,11 @@ fn base64(bytes: &[u8]) -> String {
     let digits = bytes.chunks(3).flat_map(|chunk| {
         let at = |place: usize| u32::from(chunk.get(place).copied().unwrap_or(0));
         let group = at(0) << 16 | at(1) << 8 | at(2);
-        [18, 12, 6, 0].into_iter().enumerate().map(move |(place, shift)| match DIGITS.get((group >> shift) as usize % 64) {
-            Some(digit) if place <= chunk.len() => char::from(*digit),
-            _ => '=',
+        [18, 12, 6, 0].into_iter().enumerate().map(move |(place, shift)| {
+            match DIGITS.get((group >> shift) as usize % 64) {
+                Some(digit) if place <= chunk.len() => char::from(*digit),
+                _ => '=',
+            }
         })
     });
     digits.collect()

@@ -306,7 +306,9 @@ fn overview(conf: &MainConf, table: &Table<'_>) -> Overview {
             nginx_version % 1_000
         ),
         instance: table.header.instance(),
+        started: table.header.started(),
         generation: table.header.generation(),
+        events: table.header.told(),
         zone: ZoneView {
             size: conf.size() as u64,
             peers: number(table.ids().count()),

@@ -48,12 +48,17 @@ pub(crate) unsafe fn array<'a, T>(array: *const ngx_array_t) -> &'a [T] {
 pub(crate) fn moment() -> Moment {
     // SAFETY: only sets nginx's cached times.
     unsafe { nginx_sys::ngx_time_update() };
-    let mono = global!(ngx_current_msec);
+    Moment { mono: global!(ngx_current_msec) as u64, unix: unix() }
+}
+
+/// Milliseconds since 1970, as of the beginning of this turn of the event loop.
+#[inline]
+pub(crate) fn unix() -> u64 {
     let now = global!(ngx_cached_time);
     // SAFETY: points to one of nginx's static time slots from the first ngx_time_init() on.
     let now = unsafe { &*now };
     let seconds = u64::try_from(now.sec).unwrap_or_default();
-    Moment { mono: mono as u64, unix: seconds.saturating_mul(1000).saturating_add(now.msec as u64) }
+    seconds.saturating_mul(1000).saturating_add(now.msec as u64)
 }
 
 /// The number that the next connection gets; one counter for all nginx processes.

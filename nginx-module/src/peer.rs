@@ -8,7 +8,7 @@ use crate::ending;
 use crate::hold::Held;
 use crate::hooks::{Hooks, layer};
 use crate::name;
-use crate::nginx::{PeerConnection, global, rc};
+use crate::nginx::{PeerConnection, global, rc, unix};
 use crate::orphan;
 use crate::retry::{Next, Retry};
 use crate::reuse::{self, Ridden};
@@ -19,6 +19,7 @@ use handoff_core::reuse::{Reuse, Rider};
 use handoff_core::room::Ending;
 use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
+use handoff_core::timing::{Attempt, Times};
 use handoff_core::trial::Candidate;
 use handoff_wire::State;
 use nginx_sys::{
@@ -241,7 +242,7 @@ impl PeerData {
         let upstream = self.upstream;
         match zone.table.claim(row, id, || upstream.is_paused(&zone), || self.try_trial(pc, id)) {
             Admission::Admitted | Admission::OnTrial => {
-                slot.count_request();
+                slot.count_request(unix());
                 self.claimed = Some(id);
                 true
             }
@@ -353,6 +354,9 @@ impl PeerData {
             if let Some((status, _)) = answer {
                 slot.answers.count(status);
             }
+            if let Some(attempt) = self.attempted() {
+                slot.timing.count(&attempt);
+            }
             if (failed || ending::closed(pc).is_some()) && self.is_broken(pc, failed, answer.is_some()) {
                 slot.count_broken();
                 self.broken = self.claimed.filter(|_| answer.is_none());
@@ -430,6 +434,27 @@ impl PeerData {
         let state = unsafe { u.state.as_ref() }?;
         let is_read = state.header_time != ngx_msec_t::MAX;
         is_read.then(|| (state.status, u.start_time.wrapping_add(state.header_time)))
+    }
+
+    /// What nginx measured of this attempt, which is over.
+    fn attempted(&self) -> Option<Attempt> {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        // SAFETY: null, or this attempt's place in an array of the request.
+        let state = unsafe { u.state.as_ref() }?;
+        let bytes = |count| u64::try_from(count).unwrap_or_default();
+        // nginx notes it before it frees the peer, but for an attempt that it goes on from.
+        let response = match state.response_time {
+            ngx_msec_t::MAX => global!(ngx_current_msec).wrapping_sub(u.start_time),
+            response => response,
+        };
+        let is_read = state.header_time != ngx_msec_t::MAX;
+        let times = Times { header: state.header_time as u64, response: response as u64 };
+        Some(Attempt {
+            sent: bytes(state.bytes_sent),
+            received: bytes(state.bytes_received),
+            answer: is_read.then_some(times),
+        })
     }
 
     /// The keepalive cache keeps a connection only if nginx says so.

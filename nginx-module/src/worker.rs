@@ -10,6 +10,7 @@ use crate::upstream::Place;
 use crate::world;
 use crate::zone::Zone;
 use handoff_core::control::Control;
+use handoff_core::outage;
 use handoff_core::table::{RowId, SHARED_ROW};
 use nginx_sys::{
     NGX_LOG_WARN, NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_connection_t, ngx_cycle_t,
@@ -130,5 +131,8 @@ fn watch(conf: &MainConf, log: *mut ngx_log_t) {
         && let Some(_locked) = zone.lock()
     {
         log::tell(log, &Control::begin(zone.table, conf, now).sweep());
+        if zone.table.header.is_running(conf.configuration.get()) {
+            outage::watch(&zone.table, conf, now);
+        }
     }
 }

@@ -66,9 +66,16 @@ impl Browser {
         let mut command = Command::new(binary);
         // Root has no sandbox; what is shown is our own.
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]);
-        command.args(["--remote-debugging-port=0", "--disable-background-networking", "--disable-dev-shm-usage"]);
+        command.args([
+            "--remote-debugging-port=0",
+            "--disable-background-networking",
+            "--disable-dev-shm-usage",
+        ]);
         command.arg(format!("--user-data-dir={}", profile.display())).arg("about:blank");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(place.file("chromium.log"))?);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(place.file("chromium.log"))?);
         let mut child = command.spawn().with_context(|| format!("cannot run {binary}"))?;
         let port_file = profile.join("DevToolsActivePort");
         let door = wait::until("Chromium to listen", PATIENCE, async || {
@@ -164,18 +171,19 @@ impl Page<'_> {
 
     pub async fn until(&self, what: &str, expression: &str) -> Result<()> {
         let mut last = None;
-        let found = wait::until(what, PATIENCE, async || {
-            match self.eval::<bool>(expression).await {
-                Ok(is) => is.then_some(()),
-                Err(error) => {
-                    last = Some(error);
-                    None
-                }
+        let found = wait::until(what, PATIENCE, async || match self.eval::<bool>(expression).await {
+            Ok(is) => is.then_some(()),
+            Err(error) => {
+                last = Some(error);
+                None
             }
         });
         if let Err(error) = found.await {
             let shows: String = self.eval("document.documentElement.innerText").await.unwrap_or_default();
-            bail!("{error}: {expression} ({last:?})\nit complains: {:?}\nit shows:\n{shows}", self.complaints());
+            bail!(
+                "{error}: {expression} ({last:?})\nit complains: {:?}\nit shows:\n{shows}",
+                self.complaints()
+            );
         }
         Ok(())
     }
@@ -197,7 +205,9 @@ impl Page<'_> {
         let params = event.get("params")?;
         let bad = match event.get("method")?.as_str()? {
             "Runtime.exceptionThrown" => true,
-            "Runtime.consoleAPICalled" => matches!(params["type"].as_str(), Some("error" | "warning" | "assert")),
+            "Runtime.consoleAPICalled" => {
+                matches!(params["type"].as_str(), Some("error" | "warning" | "assert"))
+            }
             "Log.entryAdded" => params["entry"]["level"] == "error" || params["entry"]["level"] == "warning",
             "Audits.issueAdded" => true,
             "Network.requestWillBeSent" => {

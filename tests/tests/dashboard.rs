@@ -76,8 +76,11 @@ async fn a_deploy_is_seen_while_it_happens_and_afterwards() -> Result<()> {
     let load = Load::start(ports::address(house.site.port()), 100);
     let browser = Browser::start(house.site.place()).await?;
     let page = browser.open(&url(&house.site), DESK.0, DESK.1).await?;
-    page.until("all peers to be up", &format!("{LIVE} && {PEERS}.filter(([, state]) => state === 'up').length === 4"))
-        .await?;
+    page.until(
+        "all peers to be up",
+        &format!("{LIVE} && {PEERS}.filter(([, state]) => state === 'up').length === 4"),
+    )
+    .await?;
     let title: String = page.eval("document.title").await?;
     assert_eq!(title, "Handoff: 4 of 4 up");
     assert_eq!(page.eval::<String>("document.querySelector('h2').textContent").await?, "shop");
@@ -85,9 +88,15 @@ async fn a_deploy_is_seen_while_it_happens_and_afterwards() -> Result<()> {
     // Numbers change, and nothing is built anew for it.
     page.eval::<bool>(OBSERVE).await?;
     let before = page.requests();
-    let looked = wait::until("the page to look again", PATIENCE, async || (page.requests() >= before + 3).then_some(()));
+    let looked = wait::until("the page to look again", PATIENCE, async || {
+        (page.requests() >= before + 3).then_some(())
+    });
     looked.await?;
-    assert_eq!(page.eval::<Vec<String>>("window.built").await?, Vec::<String>::new(), "calm, and it flickers");
+    assert_eq!(
+        page.eval::<Vec<String>>("window.built").await?,
+        Vec::<String>::new(),
+        "calm, and it flickers"
+    );
     let rate = "parseFloat(document.querySelector('[data-is=facts] span:nth-child(2) b').textContent)";
     page.until("a rate to be shown", &format!("{rate} > 60 && {rate} < 140")).await?;
 
@@ -100,18 +109,26 @@ async fn a_deploy_is_seen_while_it_happens_and_afterwards() -> Result<()> {
     .await?;
     // What the page shows as draining is draining, or was a second ago.
     let seen = async {
-        page.until("a draining peer to be shown", &format!("{PEERS}.some(([, state]) => state === 'draining')")).await?;
+        page.until(
+            "a draining peer to be shown",
+            &format!("{PEERS}.some(([, state]) => state === 'draining')"),
+        )
+        .await?;
         let shown = peers(&page).await?;
         let view: handoff_wire::UpstreamView = control.get("/v1/upstreams/shop").await?.json()?;
         for (peer, state) in shown.iter().filter(|(_, state)| state == "draining") {
             let really = view.peers.iter().find(|view| view.address == *peer).context("no such peer")?;
-            ensure!(really.state == PeerState::Draining, "{peer} is shown as {state}, and is {}", really.state);
+            ensure!(
+                really.state == PeerState::Draining,
+                "{peer} is shown as {state}, and is {}",
+                really.state
+            );
         }
-        let why: String = page.eval("[...document.querySelectorAll('.why')].find(it => !it.hidden).textContent").await?;
+        let why: String =
+            page.eval("[...document.querySelectorAll('.why')].find(it => !it.hidden).textContent").await?;
         ensure!(why.starts_with("draining by handoff reload: handoff reload replaces myapp:"), "{why}");
-        let running: bool = page
-            .eval("document.querySelector('.deploy').textContent.includes('under way')")
-            .await?;
+        let running: bool =
+            page.eval("document.querySelector('.deploy').textContent.includes('under way')").await?;
         ensure!(running, "a deploy that is under way is not said to be");
         page.screenshot(&pictures()?.join("during.png")).await?;
         Ok(())
@@ -124,9 +141,17 @@ async fn a_deploy_is_seen_while_it_happens_and_afterwards() -> Result<()> {
         assert_eq!(visitor.await??, 200);
     }
 
-    page.until("all peers to be up again", &format!("{PEERS}.filter(([, state]) => state === 'up').length === 4")).await?;
-    page.until("the deploy to be over", "document.querySelectorAll('.deploy .track').length === 4 \
-        && !document.querySelector('.deploy').textContent.includes('under way')").await?;
+    page.until(
+        "all peers to be up again",
+        &format!("{PEERS}.filter(([, state]) => state === 'up').length === 4"),
+    )
+    .await?;
+    page.until(
+        "the deploy to be over",
+        "document.querySelectorAll('.deploy .track').length === 4 \
+        && !document.querySelector('.deploy').textContent.includes('under way')",
+    )
+    .await?;
     let timeline: Timeline = house.site.read("/v1/timeline").await?;
     assert_eq!(timeline.deploys.len(), 1, "{timeline:?}");
     let text: String = page.eval("document.querySelector('.deploy .line').textContent").await?;
@@ -134,7 +159,10 @@ async fn a_deploy_is_seen_while_it_happens_and_afterwards() -> Result<()> {
         assert!(text.contains(said), "no {said:?} in {text:?}");
     }
     for track in &timeline.deploys.first().context("no deploy")?.peers {
-        let label = format!("[...document.querySelectorAll('.track svg')].map(it => it.getAttribute('aria-label')).find(it => it.startsWith('{}: '))", track.peer);
+        let label = format!(
+            "[...document.querySelectorAll('.track svg')].map(it => it.getAttribute('aria-label')).find(it => it.startsWith('{}: '))",
+            track.peer
+        );
         let label: String = page.eval(&label).await?;
         for step in &track.steps {
             assert!(label.contains(&format!("{} ", step.state)), "{label}: no {step:?}");
@@ -143,7 +171,10 @@ async fn a_deploy_is_seen_while_it_happens_and_afterwards() -> Result<()> {
     // Whatever stood there before still is the same node.
     assert!(page.eval::<bool>("window.rows.every(node => node.isConnected)").await?, "rows were built anew");
     let built: Vec<String> = page.eval("window.built").await?;
-    let elsewhere: Vec<&String> = built.iter().filter(|it| it.ends_with("in TR") || it.ends_with("in TBODY") || it.ends_with("in TABLE")).collect();
+    let elsewhere: Vec<&String> = built
+        .iter()
+        .filter(|it| it.ends_with("in TR") || it.ends_with("in TBODY") || it.ends_with("in TABLE"))
+        .collect();
     assert!(elsewhere.is_empty(), "the table was touched: {elsewhere:?}");
 
     looks_well(&page).await?;
@@ -199,10 +230,13 @@ async fn what_others_wrote_is_text_and_an_nginx_that_is_away_is_told() -> Result
         let reason = "<b id=evil>& <img src=x onerror=fetch('/evil')></b>";
         site.say(&Say { reason, ..Say::DRAIN }, &[&backend.peer(0)]).await?;
         let shown = "document.querySelector('.why').textContent";
-        page.until("the reason to be shown", &format!("{shown} === \"draining by operator: {reason}\"")).await?;
+        page.until("the reason to be shown", &format!("{shown} === \"draining by operator: {reason}\""))
+            .await?;
         let event = "document.querySelector('#events li').textContent";
         assert!(page.eval::<String>(event).await?.ends_with(reason));
-        assert!(page.eval::<bool>("!document.querySelector('main b#evil, main img, #events img, #evil')").await?);
+        assert!(
+            page.eval::<bool>("!document.querySelector('main b#evil, main img, #events img, #evil')").await?
+        );
         let wide = "document.documentElement.scrollWidth <= innerWidth";
         assert!(page.eval::<bool>(wide).await?, "a long reason makes it wider than the phone");
         assert_eq!(page.complaints(), Vec::<String>::new());
@@ -213,8 +247,11 @@ async fn what_others_wrote_is_text_and_an_nginx_that_is_away_is_told() -> Result
         for worker in site.serving_workers() {
             e2e::process::signal(worker, Signal::STOP);
         }
-        page.until("that nginx is away", "document.getElementById('live').textContent.startsWith('nginx does not answer')")
-            .await?;
+        page.until(
+            "that nginx is away",
+            "document.getElementById('live').textContent.startsWith('nginx does not answer')",
+        )
+        .await?;
         assert_eq!(peers(&page).await?.len(), 2);
         for worker in site.serving_workers() {
             e2e::process::signal(worker, Signal::CONT);
@@ -226,8 +263,12 @@ async fn what_others_wrote_is_text_and_an_nginx_that_is_away_is_told() -> Result
         site.kill().await?;
         page.until("that nginx is away", "document.getElementById('live').dataset.is === 'away'").await?;
         site.start().await?;
-        page.until("the new nginx", &format!("{LIVE} && {PEERS}.every(([, state]) => state === 'up')")).await?;
-        assert!(page.eval::<bool>("window.rows.every(node => node.isConnected)").await?, "rows were built anew");
+        page.until("the new nginx", &format!("{LIVE} && {PEERS}.every(([, state]) => state === 'up')"))
+            .await?;
+        assert!(
+            page.eval::<bool>("window.rows.every(node => node.isConnected)").await?,
+            "rows were built anew"
+        );
         site.end().await?;
     }
     Ok(())
@@ -267,4 +308,3 @@ async fn it_works_behind_a_password_and_a_proxy_and_sends_what_a_browser_needs()
     assert_eq!(peer.state, PeerState::from(State::Up), "looking changes nothing");
     site.end().await
 }
-

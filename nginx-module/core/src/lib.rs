@@ -33,6 +33,7 @@ pub mod line;
 pub mod mark;
 pub mod metrics;
 pub mod orphan;
+pub mod outage;
 pub mod pause;
 pub mod retry;
 pub mod reuse;
@@ -42,6 +43,7 @@ pub mod sync;
 pub mod table;
 pub mod text;
 pub mod timeline;
+pub mod timing;
 pub mod trial;
 pub mod view;
 

@@ -3,7 +3,10 @@
 //! Nothing is counted for it: it is another form of what the API shows. Labels are bounded by the zone: upstreams and peers by
 //! its size, all others by the words of the contract. Units are seconds and bytes.
 
-use handoff_wire::{Overview, OwnerKind, PeerState, PeerView, QueueView, RetryView, Span, UpstreamView, Upstreams};
+use handoff_wire::{
+    HEADER_BOUNDS, HeaderTimes, Overview, OwnerKind, PeerState, PeerView, QueueView, RetryView, Span,
+    UpstreamView, Upstreams,
+};
 use std::fmt::{self, Display, Write as _};
 
 /// What the header `Content-Type` says.
@@ -21,6 +24,7 @@ pub struct Family<T> {
 pub enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// Of all of nginx.
@@ -33,8 +37,24 @@ pub const INSTANCE: &[Family<Overview>] = &[
         "Names nginx's memory of marks and counts; always 1. Another one: nginx was restarted or upgraded.",
         |view, out| out.of(&[("instance", &view.instance)], 1),
     ),
+    gauge("handoff_instance_start_time_seconds", "When that memory began, since 1970.", |view, out| {
+        out.one(Seconds(Span::from_millis(view.started)));
+    }),
     gauge("handoff_generation", "Grows with every change of a mark or of the configuration.", |view, out| {
         out.one(view.generation);
+    }),
+    counter("handoff_events_total", "Changes of marks and pauses, by kind.", |view, out| {
+        let it = view.events;
+        out.each(
+            "kind",
+            [
+                ("mark", it.mark),
+                ("ready", it.ready),
+                ("lapse", it.lapse),
+                ("pause", it.pause),
+                ("resume", it.resume),
+            ],
+        );
     }),
     gauge("handoff_processes", "nginx processes that may have requests in flight.", |view, out| {
         out.one(view.processes.len());
@@ -57,9 +77,13 @@ pub const INSTANCE: &[Family<Overview>] = &[
 
 /// Of an upstream.
 pub const UPSTREAM: &[Family<UpstreamView>] = &[
-    gauge("handoff_upstream_paused", "Whether every new request waits until somebody resumes.", |view, out| {
-        out.one(u8::from(view.pause.is_some()));
-    }),
+    gauge(
+        "handoff_upstream_paused",
+        "Whether every new request waits until somebody resumes.",
+        |view, out| {
+            out.one(u8::from(view.pause.is_some()));
+        },
+    ),
     gauge("handoff_upstream_pause_left_seconds", "After which a pause ends by itself.", |view, out| {
         if let Some(pause) = &view.pause {
             out.one(Seconds(pause.left));
@@ -142,9 +166,13 @@ pub const PEER: &[Family<PeerView>] = &[
     gauge("handoff_peer_in_flight", "Requests that nginx has with the peer.", |view, out| {
         out.one(view.in_flight);
     }),
-    gauge("handoff_peer_weight", "As the configuration says; 0 if it names the peer no longer.", |view, out| {
-        out.one(view.weight);
-    }),
+    gauge(
+        "handoff_peer_weight",
+        "As the configuration says; 0 if it names the peer no longer.",
+        |view, out| {
+            out.one(view.weight);
+        },
+    ),
     counter("handoff_peer_requests_total", "Attempts begun on the peer.", |view, out| out.one(view.requests)),
     counter("handoff_peer_responses_total", "Attempts that it answered, by class.", |view, out| {
         let it = view.responses;
@@ -159,15 +187,52 @@ pub const PEER: &[Family<PeerView>] = &[
             ],
         );
     }),
+    histogram("handoff_peer_header_seconds", "How long it took until the header of an answer was there.", {
+        |view, out| out.buckets(&view.timing.header)
+    }),
+    counter(
+        "handoff_peer_answering_seconds_total",
+        "How long its answers took until they were whole, summed.",
+        |view, out| out.one(Seconds(view.timing.response)),
+    ),
+    counter("handoff_peer_sent_bytes_total", "Bytes written to the peer.", |view, out| {
+        out.one(view.timing.sent);
+    }),
+    counter("handoff_peer_received_bytes_total", "Bytes read from the peer.", |view, out| {
+        out.one(view.timing.received);
+    }),
+    gauge("handoff_peer_last_selected_seconds", "When an attempt last began, since 1970.", |view, out| {
+        if let Some(at) = view.timing.selected {
+            out.one(Seconds(Span::from_millis(at)));
+        }
+    }),
+    counter(
+        "handoff_peer_unavail_total",
+        "Times that nginx left the peer out for its failures.",
+        |view, out| {
+            out.one(view.outage.unavail);
+        },
+    ),
+    counter(
+        "handoff_peer_outage_seconds_total",
+        "How long it was unavail, checking or unhealthy.",
+        |view, out| {
+            out.one(Seconds(view.outage.downtime));
+        },
+    ),
     counter("handoff_peer_fails_total", "Attempts that nginx counted as failed.", |view, out| {
         out.one(view.fails);
     }),
     counter("handoff_peer_cut_total", "Requests that broke off with the peer, and went nowhere else.", {
         |view, out| out.one(view.cut)
     }),
-    counter("handoff_peer_refused_total", "Times the balancer chose the peer and was sent on.", |view, out| {
-        out.one(view.refused);
-    }),
+    counter(
+        "handoff_peer_refused_total",
+        "Times the balancer chose the peer and was sent on.",
+        |view, out| {
+            out.one(view.refused);
+        },
+    ),
 ];
 
 const STATES: [(&str, PeerState); 8] = [
@@ -181,6 +246,10 @@ const STATES: [(&str, PeerState); 8] = [
     ("unavail", PeerState::Unavail),
 ];
 
+/// `HEADER_BOUNDS` in seconds.
+const LE: [&str; HEADER_BOUNDS.len() + 1] =
+    ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "+Inf"];
+
 /// A daemon's home and a roll-out's id are left out: there may be any number of them.
 const OWNERS: [(&str, OwnerKind); 6] = [
     ("operator", OwnerKind::Operator),
@@ -191,20 +260,20 @@ const OWNERS: [(&str, OwnerKind); 6] = [
     ("rollout", OwnerKind::Rollout),
 ];
 
-const fn gauge<T>(
-    name: &'static str,
-    help: &'static str,
-    samples: fn(&T, &mut Samples<'_>),
-) -> Family<T> {
+const fn gauge<T>(name: &'static str, help: &'static str, samples: fn(&T, &mut Samples<'_>)) -> Family<T> {
     Family { name, kind: Kind::Gauge, help, samples }
 }
 
-const fn counter<T>(
+const fn counter<T>(name: &'static str, help: &'static str, samples: fn(&T, &mut Samples<'_>)) -> Family<T> {
+    Family { name, kind: Kind::Counter, help, samples }
+}
+
+const fn histogram<T>(
     name: &'static str,
     help: &'static str,
     samples: fn(&T, &mut Samples<'_>),
 ) -> Family<T> {
-    Family { name, kind: Kind::Counter, help, samples }
+    Family { name, kind: Kind::Histogram, help, samples }
 }
 
 fn queue(view: &UpstreamView, out: &mut Samples<'_>, number: impl Fn(&QueueView) -> u64) {
@@ -319,9 +388,25 @@ impl Samples<'_> {
         }
     }
 
-    /// What comes in `more` are words of ours, and need no escaping.
+    /// Counts up to each bound; nginx has them apart.
+    fn buckets(&mut self, times: &HeaderTimes) {
+        let mut count = 0_u64;
+        for (number, bound) in times.buckets.iter().zip(LE) {
+            count = count.saturating_add(*number);
+            self.write("_bucket", &[("le", bound)], count);
+        }
+        self.write("_sum", &[], Seconds(times.sum));
+        self.write("_count", &[], count);
+    }
+
     fn of(&mut self, more: &[(&str, &str)], value: impl Display) {
+        self.write("", more, value);
+    }
+
+    /// What comes in `more` are words of ours, and need no escaping.
+    fn write(&mut self, end: &str, more: &[(&str, &str)], value: impl Display) {
         self.page.push(self.name);
+        self.page.push(end);
         let mut before = "{";
         if !self.labels.is_empty() {
             self.page.push(before);
@@ -347,6 +432,7 @@ impl Kind {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
         }
     }
 }
@@ -357,5 +443,18 @@ impl Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
         write!(f, "{}.{:03}", millis / 1000, millis % 1000)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_are_the_same_in_seconds() {
+        for (millis, seconds) in HEADER_BOUNDS.iter().zip(LE) {
+            assert_eq!(seconds.parse::<f64>().unwrap() * 1000.0, *millis as f64, "{seconds}");
+        }
+        assert_eq!(LE.last(), Some(&"+Inf"));
     }
 }

@@ -4,8 +4,10 @@ use crate::admission::Gate;
 use crate::answers::Answers;
 use crate::control::Moment;
 use crate::mark::Mark;
+use crate::outage::Outage;
 use crate::sync::{AtomicU64, Ordering};
 use crate::text::Text;
+use crate::timing::Timing;
 use handoff_wire::{Owner, State};
 
 /// How many owners can have a mark on one peer at the same time.
@@ -22,11 +24,13 @@ pub struct Slot {
     retired_before: AtomicU64,
     requests: AtomicU64,
     pub answers: Answers,
+    pub timing: Timing,
     fails: AtomicU64,
     broken: AtomicU64,
     /// Those of the broken that went on elsewhere.
     resumed: AtomicU64,
     refused: AtomicU64,
+    pub outage: Outage,
     /// The change that last brought the peer back from a planned replacement.
     readied: AtomicU64,
     /// The last of these after which nginx's passive failures were cleared.
@@ -123,9 +127,11 @@ impl Slot {
         self.forgiven.fetch_max(readied, Ordering::AcqRel) < readied
     }
 
+    /// `now` is in milliseconds since 1970.
     #[inline]
-    pub fn count_request(&self) {
+    pub fn count_request(&self, now: u64) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.timing.select(now);
     }
 
     #[inline]
@@ -189,6 +195,8 @@ impl Slot {
             counter.store(0, Ordering::Relaxed);
         }
         self.answers.reset();
+        self.timing.reset();
+        self.outage.reset();
         self.upstream.set(upstream);
         self.address.set(address);
         self.see(configuration);

@@ -61,22 +61,28 @@ fn one<W: World>(
     UpstreamView { name, peers, queue, pause, retry }
 }
 
-fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {
-    let state = match slot.gate.state() {
+/// What a peer is, by its marks and by nginx's own verdict.
+pub(crate) fn state(slot: &Slot, standing: Option<&Standing>) -> PeerState {
+    match slot.gate.state() {
         state if state.serves() && standing.is_some_and(|standing| standing.unavail) => PeerState::Unavail,
         state if state.serves() && standing.is_some_and(|standing| !standing.available) => PeerState::Down,
         state => state.into(),
-    };
+    }
+}
+
+fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {
     PeerView {
         address: slot.address(),
-        state,
+        state: state(slot, standing),
         marks: slot.marks().iter().filter_map(|mark: &Mark| mark.view(now)).collect(),
         in_flight,
         requests: slot.requests(),
         responses: slot.answers.view(),
+        timing: slot.timing.view(),
         fails: slot.fails(),
         cut: slot.cut(),
         refused: slot.refused(),
+        outage: slot.outage.view(now),
         retired_before: slot.retired_before(),
         configured: standing.is_some(),
         weight: standing.map_or(0, |standing| standing.weight),

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 fn overview() -> Overview {
     serde_json::from_str(
-        r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,
+        r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","started":1795372605502,"generation":2,
+            "events":{"mark":1,"ready":2,"lapse":3,"pause":4,"resume":5},
             "zone":{"size":4194304,"peers":1,"peers_max":1257,"peers_uncovered":0,"processes_max":128},
             "processes":[{"pid":812,"in_flight":3}],"uncovered":[]}"#,
     )
@@ -23,7 +24,9 @@ fn upstreams() -> Upstreams {
             {"name":"app","peers":[{"address":"127.0.0.1:3000","state":"draining","marks":[
                 {"owner":"pm2:/home/shop/.pm2","state":"draining","expect":"back","reason":"x","epoch":3,"age":"1s"},
                 {"owner":"pm2:/home/other/.pm2","state":"down","expect":"back","reason":"x","epoch":4,"age":"1s"}],
-               "in_flight":3,"requests":10,"responses":{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5},"fails":1,"cut":6,
+               "in_flight":3,"requests":10,"responses":{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5},
+               "timing":{"header":{"sum":"1042ms","buckets":[1,0,2,0,0,0,0,0,0,0,0,1]},"response":"2100ms","sent":9,"received":10},
+               "fails":1,"cut":6,
                "refused":2,"retired_before":0,"configured":true,"weight":1,"backup":false}],
              "queue":{"held":3,"held_max":4096,"bytes":1200,"bytes_max":1073741824,"timeout":"30s","resumed":7,
                "released":1,"timed_out":2,"left":4,"overflowed":5},
@@ -39,7 +42,8 @@ fn text() -> String {
 
 /// The samples of a name, without it.
 fn samples(name: &str) -> Vec<String> {
-    let of = |line: &str| Some(line.strip_prefix(name)?.to_owned()).filter(|rest| rest.starts_with(['{', ' ']));
+    let of =
+        |line: &str| Some(line.strip_prefix(name)?.to_owned()).filter(|rest| rest.starts_with(['{', ' ']));
     text().lines().filter_map(of).collect()
 }
 
@@ -52,15 +56,15 @@ fn a_family_has_its_help_its_type_and_then_its_samples() {
 handoff_build_info{version=\"0.1.0\",nginx=\"1.22.1\"} 1
 # HELP handoff_instance_info ";
     assert!(text.starts_with(begin), "{text}");
-    assert!(text.ends_with("handoff_peer_refused_total{upstream=\"app\",peer=\"127.0.0.1:3000\"} 2\n"), "{text}");
+    assert!(
+        text.ends_with("handoff_peer_refused_total{upstream=\"app\",peer=\"127.0.0.1:3000\"} 2\n"),
+        "{text}"
+    );
 }
 
 #[test]
 fn names_of_an_operator_cannot_break_a_line() {
-    assert_eq!(
-        samples("handoff_upstream_paused"),
-        [r#"{upstream="a\"b\\c\nd"} 0"#, r#"{upstream="app"} 1"#]
-    );
+    assert_eq!(samples("handoff_upstream_paused"), [r#"{upstream="a\"b\\c\nd"} 0"#, r#"{upstream="app"} 1"#]);
 }
 
 #[test]
@@ -78,12 +82,32 @@ fn a_peer_is_in_one_state_and_owners_are_counted_by_their_kind() {
 }
 
 #[test]
+fn of_the_whole_it_is_told_since_when_and_what_happened() {
+    assert_eq!(samples("handoff_instance_start_time_seconds"), [" 1795372605.502"]);
+    assert_eq!(samples("handoff_events_total")[2], r#"{kind="lapse"} 3"#);
+}
+
+#[test]
 fn what_there_is_not_has_no_sample_and_time_is_in_seconds() {
     assert_eq!(samples("handoff_upstream_pause_left_seconds"), [r#"{upstream="app"} 9.800"#]);
     assert_eq!(samples("handoff_queue_timeout_seconds"), [r#"{upstream="app"} 30.000"#]);
     assert_eq!(samples("handoff_queue_ended_total").len(), 4);
     assert_eq!(samples("handoff_retries_granted_total").len(), 6);
     assert_eq!(samples("handoff_retries_refused_total")[1], r#"{upstream="app",reason="sent"} 2"#);
+}
+
+#[test]
+fn a_histogram_is_cumulative_and_ends_with_all() {
+    let peer = r#"upstream="app",peer="127.0.0.1:3000""#;
+    let buckets = samples("handoff_peer_header_seconds_bucket");
+    assert_eq!(buckets.len(), 12);
+    for (at, le, count) in [(0, "0.005", 1), (1, "0.01", 1), (2, "0.025", 3), (10, "10", 3), (11, "+Inf", 4)]
+    {
+        assert_eq!(buckets[at], format!("{{{peer},le=\"{le}\"}} {count}"));
+    }
+    assert_eq!(samples("handoff_peer_header_seconds_sum"), [format!("{{{peer}}} 1.042")]);
+    assert_eq!(samples("handoff_peer_header_seconds_count"), [format!("{{{peer}}} 4")]);
+    assert_eq!(samples("handoff_peer_last_selected_seconds"), Vec::<String>::new(), "it never was");
 }
 
 #[test]

@@ -5,7 +5,9 @@ mod common;
 use common::*;
 use handoff_core::Process;
 use handoff_core::table::SlotId;
+use handoff_core::timing::Attempt;
 use handoff_wire::State::*;
+use handoff_wire::TimingView;
 
 /// nginx's master, with room for two peers.
 struct Master {
@@ -109,11 +111,12 @@ fn a_slot_that_changes_hands_keeps_nothing() {
         let control = handoff_core::control::Control::begin(table, &world, moment(1));
         control.mark(&handoff_wire::MarkSet { force: true, ..set("operator", &[(A, state)]) }).unwrap();
     }
-    slot.count_request();
+    slot.count_request(7);
     slot.count_fail();
     slot.count_broken();
     slot.count_refused();
     slot.answers.count(500);
+    slot.timing.count(&Attempt { sent: 1, received: 1, answer: None });
     assert!(slot.readied() > 0 && slot.retired_before() == 9);
 
     master.alive.clear();
@@ -124,6 +127,7 @@ fn a_slot_that_changes_hands_keeps_nothing() {
     let counts =
         [slot.requests(), slot.fails(), slot.cut(), slot.refused(), slot.readied(), slot.retired_before()];
     assert_eq!((counts, slot.answers.view().total()), ([0; 6], 0));
+    assert_eq!(slot.timing.view(), TimingView::default());
 }
 
 #[test]

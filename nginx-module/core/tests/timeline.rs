@@ -48,7 +48,8 @@ fn workers_that_are_replaced_one_after_the_other_are_one_deploy() {
     let a = vec![(1001, Draining), (1500, Down), (2000, Checking), (2500, Up)];
     let b = vec![(3003, Draining), (3500, Up)];
     assert_eq!(told(&deploys), [(1001, Some(3500), vec![("a".into(), a), ("b".into(), b)])]);
-    let first: Vec<_> = deploys[0].peers.iter().map(|track| (track.reason.as_str(), track.in_flight)).collect();
+    let first: Vec<_> =
+        deploys[0].peers.iter().map(|track| (track.reason.as_str(), track.in_flight)).collect();
     assert_eq!(first, [("a draining", 1), ("b draining", 3)], "of the first mark, not of the last");
 }
 
@@ -112,6 +113,7 @@ fn what_is_forgotten_is_not_made_up() {
     (pause.to, pause.kind) = (None, EventKind::Pause);
     assert_eq!(deploys(vec![event(400, "a", PM2, Up), pause]), []);
     // Marks of two owners: the peer is what the worse of them says.
-    let twice = vec![event(1000, "a", PM2, Down), event(1001, "a", "operator", Down), event(1002, "a", PM2, Down)];
+    let twice =
+        vec![event(1000, "a", PM2, Down), event(1001, "a", "operator", Down), event(1002, "a", PM2, Down)];
     assert_eq!(told(&deploys(twice)), [(1000, None, vec![("a".into(), vec![(1000, Down)])])]);
 }

@@ -3,9 +3,9 @@
 mod common;
 
 use common::*;
-use handoff_core::view;
+use handoff_core::{outage, view};
 use handoff_wire::State::*;
-use handoff_wire::{PeerState, Responses, UncoveredView};
+use handoff_wire::{OutageView, PeerState, Responses, Span, UncoveredView};
 
 impl Stage {
     fn view(&self) -> Vec<(String, PeerState, bool)> {
@@ -108,4 +108,34 @@ fn of_the_ways_around_a_peers_marks_one_is_named_and_the_others_are_counted() {
     let ways = [way(B, "one"), way(A, "one"), way(B, "two"), way(B, "three")];
     assert_eq!(view::uncovered(ways), [view(A, "one", 0), view(B, "one", 2)]);
     assert_eq!(view::uncovered([]), []);
+}
+
+#[test]
+fn an_outage_is_shown_at_the_peer_that_nginx_left_out_or_whose_worker_is_not_there() {
+    let mut stage = Stage::new();
+    let began = moment(stage.now).unix;
+    let watch = |stage: &mut Stage, after| {
+        stage.now += after;
+        outage::watch(&stage.table(), &stage.world, moment(stage.now));
+        let peers = view::upstream(&stage.table(), &stage.world, moment(stage.now), APP).peers;
+        peers.into_iter().map(|peer| peer.outage).collect::<Vec<_>>()
+    };
+    let none = OutageView::default();
+    stage.regard(A, |peer| (peer.available, peer.unavail) = (false, true));
+    stage.mark("pm2:1", B, Checking);
+    stage.mark("operator", C, Draining);
+    watch(&mut stage, 0);
+    let out = |unavail| OutageView { unavail, downtime: Span::from_millis(250), downstart: Some(began) };
+    assert_eq!(watch(&mut stage, 250), [out(1), out(0), none]);
+    stage.regard(A, |peer| (peer.available, peer.unavail) = (true, false));
+    stage.mark("pm2:1", B, Up);
+    watch(&mut stage, 250);
+    let over = |unavail| OutageView { unavail, downtime: Span::from_millis(500), downstart: None };
+    assert_eq!(watch(&mut stage, 250), [over(1), over(0), none]);
+
+    // Whoever is no longer in the configuration is not out: nobody is looking for it.
+    stage.mark("pm2:1", A, Checking);
+    watch(&mut stage, 250);
+    stage.world.upstreams.get_mut(APP).unwrap().remove(0);
+    assert_eq!(watch(&mut stage, 250)[0].downstart, None);
 }

@@ -23,8 +23,14 @@ pub enum Path {
     Upstreams,
     Upstream(String),
     Quiet(String),
-    Peer { upstream: String, peer: String },
-    Drained { upstream: String, peer: String },
+    Peer {
+        upstream: String,
+        peer: String,
+    },
+    Drained {
+        upstream: String,
+        peer: String,
+    },
     Marks,
     Renew,
     Orphans,

@@ -1,6 +1,6 @@
 //! What the server answers.
 
-use crate::{Expect, Owner, PeerState, Span, State};
+use crate::{EventCounts, Expect, Owner, PeerState, Span, State};
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1`
@@ -12,8 +12,13 @@ pub struct Overview {
     pub nginx: String,
     /// Changes when nginx lost its memory: after a restart, a binary upgrade, or a changed `handoff_zone`.
     pub instance: String,
+    /// When that began, in milliseconds since 1970.
+    #[serde(default)]
+    pub started: u64,
     /// Grows with every change of a mark or of the configuration.
     pub generation: u64,
+    #[serde(default)]
+    pub events: EventCounts,
     pub zone: ZoneView,
     pub processes: Vec<ProcessView>,
     /// One entry for each peer that requests also reach past its marks, as far as the configuration shows.
@@ -168,6 +173,8 @@ pub struct PeerView {
     /// What these attempts were answered, counted as each of them ends.
     #[serde(default)]
     pub responses: Responses,
+    #[serde(default)]
+    pub timing: TimingView,
     /// Attempts that nginx counted as failed.
     pub fails: u64,
     /// Requests that broke off with this peer: their answer never came whole, and nobody else was asked.
@@ -175,6 +182,8 @@ pub struct PeerView {
     pub cut: u64,
     /// Times the balancer chose this peer and was sent on because of a mark.
     pub refused: u64,
+    #[serde(default)]
+    pub outage: OutageView,
     /// Connections opened before this number are not reused (nginx's connection counter).
     pub retired_before: u64,
     /// Whether the running configuration names this peer; one that was removed stays until its requests end.
@@ -196,6 +205,44 @@ pub struct Responses {
     pub client_error: u64,
     #[serde(rename = "5xx")]
     pub server_error: u64,
+}
+
+/// How long the peer took, and what went there and came back, counted as each attempt ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimingView {
+    /// Of those attempts that are in [`Responses`], or have a status of no class: until the whole header was there.
+    pub header: HeaderTimes,
+    /// Of the same attempts: the sum of their times until the answer was whole, or broke off.
+    pub response: Span,
+    /// Bytes written to the peer, by all attempts.
+    pub sent: u64,
+    /// Bytes read from it.
+    pub received: u64,
+    /// When an attempt last began, in milliseconds since 1970; absent if none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderTimes {
+    pub sum: Span,
+    /// How many took so long: one number for each of [`HEADER_BOUNDS`], and one for all that took longer. An answer is in one
+    /// of them.
+    pub buckets: [u64; HEADER_BOUNDS.len() + 1],
+}
+
+/// The longest time, in milliseconds, that counts in a bucket.
+pub const HEADER_BOUNDS: [u64; 11] = [5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000];
+
+/// When the peer was `unavail`, `checking` or `unhealthy`, as nginx looked four times a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutageView {
+    /// How many times it became `unavail`.
+    pub unavail: u64,
+    pub downtime: Span,
+    /// When it became one of the three, in milliseconds since 1970; absent if it is none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downstart: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

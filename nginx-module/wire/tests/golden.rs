@@ -64,7 +64,7 @@ fn a_refusal_has_a_status_a_code_and_a_sentence() {
 
 #[test]
 fn a_peer_view_uses_the_six_words() {
-    let text = r#"{"address":"127.0.0.1:3000","state":"unavail","marks":[{"owner":"operator","state":"down","expect":"gone","reason":"disk","epoch":3,"age":"1500ms"}],"in_flight":0,"requests":10,"responses":{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5},"fails":1,"cut":1,"refused":2,"retired_before":0,"configured":true,"weight":1,"backup":false}"#;
+    let text = r#"{"address":"127.0.0.1:3000","state":"unavail","marks":[{"owner":"operator","state":"down","expect":"gone","reason":"disk","epoch":3,"age":"1500ms"}],"in_flight":0,"requests":10,"responses":{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5},"timing":{"header":{"sum":"1042ms","buckets":[1,2,3,4,5,6,7,8,9,10,11,12]},"response":"2100ms","sent":1042,"received":90210,"selected":1795372605502},"fails":1,"cut":1,"refused":2,"outage":{"unavail":1,"downtime":"10250ms","downstart":1795372595502},"retired_before":0,"configured":true,"weight":1,"backup":false}"#;
     assert_eq!(to_string(&from_str::<PeerView>(text).unwrap()).unwrap(), text);
 }
 
@@ -132,7 +132,7 @@ fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
 
 #[test]
 fn the_overview_names_the_ways_around_the_marks() {
-    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
+    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","started":1795372600000,"generation":2,"events":{"mark":1,"ready":2,"lapse":3,"pause":4,"resume":5},"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
     assert_eq!(to_string(&from_str::<Overview>(text).unwrap()).unwrap(), text);
 }
 
@@ -142,8 +142,10 @@ fn what_an_older_module_says_is_read() {
     let peer = r#"{"address":"127.0.0.1:3000","state":"up","marks":[],"in_flight":0,"requests":10,"fails":1,"refused":2,"retired_before":0,"configured":true,"weight":1,"backup":false}"#;
     let peer: PeerView = from_str(peer).unwrap();
     assert_eq!((peer.responses, peer.cut), (Responses::default(), 0));
+    assert_eq!((peer.timing, peer.outage), (TimingView::default(), OutageView::default()));
     let overview = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1430,"peers_uncovered":0,"processes_max":128},"processes":[]}"#;
-    assert_eq!(from_str::<Overview>(overview).unwrap().uncovered, []);
+    let overview: Overview = from_str(overview).unwrap();
+    assert_eq!((overview.started, overview.uncovered), (0, vec![]));
     let upstream: UpstreamView = from_str(r#"{"name":"myapp","peers":[]}"#).unwrap();
     assert_eq!((upstream.queue, upstream.retry), (None, None));
 }
