@@ -45,6 +45,7 @@ pub mod place;
 pub mod pm2;
 pub mod ports;
 pub mod process;
+pub mod prometheus;
 pub mod reload;
 pub mod report;
 pub mod runner;

@@ -290,8 +290,9 @@ fn retry(view: &UpstreamView, out: &mut Samples<'_>, number: impl Fn(&RetryView)
 
 /// All of it; `None` if there is no memory for so much.
 pub fn render(overview: &Overview, upstreams: &Upstreams) -> Option<Vec<u8>> {
-    let mut page = Page::default();
     let all = || upstreams.upstreams.iter();
+    let peers: usize = all().map(|upstream| upstream.peers.len()).sum();
+    let mut page = Page::with_room(peers.saturating_mul(A_PEER));
     let of = |upstream: &UpstreamView| labelled("", "upstream", &upstream.name);
     let whole = [(String::new(), overview)];
     let labelled_upstreams: Vec<_> = all().map(|upstream| (of(upstream), upstream)).collect();
@@ -306,9 +307,9 @@ pub fn render(overview: &Overview, upstreams: &Upstreams) -> Option<Vec<u8>> {
     page.whole()
 }
 
-/// Labels with one more.
+/// Labels with one more; the last brace is left open.
 fn labelled(labels: &str, name: &str, value: &str) -> String {
-    let comma = if labels.is_empty() { "" } else { "," };
+    let comma = if labels.is_empty() { "{" } else { "," };
     let mut out = format!("{labels}{comma}{name}=\"");
     for c in value.chars() {
         match c {
@@ -322,8 +323,10 @@ fn labelled(labels: &str, name: &str, value: &str) -> String {
     out
 }
 
+/// So many bytes are told of a peer, more or less: a page that grows is copied each time.
+const A_PEER: usize = 4096;
+
 /// Text that asks before it grows: there may be megabytes of it, and nginx lives on when there is no memory.
-#[derive(Default)]
 struct Page {
     text: String,
     is_full: bool,
@@ -333,7 +336,7 @@ struct Page {
 struct Samples<'a> {
     page: &'a mut Page,
     name: &'static str,
-    /// Of that thing.
+    /// Of that thing, with an open brace.
     labels: &'a str,
 }
 
@@ -343,6 +346,12 @@ struct Seconds(Span);
 // === impl Page ===
 
 impl Page {
+    fn with_room(bytes: usize) -> Self {
+        let mut text = String::new();
+        let is_full = text.try_reserve(bytes).is_err();
+        Self { text, is_full }
+    }
+
     fn family<T>(&mut self, family: &Family<T>, things: &[(String, &T)]) {
         let Family { name, kind, help, samples } = family;
         for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind.as_str(), "\n"] {
@@ -354,7 +363,6 @@ impl Page {
     }
 
     fn push(&mut self, text: &str) {
-        // A page is doubled as it grows, not copied for each sample.
         if self.text.try_reserve(text.len()).is_err() {
             self.is_full = true;
         } else {
@@ -405,14 +413,10 @@ impl Samples<'_> {
 
     /// What comes in `more` are words of ours, and need no escaping.
     fn write(&mut self, end: &str, more: &[(&str, &str)], value: impl Display) {
-        self.page.push(self.name);
-        self.page.push(end);
-        let mut before = "{";
-        if !self.labels.is_empty() {
-            self.page.push(before);
-            self.page.push(self.labels);
-            before = ",";
+        for part in [self.name, end, self.labels] {
+            self.page.push(part);
         }
+        let mut before = if self.labels.is_empty() { "{" } else { "," };
         for (name, of) in more {
             for part in [before, name, "=\"", of, "\""] {
                 self.page.push(part);
