@@ -31,9 +31,10 @@ build: setup sidecar module ## all that a user installs, in dist/
 # Cargo's default members, not -p: the features of a dependency are then the same for every command below, and it is built once.
 .PHONY: sidecar
 sidecar:
-	cargo build --release $(LOCKED) --bin handoff
+	cargo build --release $(LOCKED) --bin handoff --bin handoff-papers
 	install -D target/release/handoff dist/bin/handoff
-	if [ -d sidecar/preload ]; then install -D -m 644 sidecar/preload/handoff.cjs dist/preload/handoff.cjs; fi
+	install -D -m 644 sidecar/preload/handoff.cjs dist/preload/handoff.cjs
+	target/release/handoff-papers dist
 
 .PHONY: module
 module: setup ## the module for both pinned nginx, or for yours: NGINX_SOURCE_DIR=…
