@@ -36,6 +36,20 @@ sidecar:
 	install -D -m 644 sidecar/preload/handoff.cjs dist/preload/handoff.cjs
 	target/release/handoff-papers dist
 
+# Debian's tools for packages, and those with which the tests look at them.
+PACKAGING = debhelper dpkg-dev lintian mandoc zsh fish systemd apparmor
+.PHONY: packages
+packages: build ## Debian packages for Debian's own nginx, and the npm package of the preload, in dist/packages/
+	build/setup $(PACKAGING)
+	build/packages
+
+.PHONY: packages-test
+packages-test: packages ## installs, upgrades and removes them on a Debian of its own, and follows the ten-minute guide; needs root
+	build/setup debootstrap systemd-container
+	build/packages 2 target/packages/next
+	build/clean-root
+	cargo test $(LOCKED) -p e2e --test packages_clean -- --ignored --nocapture --test-threads=1
+
 .PHONY: module
 module: setup ## the module for both pinned nginx, or for yours: NGINX_SOURCE_DIR=…
 ifdef NGINX_SOURCE_DIR
