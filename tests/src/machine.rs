@@ -81,13 +81,9 @@ impl Machine {
     pub async fn run(&self, user: Option<&str>, script: &str) -> Result<Said> {
         let mut command = command::clean("nsenter");
         command.arg(format!("--target={}", self.init)).args(["--all", "env", "--ignore-environment"]);
-        // A terminal that asks nothing.
-        command.args([
-            &format!("PATH={PATH}"),
-            "HOME=/root",
-            "LANG=C.UTF-8",
-            "DEBIAN_FRONTEND=noninteractive",
-        ]);
+        command.args([&format!("PATH={PATH}"), "HOME=/root", "LANG=C.UTF-8"]);
+        // Who is asked says yes.
+        command.args(["DEBIAN_FRONTEND=noninteractive", "APT_CONFIG=/stage/clean/apt.conf"]);
         let script = format!("exec 2>&1\nset -e\n{script}");
         match user {
             None => command.args(["bash", "-c", &format!("cd /packages\n{script}")]),
