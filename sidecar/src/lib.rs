@@ -31,6 +31,7 @@ pub mod report;
 pub mod rollout;
 pub mod roster;
 pub mod scout;
+pub mod service;
 pub mod settle;
 pub mod shared;
 pub mod shutdown;

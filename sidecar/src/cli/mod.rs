@@ -20,7 +20,7 @@ use crate::{
     pm2::home::Home,
     telemetry::{Format, Level},
 };
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use exit::{Exit, Failure};
 use handoff_wire::DEFAULT_CONTROL;
 use std::{
@@ -118,6 +118,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What there is to type, for whoever writes manuals.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// An answer. Whoever wanted it may have gone, as `head` does: that is no reason to end otherwise.
 fn say(text: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
@@ -185,10 +190,9 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }
