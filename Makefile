@@ -31,9 +31,24 @@ build: setup sidecar module ## all that a user installs, in dist/
 # Cargo's default members, not -p: the features of a dependency are then the same for every command below, and it is built once.
 .PHONY: sidecar
 sidecar:
-	cargo build --release $(LOCKED) --bin handoff
+	cargo build --release $(LOCKED) --bin handoff --bin handoff-papers
 	install -D target/release/handoff dist/bin/handoff
-	if [ -d sidecar/preload ]; then install -D -m 644 sidecar/preload/handoff.cjs dist/preload/handoff.cjs; fi
+	install -D -m 644 sidecar/preload/handoff.cjs dist/preload/handoff.cjs
+	target/release/handoff-papers dist
+
+# Debian's tools for packages, and those with which the tests look at them.
+PACKAGING = debhelper dpkg-dev lintian mandoc zsh fish systemd apparmor
+.PHONY: packages
+packages: build ## Debian packages for Debian's own nginx, and the npm package of the preload, in dist/packages/
+	build/setup $(PACKAGING)
+	build/packages
+
+.PHONY: packages-test
+packages-test: packages ## installs, upgrades and removes them on a Debian of its own, and follows the ten-minute guide; needs root
+	build/setup debootstrap systemd-container
+	build/packages 2 target/packages/next
+	build/clean-root
+	cargo test $(LOCKED) -p e2e --test packages_clean -- --ignored --nocapture --test-threads=1
 
 .PHONY: module
 module: setup ## the module for both pinned nginx, or for yours: NGINX_SOURCE_DIR=…

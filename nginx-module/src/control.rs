@@ -5,10 +5,10 @@ use crate::nginx::{log_of, moment, rc, text, version};
 use crate::reply::{self, json};
 use crate::wait::{self, Awaited, Wait};
 use crate::zone::{Locked, Zone};
-use crate::{Handoff, body, log, plus};
+use crate::{Handoff, body, log, page, plus};
 use handoff_core::access::Caller;
 use handoff_core::control::{Applied, Control, find, unknown_upstream};
-use handoff_core::{Table, view};
+use handoff_core::{Table, metrics, timeline, view};
 use handoff_wire::path::Path;
 use handoff_wire::{
     API_VERSION, Code, Event, MAX_WAIT, MarkSet, OrphanSet, Overview, Pause, Refusal, Renew, Resume, Span,
@@ -30,11 +30,14 @@ enum Call {
 }
 
 enum Read {
+    Page,
+    Metrics,
     Overview,
     Upstreams,
     Upstream(String),
     Peer { upstream: String, peer: String },
     Events { after: u64 },
+    Timeline,
     Wait { awaited: Awaited, timeout: Span },
 }
 
@@ -148,10 +151,13 @@ fn parse(r: &ngx_http_request_t) -> Result<Call, Rejected> {
         Path::Marks | Path::Pause => return Err(not_allowed(r, "PUT")),
         Path::Renew | Path::Orphans | Path::Resume => return Err(not_allowed(r, "POST")),
         _ if !read => return Err(not_allowed(r, "GET, HEAD")),
+        Path::Page => Call::Read(Read::Page),
+        Path::Metrics => Call::Read(Read::Metrics),
         Path::Overview => Call::Read(Read::Overview),
         Path::Upstreams => Call::Read(Read::Upstreams),
         Path::Upstream(name) => Call::Read(Read::Upstream(name)),
         Path::Peer { upstream, peer } => Call::Read(Read::Peer { upstream, peer }),
+        Path::Timeline => Call::Read(Read::Timeline),
         Path::Events => Call::Read(Read::Events { after: parameter(query, "after")?.unwrap_or(0) }),
         Path::Drained { upstream, peer } => return waiting(query, Awaited::Drained { upstream, peer }),
         Path::Quiet(upstream) => return waiting(query, Awaited::Quiet { upstream }),
@@ -257,6 +263,19 @@ fn look(r: &mut ngx_http_request_t, read: Read) -> Result<ngx_int_t, Refusal> {
     let (conf, zone) = place(r)?;
     let table = zone.table;
     let view = match read {
+        Read::Page => return Ok(page::serve(r)),
+        Read::Metrics => {
+            let upstreams = {
+                let _locked = lock(zone)?;
+                view::upstreams(&table, conf, moment())
+            };
+            let text = metrics::render(&overview(conf, &table), &upstreams);
+            return Ok(reply::answer(r, 200, metrics::CONTENT_TYPE, text));
+        }
+        Read::Timeline => {
+            let _locked = lock(zone)?;
+            json(&timeline::timeline(&table, moment()))
+        }
         Read::Wait { awaited, timeout } => return Ok(wait::begin(r, Wait { conf, table, awaited, timeout })),
         Read::Overview => json(&overview(conf, &table)),
         Read::Events { after } => {
@@ -297,7 +316,9 @@ fn overview(conf: &MainConf, table: &Table<'_>) -> Overview {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         nginx: version(),
         instance: table.header.instance(),
+        started: table.header.started(),
         generation: table.header.generation(),
+        events: table.header.told(),
         zone: ZoneView {
             size: conf.size() as u64,
             peers: number(table.ids().count()),

@@ -19,6 +19,7 @@ mod log;
 mod name;
 mod nginx;
 mod orphan;
+mod page;
 mod peer;
 mod plus;
 mod reply;

@@ -1,4 +1,4 @@
-//! An answer: a status, JSON, and nothing that depends on the client.
+//! An answer: a status, JSON or a text, and nothing that depends on the client.
 
 use crate::nginx::rc;
 use handoff_wire::{ErrorBody, Refusal};
@@ -33,7 +33,7 @@ pub(crate) fn retry_after(r: &mut ngx_http_request_t, seconds: &'static str) {
     header(r, ngx::ngx_string!("Retry-After"), fixed(seconds));
 }
 
-fn header(r: &mut ngx_http_request_t, key: ngx_str_t, value: ngx_str_t) {
+pub(crate) fn header(r: &mut ngx_http_request_t, key: ngx_str_t, value: ngx_str_t) {
     // SAFETY: the headers of a request that has not been answered.
     let header = unsafe { ngx_list_push(&raw mut r.headers_out.headers) }.cast::<ngx_table_elt_t>();
     if header.is_null() {
@@ -49,14 +49,24 @@ fn element() -> ngx_table_elt_t {
     unsafe { std::mem::zeroed() }
 }
 
-fn fixed(text: &'static str) -> ngx_str_t {
+pub(crate) fn fixed(text: &'static str) -> ngx_str_t {
     ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() }
 }
 
 pub(crate) fn send(r: &mut ngx_http_request_t, status: u16, text: Option<Vec<u8>>) -> ngx_int_t {
+    answer(r, status, "application/json", text)
+}
+
+pub(crate) fn answer(
+    r: &mut ngx_http_request_t,
+    status: u16,
+    content_type: &'static str,
+    text: Option<impl AsRef<[u8]>>,
+) -> ngx_int_t {
     let Some(text) = text else { return FAILED };
+    let text = text.as_ref();
     r.headers_out.status = ngx_uint_t::from(status);
-    r.headers_out.content_type = fixed("application/json");
+    r.headers_out.content_type = fixed(content_type);
     r.headers_out.content_type_len = r.headers_out.content_type.len;
     r.headers_out.content_length_n = i64::try_from(text.len()).unwrap_or_default();
     // SAFETY: a request that has not been answered.
@@ -66,7 +76,7 @@ pub(crate) fn send(r: &mut ngx_http_request_t, status: u16, text: Option<Vec<u8>
     if status == rc::ERROR || status > rc::OK || is_all {
         return status;
     }
-    body(r, &text)
+    body(r, text)
 }
 
 fn body(r: &mut ngx_http_request_t, text: &[u8]) -> ngx_int_t {

@@ -20,7 +20,7 @@
 
 const net = require('node:net');
 const http = require('node:http');
-const { constants } = require('node:os');
+const os = require('node:os');
 const { isMainThread } = require('node:worker_threads');
 
 const VERSION = 1;
@@ -264,7 +264,9 @@ function places() {
   const { HANDOFF_PRELOAD_SOCKET, XDG_RUNTIME_DIR } = process.env;
   if (HANDOFF_PRELOAD_SOCKET) return [HANDOFF_PRELOAD_SOCKET];
   const own = XDG_RUNTIME_DIR ? [`${XDG_RUNTIME_DIR}/handoff/preload.sock`] : [];
-  return ['/run/handoff/preload.sock', ...own];
+  // Where `handoff@USER` listens. The other one is not for everybody to enter.
+  const service = attempt(() => [`/run/handoff-${os.userInfo().username}/preload.sock`]) ?? [];
+  return [...service, '/run/handoff/preload.sock', ...own];
 }
 
 function connect(candidates = places()) {
@@ -532,7 +534,7 @@ function raise(signal) {
   emit.call(process, 'removeListener', signal, noop);
   kill.call(process, process.pid, signal);
   // The first process of a container survives that.
-  setTimeout(() => exit.call(process, 128 + constants.signals[signal]), DISCONNECT);
+  setTimeout(() => exit.call(process, 128 + os.constants.signals[signal]), DISCONNECT);
 }
 
 function holdsExit() {
@@ -559,7 +561,7 @@ function watchProcess() {
   });
   // "Now that I have cleaned up, let the signal do what it does."
   replace('kill', function (pid, signal = 'SIGTERM') {
-    const name = typeof signal === 'number' ? [...SIGNALS].find((name) => constants.signals[name] === signal) : signal;
+    const name = typeof signal === 'number' ? [...SIGNALS].find((name) => os.constants.signals[name] === signal) : signal;
     const isEnd = pid === process.pid && SIGNALS.has(name) && stop?.handed && process.listenerCount(name) === 0;
     if (!isEnd || !armed || stop.hurried) return kill.apply(this, arguments);
     leave(() => raise(name));

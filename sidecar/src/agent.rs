@@ -32,6 +32,7 @@ use crate::{
     report::{Latency, Report},
     roster::{Attention, Roster},
     scout::Hurry,
+    service::Pulse,
     shutdown,
     telemetry::Changes,
     worker::Phase,
@@ -71,6 +72,8 @@ pub struct Lines {
     /// For the rest. None: it is on an errand.
     pub rest: Option<Control>,
     pub report: watch::Sender<Report>,
+    /// Each round, for the service manager.
+    pub pulse: watch::Sender<Pulse>,
 }
 
 #[derive(Debug)]
@@ -146,6 +149,7 @@ impl Agent {
             self.reconcile(read).await;
             self.answer();
             self.attend();
+            self.show_pulse();
         }
         self.take_leave().await;
     }
@@ -218,6 +222,7 @@ impl Agent {
     }
 
     fn see(&mut self, look: &Look) {
+        self.lines.pulse.send_modify(|pulse| pulse.has_seen_pm2 = true);
         self.roster.look(look, Instant::now());
         if look.listed.is_some() {
             self.lines.cast.send_replace(self.roster.cast(look));
@@ -226,6 +231,7 @@ impl Agent {
     }
 
     fn view(&mut self) {
+        self.lines.pulse.send_modify(|pulse| pulse.has_seen_nginx = true);
         let view = self.lines.views.borrow_and_update().clone();
         let Some(view) = view else {
             self.observed = None;
@@ -389,6 +395,13 @@ impl Agent {
                     .warn(format!("cannot watch processes ({error}): a death is seen within seconds only"));
             }
         }
+    }
+
+    fn show_pulse(&self) {
+        let nginx_answers = self.observed.is_some();
+        self.lines.pulse.send_modify(|pulse| {
+            *pulse = Pulse { rounds: pulse.rounds.wrapping_add(1), nginx_answers, ..*pulse };
+        });
     }
 
     fn report(&self) -> Report {

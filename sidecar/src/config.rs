@@ -12,21 +12,27 @@
 //! app = "shop"
 //! instance = 0                  # or port = 3000, or neither: every worker of the app
 //! peers = ["10.0.0.5:3000"]
+//!
+//! [deploy.shop]                 # what `handoff deploy shop` brings out, and where
+//! path = "/srv/shop"
+//! repository = "git@git.example.com:shop.git"
 //! ```
 
 use crate::{
     control::Address,
+    deploy::settings::Settings,
     peer::Place,
     pm2::monitor::Listed,
     telemetry::{Format, Level},
 };
 use serde::{Deserialize, Deserializer, de};
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     pub control: Option<Address>,
@@ -38,6 +44,9 @@ pub struct File {
     pub pm2: Vec<Pm2>,
     #[serde(default, rename = "worker")]
     pub overrides: Vec<Override>,
+    /// By app.
+    #[serde(default)]
+    pub deploy: BTreeMap<String, Settings>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -142,6 +151,25 @@ mod tests {
             instance = 1
             port = 3001
             peers = ["127.0.0.1:3001", "unix:/run/a.sock"]
+            [deploy.shop]
+            path = "/srv/shop"
+            in_place = false
+            repository = "git@git.example.com:shop.git"
+            ref = "main"
+            keep = 3
+            shared = [".env", "node_modules/.cache/"]
+            install = "npm ci"
+            build = "npm run build"
+            hook_timeout = "5m"
+            ecosystem = "ecosystem.config.js"
+            env = "production"
+            health = "/health"
+            watch = "3s"
+            bake = "1m"
+            limits = { errors = 1, slower = 3, slower_by = "100ms" }
+            on_start = "a"
+            on_success = "b"
+            on_failure = "c"
             "#,
         )
         .unwrap();
@@ -162,6 +190,11 @@ mod tests {
             ("[[worker]]\napp = \"a\"\npeers = [\"a:1\"]", ":3:9:", "\"a:1\" is not a peer"),
             ("[[worker]]\napp = \"a\"\npeers = []", ":3:9:", "name at least one"),
             ("[[worker]]\napp = \"a\"\nport = 70000\npeers = [\"127.0.0.1:1\"]", ":3:8:", "70000"),
+            ("[deploy.shop]\npath = \"srv\"", ":2:8:", "\"srv\" is not absolute"),
+            ("[deploy.shop]\npath = \"/srv\"\nshared = [\"../a\"]", ":3:10:", "\"../a\" is not in a release"),
+            ("[deploy.shop]\npath = \"/srv\"\nhealth = \"well\"", ":3:10:", "begins with a slash"),
+            ("[deploy.shop]\nrepository = \"a\"", ":1:1:", "missing field `path`"),
+            ("[deploy.shop]\npath = \"/srv\"\nlimits = { error = 1 }", ":3:12:", "unknown field `error`"),
             ("[[pm2]]\nhom = 1", ":2:1:", "unknown field `hom`"),
             ("x", ":1:2:", "key"),
         ] {

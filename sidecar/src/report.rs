@@ -136,14 +136,17 @@ fn now() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Where reports may be: the place of a service, and that of a user.
+/// Where reports may be: the place of a service, those of services for one user each (`handoff@USER`), and that of a user.
 pub fn places() -> Vec<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = set("HANDOFF_RUNTIME_DIR") {
         return vec![dir];
     }
     let own = set("XDG_RUNTIME_DIR").map(|dir| dir.join("handoff"));
-    ["/run/handoff".into()].into_iter().chain(own).collect()
+    let run = fs::read_dir("/run").into_iter().flatten().flatten();
+    let is_ours = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("handoff-");
+    let each = run.filter(is_ours).map(|entry| entry.path());
+    ["/run/handoff".into()].into_iter().chain(each).chain(own).collect()
 }
 
 /// What living sidecars say of a daemon.

@@ -17,8 +17,9 @@ use crate::{
         Answer, Preloads, What,
         workers::{Farewell, patience},
     },
-    reconcile::{NOBODY, Observed},
+    reconcile::Observed,
     shared::Shared,
+    spares::Spares,
     worker::{Phase, Seen, Wish, Worker},
 };
 use handoff_wire::{Expect, State};
@@ -43,10 +44,7 @@ pub struct Roster {
     peers: BTreeSet<Peer>,
     /// What was behind each of them at the last full look.
     behind: BTreeMap<Peer, Behind>,
-    /// Since when a connection is refused there, as far as full looks knew.
-    deserted: BTreeMap<Peer, Instant>,
-    /// Those of them that are no worker's, in upstreams where workers of ours are.
-    spares: BTreeSet<Peer>,
+    spares: Spares,
     notices: Notices,
 }
 
@@ -73,8 +71,6 @@ pub struct Attention {
     pub ask: Option<Duration>,
 }
 
-/// Whoever listened there may only be replaced, by somebody whom we do not know.
-const DESERTED: Duration = Duration::from_secs(10);
 /// How often PM2 is asked for a worker's new process, by how long it is missing.
 const ASK: [(Duration, Duration); 2] = [
     (Duration::from_secs(15), Duration::from_millis(25)),
@@ -218,7 +214,7 @@ impl Roster {
                     self.see_listed(worker, look, &behind, now);
                 }
                 self.behind = behind;
-                self.desert(now);
+                self.spares.look(&self.behind, now);
                 self.drop_lost_claims();
             }
             None => {
@@ -236,7 +232,7 @@ impl Roster {
             worker.tick(now);
         }
         self.needed = self.needed(now);
-        self.spares = self.spares(now);
+        self.spares.tick(self.doubtful(), now);
     }
 
     /// When time alone changes something.
@@ -268,7 +264,7 @@ impl Roster {
             }
         }
         wishes.retain(|peer, _| !shared.contains(peer));
-        wishes.extend(self.spares.iter().map(|peer| (peer.clone(), deserted())));
+        wishes.extend(self.spares.wishes());
         let mut behind_many = BTreeMap::<&Peer, Shared>::new();
         for (id, worker) in clusters {
             for peer in worker.claims() {
@@ -287,24 +283,6 @@ impl Roster {
             wish.reason.push_str(", and pm2 update is at work");
         }
         wishes
-    }
-
-    /// Ports to spare: a connection there is refused, and nobody would wait for a worker that comes back, because they seem
-    /// to be up.
-    fn spares(&self, now: Instant) -> BTreeSet<Peer> {
-        let is_old = |since: &Instant| now.saturating_duration_since(*since) >= DESERTED;
-        let mut spares = self.doubtful();
-        spares.retain(|peer| self.deserted.get(peer).is_some_and(is_old));
-        spares
-    }
-
-    fn desert(&mut self, now: Instant) {
-        let Self { behind, deserted, .. } = self;
-        let is_deserted = |peer: &Peer| behind.get(peer) == Some(&Behind::Refused);
-        deserted.retain(|peer, _| is_deserted(peer));
-        for peer in behind.keys().filter(|peer| is_deserted(peer)) {
-            deserted.entry(peer.clone()).or_insert(now);
-        }
     }
 
     pub fn attention(&self, now: Instant) -> Attention {
@@ -333,6 +311,7 @@ impl Roster {
         }
     }
 
+    /// Peers of upstreams where workers of ours are, that are no worker's, and on which nobody seems to listen.
     fn doubtful(&self) -> BTreeSet<Peer> {
         let claims: BTreeSet<&Peer> = self.workers.values().flat_map(Worker::claims).collect();
         let ours: BTreeSet<&str> = claims.iter().map(|peer| peer.upstream.as_str()).collect();
@@ -508,11 +487,6 @@ fn port(peer: &Peer) -> Option<u16> {
         Some(Place::Tcp(address)) => Some(address.port()),
         _ => None,
     }
-}
-
-/// What a port to spare should be.
-fn deserted() -> Wish {
-    Wish { state: State::Down, expect: Expect::Gone, reason: NOBODY.to_owned(), is_able: false }
 }
 
 #[cfg(test)]

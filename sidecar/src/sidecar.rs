@@ -13,6 +13,8 @@ use crate::{
     report::{self, Report},
     roster::Attention,
     scout::{self, Hurry},
+    service::{self, Patient, Pulse},
+    shutdown,
     telemetry::Changes,
 };
 use handoff_wire::Owner;
@@ -49,14 +51,17 @@ pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
     workers.spawn(memory.run(views.clone(), shutdown.clone()));
     let door = settings.preload_socket.clone().map_or_else(|| Ok(report::writable_place()?.join(SOCKET)), Ok);
     let door = door.inspect_err(|error: &io::Error| tracing::warn!("no preload is heard: {error}")).ok();
-    let mut agents = Vec::new();
+    let (mut agents, mut patients) = (Vec::new(), Vec::new());
     for (home, owner) in daemons {
         let (said, preloads) = mpsc::channel(64);
         agents.push(said);
         let door = door.clone();
         let daemon = Daemon { home, owner, views: views.clone(), refresh: refresh.clone(), preloads, door };
         match daemon.start(&settings, &mut watchers) {
-            Ok(agent) => _ = workers.spawn(agent.run(shutdown.clone())),
+            Ok((agent, patient)) => {
+                workers.spawn(agent.run(shutdown.clone()));
+                patients.push(patient);
+            }
             Err(error) => tracing::error!("cannot watch processes: {error}"),
         }
     }
@@ -64,6 +69,12 @@ pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
         watchers.spawn(Door::new(path, &settings.homes, agents).run());
     }
     tracing::info!(control = %settings.control, "handoff {} runs", env!("CARGO_PKG_VERSION"));
+    watchers.spawn(service::tell(patients));
+    let mut asked = shutdown.clone();
+    watchers.spawn(async move {
+        shutdown::requested(&mut asked).await;
+        service::leaves();
+    });
     while workers.join_next().await.is_some() {}
     watchers.shutdown().await;
     for dir in report::places() {
@@ -83,12 +94,14 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(self, settings: &Settings, watchers: &mut JoinSet<()>) -> io::Result<Agent> {
+    fn start(self, settings: &Settings, watchers: &mut JoinSet<()>) -> io::Result<(Agent, Patient)> {
         let (deaths, told_deaths) = Deaths::new()?;
         let (bus, notices) = bus::channel();
         let (looks_in, looks) = mpsc::channel(1);
         let (attention, attention_out) = watch::channel(Attention::default());
         let (report, reports) = watch::channel(Report::default());
+        let (pulse, pulses) = watch::channel(Pulse::default());
+        let patient = Patient { pulse: pulses, report: reports.clone() };
         let hurry = Hurry::default();
         let (scout, lookout) = scout::pair(self.home.clone(), attention_out, hurry.clone(), looks_in);
         let home = self.home.clone();
@@ -123,8 +136,9 @@ impl Daemon {
             urgent: Control::new(settings.control.clone()),
             rest: Some(Control::new(settings.control.clone())),
             report,
+            pulse,
         };
-        Ok(Agent::new(self.home, self.owner, settings.overrides.clone(), lines))
+        Ok((Agent::new(self.home, self.owner, settings.overrides.clone(), lines), patient))
     }
 }
 

@@ -14,6 +14,9 @@
 //            pale N   /health answers 503 for N ms
 //            weary N  needs N ms more to end
 //            needs X  throws unless X is in its environment
+//            lazy N   every answer but that of /health comes N ms later
+//            frail    as soon as the file TROUBLE is there, it is also what that says: errors, lazy N
+//            only N   is all this in instance N alone; the others are good
 // STYLE    graceful (default): says `ready`, and on SIGINT or SIGTERM closes its server before it ends.
 //          naive: says nothing, handles no signal.
 // ORDERS   every order leaves a line here when its execution starts and one when it is done.
@@ -25,10 +28,13 @@ const http = require('node:http');
 const { text } = require('node:stream/consumers');
 const { setTimeout: sleep } = require('node:timers/promises');
 
-const { PORT: port, STYLE: style, ORDERS: file } = process.env;
+const { PORT: port, STYLE: style, ORDERS: file, TROUBLE: trouble, NODE_APP_INSTANCE: instance } = process.env;
 const booted = Date.now();
-const words = fs.readFileSync(process.env.RELEASE, 'utf8').trim().split(/,\s*/).map((word) => word.split(' '));
-const release = new Map(words.map(([name, number]) => [name, Number(number ?? 0)]));
+const read = (file) => fs.readFileSync(file, 'utf8').trim().split(/,\s*/).map((word) => word.split(' '));
+const numbered = (words) => new Map(words.map(([name, number]) => [name, Number(number ?? 0)]));
+const words = read(process.env.RELEASE);
+const all = numbered(words);
+const release = all.has('only') && all.get('only') !== Number(instance) ? new Map() : all;
 const needed = words.filter(([name]) => name === 'needs').map(([, variable]) => variable);
 
 const ORDER_WORK = 50;
@@ -60,7 +66,9 @@ function health() {
 async function answer(request) {
   const { pathname, searchParams } = new URL(request.url, 'http://localhost');
   if (pathname === '/health') return [health(), {}];
-  if (release.has('errors')) return [500, { error: 'this release answers with errors' }];
+  const now = release.has('frail') && fs.existsSync(trouble) ? new Map([...release, ...numbered(read(trouble))]) : release;
+  if (now.has('lazy')) await sleep(now.get('lazy'));
+  if (now.has('errors')) return [500, { error: 'this release answers with errors' }];
   const page = pages[`${request.method} ${pathname}`];
   return page ? [200, await page(request, searchParams)] : [404, {}];
 }

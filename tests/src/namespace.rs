@@ -2,7 +2,11 @@
 
 use crate::command;
 use anyhow::{Context, Result};
-use std::{net::Ipv4Addr, process};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process,
+};
 use tokio::process::Command;
 
 /// Gone when it is dropped, with its interfaces; what still runs in it keeps running, alone.
@@ -42,6 +46,11 @@ impl Namespace {
     /// Its address, as we reach it.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// What others enter it by.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
     }
 
     /// What runs a program in it.

@@ -56,6 +56,11 @@ pub fn descendants(ancestor: u32) -> Vec<u32> {
     found
 }
 
+/// The processes that it started itself and that still run.
+pub fn children(of: u32) -> Vec<u32> {
+    numbered_entries("/proc").into_iter().filter(|&pid| parent(pid) == Some(of)).collect()
+}
+
 /// Those of our own processes that were started with `NAME=value` in their environment.
 pub fn with_environment(variable: &str) -> Vec<u32> {
     let has = |pid: &u32| {

@@ -24,7 +24,8 @@ pub struct Entry {
     reason: Text<{ crate::mark::MAX_REASON }>,
 }
 
-const KINDS: [EventKind; 5] =
+/// In the order of `EventCounts`.
+pub(crate) const KINDS: [EventKind; 5] =
     [EventKind::Mark, EventKind::Ready, EventKind::Lapse, EventKind::Pause, EventKind::Resume];
 
 /// No state.

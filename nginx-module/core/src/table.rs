@@ -8,12 +8,12 @@
 
 use crate::admission::{self, Admission, Gate, InFlight};
 use crate::control::Moment;
-use crate::event::{EVENTS, Entry};
+use crate::event::{EVENTS, Entry, KINDS};
 use crate::orphan::Orphans;
 use crate::room::Room;
 use crate::slot::Slot;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use handoff_wire::{Event, Events};
+use handoff_wire::{Event, EventCounts, Events};
 
 /// How many nginx processes can have a row: the workers of a running nginx and of those still finishing after reloads.
 /// Whoever finds none shares the last row, which is never dropped.
@@ -22,16 +22,20 @@ pub const PROCESSES: usize = 128;
 pub const SHARED_ROW: RowId = RowId(PROCESSES - 1);
 
 /// Bumped whenever the layout changes, so that a module never reads another's table.
-const LAYOUT: u64 = 8;
+const LAYOUT: u64 = 9;
 
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Header {
     layout: AtomicU64,
     instance: AtomicU64,
+    /// When the instance began, in milliseconds since 1970.
+    started: AtomicU64,
     generation: AtomicU64,
     epochs: AtomicU64,
     events: AtomicU64,
+    /// How many there were of each kind.
+    told: [AtomicU64; KINDS.len()],
     configurations: AtomicU64,
     committed: AtomicU64,
     loads: AtomicU64,
@@ -124,11 +128,23 @@ impl Header {
     pub fn found(&self, instance: u64, now: Moment) {
         self.instance.store(instance, Ordering::Relaxed);
         self.epochs.store((now.unix / 1000) << 20, Ordering::Relaxed);
+        self.started.store(now.unix, Ordering::Relaxed);
         self.layout.store(LAYOUT, Ordering::Release);
     }
 
     pub fn instance(&self) -> String {
         format!("{:016x}", self.instance.load(Ordering::Relaxed))
+    }
+
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// How many events there were.
+    pub fn told(&self) -> EventCounts {
+        let [mark, ready, lapse, pause, resume] =
+            self.told.each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        EventCounts { mark, ready, lapse, pause, resume }
     }
 
     pub fn generation(&self) -> u64 {
@@ -468,6 +484,10 @@ impl<'a> Table<'a> {
 
     pub(crate) fn remember(&self, mut event: Event) -> Event {
         event.seq = self.header.events.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let kind = KINDS.iter().position(|&kind| kind == event.kind);
+        if let Some(counter) = kind.and_then(|kind| self.header.told.get(kind)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
         let place = usize::try_from(event.seq).unwrap_or_default().checked_rem(self.events.len());
         if let Some(entry) = place.and_then(|place| self.events.get(place)) {
             entry.write(&event);
@@ -493,7 +513,7 @@ mod tests {
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes =
             [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (8, [632, 2544, 2576, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (9, [680, 2544, 2576, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

@@ -3,36 +3,62 @@
 use crate::control::{Moment, Standing, World};
 use crate::mark::Mark;
 use crate::slot::Slot;
-use crate::table::{SlotId, Table};
+use crate::table::{RowId, SlotId, Table};
 use handoff_wire::{
     Drained, PeerState, PeerView, ProcessView, Quiet, State, UncoveredView, UpstreamView, Upstreams,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Every upstream that takes part. A peer which the configuration no longer names stays for as long as it matters.
 pub fn upstreams<W: World>(table: &Table<'_>, world: &W, now: Moment) -> Upstreams {
-    let upstreams = world.upstreams().iter().map(|name| upstream(table, world, now, name)).collect();
+    let living = table.living(|process| world.alive(process));
+    let mut slots = HashMap::<String, Vec<SlotId>>::new();
+    for (id, slot) in table.ids().filter_map(|id| Some((id, table.slot(id)?))) {
+        if slot.seen() != 0 {
+            slots.entry(slot.upstream()).or_default().push(id);
+        }
+    }
+    let views = world.upstreams().into_iter().map(|name| {
+        let slots = slots.remove(&name).unwrap_or_default();
+        one(table, world, now, name, slots, &living)
+    });
+    let upstreams = views.collect();
     Upstreams { instance: table.header.instance(), generation: table.header.generation(), upstreams }
 }
 
 pub fn upstream<W: World>(table: &Table<'_>, world: &W, now: Moment, name: &str) -> UpstreamView {
-    let standings = world.peers(name);
     let living = table.living(|process| world.alive(process));
-    let peers = table.ids().filter_map(|id| {
-        let slot = table.slot(id).filter(|slot| slot.seen() != 0 && slot.upstream() == name)?;
-        let standing = standings.iter().find(|standing| standing.slot == id);
-        let in_flight = table.settle(id, &living);
+    let slots = table.ids().filter(|&id| table.slot(id).is_some_and(|slot| slot.is_of(name))).collect();
+    one(table, world, now, name.to_owned(), slots, &living)
+}
+
+/// With these slots, in their order.
+fn one<W: World>(
+    table: &Table<'_>,
+    world: &W,
+    now: Moment,
+    name: String,
+    slots: Vec<SlotId>,
+    living: &[RowId],
+) -> UpstreamView {
+    let mut standings = HashMap::new();
+    for standing in world.peers(&name) {
+        standings.entry(standing.slot).or_insert(standing);
+    }
+    let peers = slots.into_iter().filter_map(|id| {
+        let (slot, standing) = (table.slot(id)?, standings.get(&id));
+        let in_flight = table.settle(id, living);
         let matters = standing.is_some() || slot.has_marks() || in_flight > 0;
         matters.then(|| peer(slot, standing, in_flight, now))
     });
     let peers: Vec<PeerView> = peers.collect();
     let active = peers.iter().map(|peer| peer.in_flight).sum();
-    let room = table.room_of(name);
-    let holds = world.queue(name).and_then(|queue| Some((room?, queue)));
+    let room = table.room_of(&name);
+    let holds = world.queue(&name).and_then(|queue| Some((room?, queue)));
     let pause = holds.and_then(|(room, _)| room.pause.view(now));
     let queue = holds.map(|(room, queue)| room.view(&queue));
-    let retry = room.map(|room| room.retry_view(world.retry(name), active));
-    UpstreamView { name: name.to_owned(), peers, queue, pause, retry }
+    let retry = room.map(|room| room.retry_view(world.retry(&name), active));
+    UpstreamView { name, peers, queue, pause, retry }
 }
 
 /// What a peer is, by its marks and by nginx's own verdict.

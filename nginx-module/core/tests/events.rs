@@ -41,6 +41,8 @@ fn every_kind_of_event_is_remembered_as_it_was() {
             (EventKind::Lapse, Some(Down), Some(Up)),
         ]
     );
+    let counts = stage.table().header.told();
+    assert_eq!((counts.mark, counts.ready, counts.lapse, counts.pause, counts.resume), (2, 1, 1, 0, 0));
 }
 
 #[test]

@@ -47,6 +47,16 @@ pub enum EventKind {
     Resume,
 }
 
+/// How many there were since the instance began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventCounts {
+    pub mark: u64,
+    pub ready: u64,
+    pub lapse: u64,
+    pub pause: u64,
+    pub resume: u64,
+}
+
 impl EventKind {
     pub fn as_str(self) -> &'static str {
         match self {

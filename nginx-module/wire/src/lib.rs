@@ -14,14 +14,16 @@ mod refusal;
 mod request;
 mod span;
 mod state;
+mod timeline;
 mod view;
 
-pub use event::{Event, EventKind, Events};
+pub use event::{Event, EventCounts, EventKind, Events};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use refusal::{Code, ErrorBody, Refusal};
 pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Pause, Renew, RenewMark, Resume};
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
+pub use timeline::{Deploy, Step, Timeline, Track};
 pub use view::{
     Ack, AckedMark, Drained, GrantedView, HEADER_BOUNDS, HeaderTimes, MarkView, OutageView, Overview,
     PauseAck, PauseView, PausedUpstream, PeerView, ProcessView, QueueView, Quiet, RefusedView, Responses,

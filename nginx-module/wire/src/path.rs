@@ -10,22 +10,34 @@ pub const ORPHANS: &str = "/v1/orphans";
 pub const PAUSE: &str = "/v1/pause";
 pub const RESUME: &str = "/v1/resume";
 pub const EVENTS: &str = "/v1/events";
+pub const TIMELINE: &str = "/v1/timeline";
+pub const METRICS: &str = "/metrics";
 
 /// What a path names. Names are percent-decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Path {
+    /// The dashboard.
+    Page,
+    Metrics,
     Overview,
     Upstreams,
     Upstream(String),
     Quiet(String),
-    Peer { upstream: String, peer: String },
-    Drained { upstream: String, peer: String },
+    Peer {
+        upstream: String,
+        peer: String,
+    },
+    Drained {
+        upstream: String,
+        peer: String,
+    },
     Marks,
     Renew,
     Orphans,
     Pause,
     Resume,
     Events,
+    Timeline,
 }
 
 /// Every path, as documentation writes it.
@@ -80,6 +92,11 @@ impl Path {
     /// Takes apart a request path (without its query). A trailing slash means the same as none.
     pub fn parse(path: &str) -> Option<Self> {
         let path = path.strip_suffix('/').unwrap_or(path);
+        match path {
+            "" => return Some(Self::Page),
+            METRICS => return Some(Self::Metrics),
+            _ => {}
+        }
         let mut segments = path.strip_prefix("/v1")?.split('/');
         // What stands before the first slash: nothing, or this is /v1something.
         if !segments.next()?.is_empty() {
@@ -104,6 +121,7 @@ impl Path {
             ["pause"] => Self::Pause,
             ["resume"] => Self::Resume,
             ["events"] => Self::Events,
+            ["timeline"] => Self::Timeline,
             _ => return None,
         })
     }
@@ -191,13 +209,15 @@ mod tests {
         assert_eq!(Path::parse("/v1/"), Some(Path::Overview));
         assert_eq!(Path::parse("/v1"), Some(Path::Overview));
         assert_eq!(Path::parse("/v1/upstreams/"), Some(Path::Upstreams));
+        assert_eq!([Path::parse("/"), Path::parse("")], [Some(Path::Page), Some(Path::Page)]);
+        assert_eq!(Path::parse("/metrics/"), Some(Path::Metrics));
     }
 
     #[test]
     fn what_is_not_a_path_names_nothing() {
         for path in [
-            "",
-            "/",
+            "//",
+            "/metrics/1",
             "/v2",
             "/v1x",
             "/v1/upstreams//x/y",

@@ -1,6 +1,6 @@
 //! What the server answers.
 
-use crate::{Expect, Owner, PeerState, Span, State};
+use crate::{EventCounts, Expect, Owner, PeerState, Span, State};
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1`
@@ -12,8 +12,13 @@ pub struct Overview {
     pub nginx: String,
     /// Changes when nginx lost its memory: after a restart, a binary upgrade, or a changed `handoff_zone`.
     pub instance: String,
+    /// When that began, in milliseconds since 1970.
+    #[serde(default)]
+    pub started: u64,
     /// Grows with every change of a mark or of the configuration.
     pub generation: u64,
+    #[serde(default)]
+    pub events: EventCounts,
     pub zone: ZoneView,
     pub processes: Vec<ProcessView>,
     /// One entry for each peer that requests also reach past its marks, as far as the configuration shows.

@@ -105,6 +105,16 @@ fn an_event_is_about_a_peer_or_about_an_upstream() {
 }
 
 #[test]
+fn a_timeline_tells_of_each_peer_what_it_was_and_since_when() {
+    let text = r#"{"instance":"00c0ffee","generation":9,"now":9000,"deploys":[{"upstream":"myapp","began":1000,"ended":3500,"owners":["rollout:a1","pm2:/home/shop/.pm2"],"peers":[{"peer":"127.0.0.1:3000","reason":"a new release","in_flight":3,"lapsed":0,"steps":[{"at":1000,"state":"draining"},{"at":1500,"state":"down"},{"at":3500,"state":"up"}]}]}]}"#;
+    let timeline: Timeline = from_str(text).unwrap();
+    assert_eq!(to_string(&timeline).unwrap(), text);
+    let spans: Vec<_> = timeline.deploys[0].peers[0].spans(timeline.now).collect();
+    assert_eq!(spans, [(State::Draining, 1000, 1500), (State::Down, 1500, 3500), (State::Up, 3500, 9000)]);
+    assert_eq!((timeline.deploys[0].end(9000), timeline.deploys[0].peers[0].state()), (3500, State::Up));
+}
+
+#[test]
 fn a_retry_says_what_was_decided_and_why() {
     let text = r#"{"name":"myapp","peers":[],"retry":{"active":1,"allowed":3,"granted":{"next":1,"unsent":2,"replaced":3,"retry_after":4,"held":5,"orphan":6},"refused":{"off":1,"sent":2,"unbuffered":3,"timeout":4,"tries":5,"same":6,"broke":7,"later":8,"budget":9}}}"#;
     assert_eq!(to_string(&from_str::<UpstreamView>(text).unwrap()).unwrap(), text);
@@ -122,7 +132,7 @@ fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
 
 #[test]
 fn the_overview_names_the_ways_around_the_marks() {
-    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
+    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","started":1795372600000,"generation":2,"events":{"mark":1,"ready":2,"lapse":3,"pause":4,"resume":5},"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
     assert_eq!(to_string(&from_str::<Overview>(text).unwrap()).unwrap(), text);
 }
 
@@ -134,7 +144,8 @@ fn what_an_older_module_says_is_read() {
     assert_eq!((peer.responses, peer.cut), (Responses::default(), 0));
     assert_eq!((peer.timing, peer.outage), (TimingView::default(), OutageView::default()));
     let overview = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","generation":2,"zone":{"size":4194304,"peers":4,"peers_max":1430,"peers_uncovered":0,"processes_max":128},"processes":[]}"#;
-    assert_eq!(from_str::<Overview>(overview).unwrap().uncovered, []);
+    let overview: Overview = from_str(overview).unwrap();
+    assert_eq!((overview.started, overview.uncovered), (0, vec![]));
     let upstream: UpstreamView = from_str(r#"{"name":"myapp","peers":[]}"#).unwrap();
     assert_eq!((upstream.queue, upstream.retry), (None, None));
 }

@@ -3,6 +3,7 @@
 use crate::{
     config::ConfigError,
     control::ControlError,
+    deploy::{self, ground::GroundError},
     pm2::{orders::OrdersError, rpc::RpcError},
     rollout::{Stop, lock::LockError},
     survey::SurveyError,
@@ -29,6 +30,9 @@ pub enum Exit {
     Errors = 13,
     Busy = 14,
     Foreign = 15,
+    NotMade = 16,
+    Slow = 17,
+    Mixed = 18,
     Hangup = 129,
     Interrupted = 130,
     Terminated = 143,
@@ -39,19 +43,22 @@ pub const HELP: &str = "Exit codes:
   1  refused or failed
   2  wrong arguments or wrong configuration
   3  the deadline passed
-  4  reload: done, but requests were cut
+  4  reload, deploy: done, but requests were cut
   5  PM2 cannot be reached
   6  no such app, worker or peer
   7  not allowed to use a socket
   8  no sidecar runs (status only)
   9  nginx cannot be reached
- 10  reload: the new worker crashed
- 11  reload: the new worker was not ready in time
- 12  reload: the new worker is not healthy
- 13  reload: the new worker answers users with errors
- 14  another roll-out or `pm2 reload` is under way
- 15  reload: somebody else changed the app meanwhile
-128+ reload: ended by that signal (129, 130, 143)";
+ 10  reload, deploy: the new worker crashed
+ 11  reload, deploy: the new worker was not ready in time
+ 12  reload, deploy: the new worker is not healthy
+ 13  reload, deploy: the new worker answers users with errors
+ 14  another roll-out, deploy or `pm2 reload` is under way
+ 15  reload, deploy: somebody else changed the app meanwhile
+ 16  deploy: the release could not be fetched, installed or built; nothing was changed
+ 17  deploy: the new release is slower than the old one
+ 18  deploy: not every worker could be moved back to the old release
+128+ reload, deploy, pause: ended by that signal (129, 130, 143)";
 
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -139,6 +146,22 @@ impl From<LockError> for Failure {
             LockError::Io { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())
+    }
+}
+
+impl From<deploy::lock::LockError> for Failure {
+    fn from(error: deploy::lock::LockError) -> Self {
+        let exit = match error {
+            deploy::lock::LockError::Busy { .. } => Exit::Busy,
+            deploy::lock::LockError::Io { .. } => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<GroundError> for Failure {
+    fn from(error: GroundError) -> Self {
+        Self::new(Exit::Failed, error.to_string())
     }
 }
 

@@ -1,5 +1,8 @@
 //! The command line.
 
+mod care;
+mod deploy;
+mod deploys;
 mod drain;
 mod events;
 pub mod exit;
@@ -13,17 +16,20 @@ mod run;
 mod status;
 mod table;
 mod target;
+mod work;
 
 use crate::{
     config::{File, Override},
     control::{Address, Control},
+    deploy::settings::Settings,
     pm2::home::Home,
     telemetry::{Format, Level},
 };
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use exit::{Exit, Failure};
 use handoff_wire::DEFAULT_CONTROL;
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     io::{self, Write as _},
     path::PathBuf,
@@ -75,6 +81,10 @@ enum Command {
     Resume(resume::Args),
     /// Replace every worker, one after the other, and let nobody notice
     Reload(reload::Args),
+    /// Bring out a release: fetch, build, replace every worker, watch what users meet, and go back if that is worse
+    Deploy(Box<deploy::Args>),
+    /// Show past deploys
+    Deploys(deploys::Args),
     /// Show what changed
     Events(events::Args),
     /// Write the Node preload: `handoff preload > handoff.cjs`, and node_args: '-r /path/to/handoff.cjs' in the app's
@@ -90,6 +100,7 @@ struct Context {
     overrides: Vec<Override>,
     state_dir: Option<PathBuf>,
     preload_socket: Option<PathBuf>,
+    deploy: BTreeMap<String, Settings>,
 }
 
 pub fn main() -> ExitCode {
@@ -118,6 +129,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What there is to type, for whoever writes manuals.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// An answer. Whoever wanted it may have gone, as `head` does: that is no reason to end otherwise.
 fn say(text: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
@@ -140,6 +156,8 @@ impl Command {
             Self::Pause(args) => pause::run(context, args).await,
             Self::Resume(args) => resume::run(context, args).await,
             Self::Reload(args) => reload::run(context, args).await,
+            Self::Deploy(args) => deploy::run(context, args).await,
+            Self::Deploys(args) => deploys::run(context, args),
             Self::Events(args) => events::run(context, args).await,
             Self::Preload => preload::run(),
         }
@@ -170,6 +188,7 @@ impl Global {
             overrides: file.overrides,
             state_dir: file.state_dir,
             preload_socket: file.preload_socket,
+            deploy: file.deploy,
         })
     }
 }
@@ -185,10 +204,9 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -1,7 +1,10 @@
 //! `handoff pause TARGET`
 
 use super::{Context, Exit, Failure, say, target};
-use crate::control::Control;
+use crate::{
+    control::Control,
+    rollout::{Stop, brake::Brake},
+};
 use handoff_wire::{Code, MAX_WAIT, Owner, Pause, PauseAck, Resume, Span};
 use std::time::Instant;
 
@@ -28,6 +31,11 @@ pub(super) struct Args {
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let started = Instant::now();
+    // From here on a signal ends no pause halfway.
+    let brake = Brake::default();
+    brake
+        .listen()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
     let mut control = context.control();
     let view = control.upstreams().await?;
     let pause = Pause {
@@ -47,10 +55,14 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     if !args.wait {
         return Ok(Exit::Done);
     }
-    if let Err(failure) = wait(&mut control, &ack, started, args.timeout).await {
+    let waited = tokio::select! {
+        waited = wait(&mut control, &ack, started, args.timeout) => waited,
+        halt = brake.wait() => Err(Stop::from(halt).into()),
+    };
+    if let Err(failure) = waited {
         // What it was for cannot begin, and users wait.
         let Pause { owner, upstreams, .. } = pause;
-        control.resume(&Resume { owner, upstreams, force: false }).await?;
+        context.control().resume(&Resume { owner, upstreams, force: false }).await?;
         return Err(failure);
     }
     Ok(Exit::Done)

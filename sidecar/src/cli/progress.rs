@@ -6,12 +6,18 @@
 mod line;
 mod picture;
 mod plain;
+mod stages;
 mod writer;
 
-use crate::rollout::event::Event;
+use crate::{
+    deploy::event::{self as deploy, Told},
+    rollout::event::Event,
+};
 use line::Line;
 use picture::{Picture, Room};
 use plain::Plain;
+use serde::Serialize;
+use stages::Stages;
 use std::{
     env,
     io::{self, IsTerminal as _},
@@ -27,13 +33,14 @@ pub(super) struct Progress {
 
 enum View {
     Json,
-    Plain(Plain),
+    Plain(Plain, Stages),
     Live(Live),
 }
 
 #[derive(Default)]
 struct Live {
     picture: Picture,
+    stages: Stages,
     /// How wide the lines are that stand on the terminal and are drawn over.
     drawn: Vec<usize>,
     has_colour: bool,
@@ -41,6 +48,8 @@ struct Live {
     is_next: bool,
 }
 
+/// How often the picture's seconds go on.
+pub(super) const TICK: Duration = Duration::from_millis(100);
 const UNKNOWN: Room = Room { columns: 80, rows: 24 };
 
 // === impl Progress ===
@@ -51,7 +60,7 @@ impl Progress {
         let is_dumb = set("TERM").is_none_or(|term| term == "dumb");
         let view = match (json, io::stdout().is_terminal() && !is_dumb) {
             (true, _) => View::Json,
-            (false, false) => View::Plain(Plain::default()),
+            (false, false) => View::Plain(Plain::default(), Stages::default()),
             (false, true) => View::Live(Live { has_colour: set("NO_COLOR").is_none(), ..Live::default() }),
         };
         Self { view, began: Instant::now(), out: Writer::new(io::stdout()) }
@@ -61,8 +70,22 @@ impl Progress {
         let now = self.began.elapsed();
         self.out.write(match &mut self.view {
             View::Json => json(event),
-            View::Plain(plain) => plain.lines(event, now),
+            View::Plain(plain, _) => plain.lines(event, now),
             View::Live(live) => live.show(event, room(), now),
+        });
+    }
+
+    /// Of a deploy.
+    pub(super) fn tell(&mut self, told: &Told) {
+        let now = self.began.elapsed();
+        let event = match told {
+            Told::Rollout(event) => return self.show(event),
+            Told::Deploy(event) => event,
+        };
+        self.out.write(match &mut self.view {
+            View::Json => json(event),
+            View::Plain(_, stages) => stages.plain(event, now),
+            View::Live(live) => live.tell(event, room(), now),
         });
     }
 
@@ -71,7 +94,7 @@ impl Progress {
         let now = self.began.elapsed();
         self.out.write(match &mut self.view {
             View::Json => String::new(),
-            View::Plain(plain) => plain.due(now),
+            View::Plain(plain, _) => plain.due(now),
             // While nobody looks, pictures would only pile up.
             View::Live(_) if !self.out.is_idle() => String::new(),
             View::Live(live) => live.draw(room(), now),
@@ -91,7 +114,7 @@ fn room() -> Room {
 }
 
 /// What would steer a terminal is written as JSON can: somebody may look at it.
-fn json(event: &Event) -> String {
+fn json(event: &impl Serialize) -> String {
     let mut out = String::new();
     for c in serde_json::to_string(event).unwrap_or_default().chars() {
         match c {
@@ -118,13 +141,26 @@ impl Live {
         }
         let below = self.text(&self.picture.below(room), usize::MAX);
         // It stays as it is; the next app has a picture of its own.
-        *self = Self { has_colour: self.has_colour, is_next: true, ..Self::default() };
+        let stages = std::mem::take(&mut self.stages);
+        *self = Self { has_colour: self.has_colour, is_next: !stages.are_begun(), stages, ..Self::default() };
         above + &drawn + &below
+    }
+
+    /// A stage that is over stays; the one that goes on is drawn over, as long as no roll-out has a picture.
+    fn tell(&mut self, event: &deploy::Event, room: Room, now: Duration) -> String {
+        let above = self.stages.take(event, room, now);
+        if above.is_empty() {
+            return String::new();
+        }
+        self.erase(room) + &self.text(&above, usize::MAX) + &self.draw(room, now)
     }
 
     fn draw(&mut self, room: Room, now: Duration) -> String {
         let erased = self.erase(room);
-        let lines = self.picture.lines(room, now);
+        let mut lines = self.picture.lines(room, now);
+        if lines.is_empty() {
+            lines.extend(self.stages.line(now));
+        }
         if lines.is_empty() {
             return erased;
         }

@@ -49,6 +49,9 @@ pub struct Settings {
     pub kill_timeout: Option<Duration>,
     /// How long PM2 waits for `ready`. None: PM2's default.
     pub listen_timeout: Option<Duration>,
+    /// What is started, and in which directory: as PM2 was told, links not followed.
+    pub script: Option<PathBuf>,
+    pub cwd: Option<PathBuf>,
     pub out_log: Option<PathBuf>,
     pub err_log: Option<PathBuf>,
     /// How often PM2 has replaced the process.
@@ -103,6 +106,8 @@ struct RawEnv {
     watch: Loose,
     kill_timeout: Loose,
     listen_timeout: Loose,
+    script: Loose,
+    cwd: Loose,
     out_log: Loose,
     err_log: Loose,
     restarts: Loose,
@@ -179,6 +184,8 @@ impl RawEnv {
             instance: self.instance(),
             port,
             port_var,
+            script: self.script.text().map(PathBuf::from),
+            cwd: self.cwd.text().map(PathBuf::from),
             out_log: self.out_log.text().map(PathBuf::from),
             err_log: self.err_log.text().map(PathBuf::from),
             increment_var: self.increment_var.text().filter(|name| !name.is_empty()),
@@ -211,6 +218,8 @@ impl RawEnv {
             "watch" => &mut self.watch,
             "kill_timeout" => &mut self.kill_timeout,
             "listen_timeout" => &mut self.listen_timeout,
+            "pm_exec_path" => &mut self.script,
+            "pm_cwd" => &mut self.cwd,
             "pm_out_log_path" => &mut self.out_log,
             "pm_err_log_path" => &mut self.err_log,
             "restart_time" => &mut self.restarts,
@@ -385,6 +394,7 @@ mod tests {
             one(r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
                 "exec_mode":"fork_mode","treekill":true,"wait_ready":true,"NODE_APP_INSTANCE":2,"PORT":"3002",
                 "kill_timeout":1600,"listen_timeout":"9000","restart_time":4,"created_at":1795365000000,
+                "pm_exec_path":"/srv/shop/current/server.js","pm_cwd":"/srv/shop/current",
                 "pm_out_log_path":"/var/log/shop-out-3.log","pm_err_log_path":"/var/log/shop-error-3.log",
                 "increment_var":"PORT","instance_var":"NODE_APP_INSTANCE",
                 "DB_PASSWORD":"planted-secret","env":{"DB_PASSWORD":"planted-secret"}}}"#);
@@ -401,6 +411,8 @@ mod tests {
                 watch: false,
                 kill_timeout: Some(Duration::from_millis(1600)),
                 listen_timeout: Some(Duration::from_secs(9)),
+                script: Some("/srv/shop/current/server.js".into()),
+                cwd: Some("/srv/shop/current".into()),
                 out_log: Some("/var/log/shop-out-3.log".into()),
                 err_log: Some("/var/log/shop-error-3.log".into()),
                 restarts: 4,

@@ -3,6 +3,7 @@
 //! A worker that was not stopped yet is then left as it was. One that was stopped is brought up again first: there is no
 //! way back from there but forward.
 
+use super::verdict::Worse;
 use std::{fmt, io};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -21,6 +22,8 @@ pub enum Halt {
     Pm2(String),
     /// Another worker of the same roll-out failed.
     Sibling,
+    /// Whoever watches what users meet has seen enough.
+    Worse(Worse, String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -118,8 +118,8 @@ pub struct Site {
 #[derive(Debug)]
 pub struct Order {
     pub app: String,
-    /// Only this worker.
-    pub only: Option<PmId>,
+    /// Only these workers.
+    pub only: Option<BTreeSet<PmId>>,
     /// What PM2 is given for each worker's environment.
     pub env: BTreeMap<PmId, Sealed>,
     /// What one more worker would be with that.
@@ -171,7 +171,7 @@ impl Rollout {
             preloads: &preloads,
             left,
         };
-        let chosen = |id| order.only.is_none_or(|only| only == id);
+        let chosen = |id| order.only.as_ref().is_none_or(|only| only.contains(&id));
         let plan = Plan::make(&order.app, &world, chosen, around, &options)
             .map_err(|reasons| Stop::Refused(reasons.join("\n")))?;
         let owner = owner(&order.app)?;

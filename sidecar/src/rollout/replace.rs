@@ -388,7 +388,8 @@ impl Turn {
                 );
                 return Err(self.grip.broken(How::Errors, text));
             }
-            if Instant::now() >= until || new.all >= enough || !views.somebody_else {
+            let is_over = self.grip.shared.brake.pulled().is_some();
+            if is_over || Instant::now() >= until || new.all >= enough || !views.somebody_else {
                 return Ok(());
             }
             time::sleep(WATCH_PAUSE).await;

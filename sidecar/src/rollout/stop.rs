@@ -1,6 +1,9 @@
 //! Why a roll-out ended before its end.
 
-use super::brake::{Halt, Signal};
+use super::{
+    brake::{Halt, Signal},
+    verdict::Worse,
+};
 use crate::{cli::exit::Exit, control::ControlError, pm2::rpc::RpcError};
 use handoff_wire::Span;
 
@@ -32,6 +35,8 @@ pub enum Stop {
     Lost(String),
     #[error("another worker failed")]
     Sibling,
+    #[error("the new release serves users worse: {1}")]
+    Worse(Worse, String),
 }
 
 /// A new process that is not fit to serve.
@@ -95,6 +100,8 @@ impl Stop {
             Self::Control(error) => error.into(),
             Self::Pm2(error) => error.into(),
             Self::Lost(_) => Exit::NoPm2,
+            Self::Worse(Worse::Errors, _) => Exit::Errors,
+            Self::Worse(Worse::Slow, _) => Exit::Slow,
         }
     }
 }
@@ -106,6 +113,7 @@ impl From<Halt> for Stop {
             Halt::Foreign(text) => Self::Foreign(text),
             Halt::Pm2(text) => Self::Lost(text),
             Halt::Sibling => Self::Sibling,
+            Halt::Worse(how, text) => Self::Worse(how, text),
         }
     }
 }

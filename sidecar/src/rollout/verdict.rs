@@ -10,6 +10,13 @@ pub struct Answers {
     pub errors: u64,
 }
 
+/// How a release serves users worse than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worse {
+    Errors,
+    Slow,
+}
+
 /// Fewer prove nothing.
 const ENOUGH: u64 = 3;
 

@@ -10,12 +10,13 @@ use e2e::{
     command,
     farm::{Arrival, Farm},
     load::Load,
-    place, ports, sidecar,
+    place, ports, process, sidecar,
     site::{PATIENCE, Site, VERSIONS},
     wait,
 };
 use handoff_wire::{Code, EventKind, PauseAck, PauseView, Quiet, ResumeAck, UpstreamView, Was, path};
 use hyper::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -379,6 +380,16 @@ async fn an_operator_pauses_and_resumes_by_hand() -> Result<()> {
             code == Some(3) && complained.contains("app still has 1 in flight after 300ms"),
             "{complained}"
         );
+        all_are(200, vec![stage.get("/")]).await?;
+
+        // Nor by whoever does not want to wait any more.
+        let mut waits = command::clean(place::handoff()?);
+        waits.args(["pause", "app", "--wait"]).envs(sidecar::environment(stage.site.place()));
+        let mut waits = waits.kill_on_drop(true).spawn()?;
+        let paused = async || stage.pause().await.ok().flatten();
+        wait::until("the pause to begin", PATIENCE, paused).await?;
+        process::signal(waits.id().context("it runs")?, Signal::INT);
+        assert_eq!(waits.wait().await?.code(), Some(130));
         all_are(200, vec![stage.get("/")]).await?;
         stage.farm.release().await?;
         all_are(200, vec![busy]).await?;

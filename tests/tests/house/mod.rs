@@ -44,17 +44,25 @@ impl House {
     }
 
     pub async fn of(mode: Mode, servers: &[String]) -> Result<Self> {
+        Self::with(mode, 2, |site, app| {
+            let own = app.addresses().into_iter().map(|address| address.to_string());
+            let servers: String =
+                own.chain(servers.iter().cloned()).map(|name| format!("server {name}; ")).collect();
+            format!(
+                "upstream app {{ zone app 256k; {servers} keepalive 8; handoff; }}\n{}\n{}",
+                site.front("proxy_pass http://app;"),
+                site.api("write=on")
+            )
+        })
+        .await
+    }
+
+    /// So many workers, and this in the http block.
+    pub async fn with(mode: Mode, workers: u16, http: impl FnOnce(&Site, &App) -> String) -> Result<Self> {
         let mut site = Site::new("1.22.1").await?;
-        let app = App::new(Behaviour::Graceful, mode, 2, &site.file(""))?;
+        let app = App::new(Behaviour::Graceful, mode, workers, &site.file(""))?;
         let pm2 = Pm2::start(NEWEST, &site.file("pm2"), &app).await?;
-        let own = app.addresses().into_iter().map(|address| address.to_string());
-        let servers: String =
-            own.chain(servers.iter().cloned()).map(|name| format!("server {name}; ")).collect();
-        site.write(&format!(
-            "upstream app {{ zone app 256k; {servers} keepalive 8; handoff; }}\n{}\n{}",
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(&http(&site, &app))?;
         site.start().await?;
         Ok(Self { site, pm2, app, sidecar: None })
     }
