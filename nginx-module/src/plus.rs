@@ -58,7 +58,8 @@ fn asked(r: &ngx_http_request_t) -> Option<(String, String)> {
     let uri = text(&r.unparsed_uri);
     let (full, query) = uri.split_once('?').unwrap_or((&uri, ""));
     let below = below_location(r, full);
-    let is_its_own = path::Path::parse(below).is_some();
+    // There, too, the rest of ours stays ours, but for the dashboard: `/api` itself is what these clients ask first.
+    let is_its_own = path::Path::parse(below).is_some_and(|path| path != path::Path::Page);
     let path = if is_its_own || Path::is_below(below) { below } else { full };
     Path::is_below(path).then(|| (path.to_owned(), query.to_owned()))
 }

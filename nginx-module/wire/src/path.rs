@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+pub const PAGE: &str = "/";
 pub const OVERVIEW: &str = "/v1";
 pub const UPSTREAMS: &str = "/v1/upstreams";
 pub const MARKS: &str = "/v1/marks";
@@ -41,7 +42,9 @@ pub enum Path {
 }
 
 /// Every path, as documentation writes it.
-pub const TEMPLATES: [&str; 12] = [
+pub const TEMPLATES: [&str; 15] = [
+    PAGE,
+    METRICS,
     OVERVIEW,
     UPSTREAMS,
     "/v1/upstreams/{upstream}",
@@ -54,12 +57,15 @@ pub const TEMPLATES: [&str; 12] = [
     PAUSE,
     RESUME,
     EVENTS,
+    TIMELINE,
 ];
 
 impl Path {
     /// Which of [`TEMPLATES`] it is.
     pub fn template(&self) -> &'static str {
         let [
+            page,
+            metrics,
             overview,
             upstreams,
             upstream,
@@ -72,8 +78,11 @@ impl Path {
             pause,
             resume,
             events,
+            timeline,
         ] = TEMPLATES;
         match self {
+            Self::Page => page,
+            Self::Metrics => metrics,
             Self::Overview => overview,
             Self::Upstreams => upstreams,
             Self::Upstream(_) => upstream,
@@ -86,6 +95,7 @@ impl Path {
             Self::Pause => pause,
             Self::Resume => resume,
             Self::Events => events,
+            Self::Timeline => timeline,
         }
     }
 
