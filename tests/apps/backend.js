@@ -18,7 +18,9 @@ function answer(request, response) {
   const [, what, argument, option] = request.url.split(/[/?]/);
   request.resume();
   switch (what) {
+    // With a status of its own, if one is named.
     case 'hold':
+      if (argument) response.statusCode = Number(argument);
       return hold(response, () => response.end(`${port}\n`));
     case 'stream':
       response.write('first\n');
