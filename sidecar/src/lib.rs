@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod danger;
+pub mod doctor;
 pub mod host;
 pub mod level;
 pub mod look;

@@ -29,6 +29,9 @@ pub enum Exit {
     Errors = 13,
     Busy = 14,
     Foreign = 15,
+    Warnings = 20,
+    Ill = 21,
+    Unseen = 22,
     Hangup = 129,
     Interrupted = 130,
     Terminated = 143,
@@ -51,6 +54,9 @@ pub const HELP: &str = "Exit codes:
  13  reload: the new worker answers users with errors
  14  another roll-out or `pm2 reload` is under way
  15  reload: somebody else changed the app meanwhile
+ 20  doctor: warnings
+ 21  doctor: errors
+ 22  doctor: nothing found, but something could not be looked at
 128+ reload: ended by that signal (129, 130, 143)";
 
 #[derive(Debug, thiserror::Error)]

@@ -1,10 +1,11 @@
 //! The command line.
 
+mod doctor;
 mod drain;
 mod events;
 pub mod exit;
 mod pause;
-mod preload;
+pub(crate) mod preload;
 mod progress;
 mod ready;
 mod reload;
@@ -77,6 +78,8 @@ enum Command {
     Reload(reload::Args),
     /// Show what changed
     Events(events::Args),
+    /// Find what in nginx, PM2, the apps and this host loses requests, and say what mends it
+    Doctor(doctor::Args),
     /// Write the Node preload: `handoff preload > handoff.cjs`, and node_args: '-r /path/to/handoff.cjs' in the app's
     /// ecosystem file
     Preload,
@@ -141,6 +144,7 @@ impl Command {
             Self::Resume(args) => resume::run(context, args).await,
             Self::Reload(args) => reload::run(context, args).await,
             Self::Events(args) => events::run(context, args).await,
+            Self::Doctor(args) => doctor::run(context, args).await,
             Self::Preload => preload::run(),
         }
     }

@@ -49,6 +49,12 @@ pub struct Settings {
     pub kill_timeout: Option<Duration>,
     /// How long PM2 waits for `ready`. None: PM2's default.
     pub listen_timeout: Option<Duration>,
+    /// An exit before that is one too many. None: PM2's default.
+    pub min_uptime: Option<Duration>,
+    /// After so many of these it is given up. None: PM2's default.
+    pub max_restarts: Option<u32>,
+    /// What node itself is given.
+    pub node_args: Vec<String>,
     pub out_log: Option<PathBuf>,
     pub err_log: Option<PathBuf>,
     /// How often PM2 has replaced the process.
@@ -103,6 +109,9 @@ struct RawEnv {
     watch: Loose,
     kill_timeout: Loose,
     listen_timeout: Loose,
+    min_uptime: Loose,
+    max_restarts: Loose,
+    node_args: Loose,
     out_log: Loose,
     err_log: Loose,
     restarts: Loose,
@@ -121,7 +130,8 @@ enum Loose {
     Bool(bool),
     Number(u64),
     Text(String),
-    /// A list or an object.
+    List(Vec<Loose>),
+    /// An object.
     Many,
 }
 
@@ -159,8 +169,10 @@ impl RawListed {
 // === impl RawEnv ===
 
 impl RawEnv {
-    fn settings(self) -> Settings {
+    fn settings(mut self) -> Settings {
         let (port_var, port) = self.port().unzip();
+        let instance = self.instance();
+        let node_args = std::mem::take(&mut self.node_args).words();
         Settings {
             cluster: self.exec_mode.as_text() == Some("cluster_mode"),
             wait_ready: self.wait_ready.is_truthy(),
@@ -174,9 +186,12 @@ impl RawEnv {
             watch: self.watch.is_truthy(),
             kill_timeout: self.kill_timeout.duration(),
             listen_timeout: self.listen_timeout.duration(),
+            min_uptime: self.min_uptime.duration(),
+            max_restarts: self.max_restarts.number(),
+            node_args,
             restarts: self.restarts.number().unwrap_or_default(),
             created_at: self.created_at.number(),
-            instance: self.instance(),
+            instance,
             port,
             port_var,
             out_log: self.out_log.text().map(PathBuf::from),
@@ -211,6 +226,9 @@ impl RawEnv {
             "watch" => &mut self.watch,
             "kill_timeout" => &mut self.kill_timeout,
             "listen_timeout" => &mut self.listen_timeout,
+            "min_uptime" => &mut self.min_uptime,
+            "max_restarts" => &mut self.max_restarts,
+            "node_args" => &mut self.node_args,
             "pm_out_log_path" => &mut self.out_log,
             "pm_err_log_path" => &mut self.err_log,
             "restart_time" => &mut self.restarts,
@@ -285,7 +303,7 @@ impl Loose {
         let number = match self {
             Self::Number(number) => *number,
             Self::Text(text) => text.trim().parse().ok()?,
-            Self::Nothing | Self::Bool(_) | Self::Many => return None,
+            Self::Nothing | Self::Bool(_) | Self::List(_) | Self::Many => return None,
         };
         T::try_from(number).ok()
     }
@@ -294,7 +312,7 @@ impl Loose {
         match self {
             Self::Text(text) => Some(text),
             Self::Number(number) => Some(number.to_string()),
-            Self::Nothing | Self::Bool(_) | Self::Many => None,
+            Self::Nothing | Self::Bool(_) | Self::List(_) | Self::Many => None,
         }
     }
 
@@ -302,6 +320,15 @@ impl Loose {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// Of a list, or of a text that PM2 would take apart.
+    fn words(self) -> Vec<String> {
+        match self {
+            Self::Text(text) => text.split_whitespace().map(str::to_owned).collect(),
+            Self::List(list) => list.into_iter().filter_map(Self::text).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -316,7 +343,7 @@ impl Loose {
             Self::Bool(value) => *value,
             Self::Number(number) => *number != 0,
             Self::Text(text) => !text.is_empty(),
-            Self::Many => true,
+            Self::List(_) | Self::Many => true,
         }
     }
 }
@@ -356,8 +383,11 @@ impl<'de> Deserialize<'de> for Loose {
             }
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Loose, A::Error> {
-                while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(Loose::Many)
+                let mut list = Vec::new();
+                while let Some(value) = seq.next_element()? {
+                    list.push(value);
+                }
+                Ok(Loose::List(list))
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Loose, A::Error> {
@@ -381,13 +411,14 @@ mod tests {
 
     #[test]
     fn a_worker_is_read_and_its_environment_is_not() {
-        let worker =
-            one(r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
+        let worker = one(
+            r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
                 "exec_mode":"fork_mode","treekill":true,"wait_ready":true,"NODE_APP_INSTANCE":2,"PORT":"3002",
-                "kill_timeout":1600,"listen_timeout":"9000","restart_time":4,"created_at":1795365000000,
+                "kill_timeout":1600,"listen_timeout":"9000","min_uptime":3000,"max_restarts":5,"node_args":["-r","/a.cjs"],"restart_time":4,"created_at":1795365000000,
                 "pm_out_log_path":"/var/log/shop-out-3.log","pm_err_log_path":"/var/log/shop-error-3.log",
                 "increment_var":"PORT","instance_var":"NODE_APP_INSTANCE",
-                "DB_PASSWORD":"planted-secret","env":{"DB_PASSWORD":"planted-secret"}}}"#);
+                "DB_PASSWORD":"planted-secret","env":{"DB_PASSWORD":"planted-secret"}}}"#,
+        );
         assert_eq!((worker.id, worker.pid, worker.status), (PmId(3), Some(812), Status::Online));
         assert_eq!(
             worker.settings,
@@ -401,6 +432,9 @@ mod tests {
                 watch: false,
                 kill_timeout: Some(Duration::from_millis(1600)),
                 listen_timeout: Some(Duration::from_secs(9)),
+                min_uptime: Some(Duration::from_secs(3)),
+                max_restarts: Some(5),
+                node_args: vec!["-r".into(), "/a.cjs".into()],
                 out_log: Some("/var/log/shop-out-3.log".into()),
                 err_log: Some("/var/log/shop-error-3.log".into()),
                 restarts: 4,
