@@ -1,6 +1,6 @@
 //! What an app's settings will do to it one day, whatever it is protected against.
 
-use crate::worker::Worker;
+use crate::{pm2::monitor::Settings, worker::Worker};
 use std::{collections::BTreeSet, fmt};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,22 +17,25 @@ const AT_A_TIME: usize = 2;
 
 /// The dangers of one app.
 pub fn dangers(workers: &[&Worker]) -> Vec<Danger> {
-    let any = |is: fn(&Worker) -> bool| workers.iter().any(|worker| is(worker));
+    of_settings(&workers.iter().map(|worker| worker.settings()).collect::<Vec<_>>())
+}
+
+/// The same, of what each of its workers was told.
+pub fn of_settings(workers: &[&Settings]) -> Vec<Danger> {
+    let any = |is: fn(&Settings) -> bool| workers.iter().any(|settings| is(settings));
     let watch = if workers.len() <= AT_A_TIME { Danger::WatchAll } else { Danger::Watch };
     let mut dangers = Vec::new();
-    dangers.extend(any(|worker| worker.settings().cron_restart).then_some(Danger::Cron));
-    dangers.extend(any(|worker| worker.settings().watch).then_some(watch));
+    dangers.extend(any(|settings| settings.cron_restart).then_some(Danger::Cron));
+    dangers.extend(any(|settings| settings.watch).then_some(watch));
     dangers.extend(have_the_same_port(workers).then_some(Danger::SamePort));
     dangers
 }
 
 /// PM2 counts PORT up when it starts them, and gives all of them the first one when it reloads their file.
-fn have_the_same_port(workers: &[&Worker]) -> bool {
-    let counted = workers.iter().filter(|worker| {
-        let settings = worker.settings();
-        !settings.cluster && settings.increment_var.as_deref() == Some("PORT")
-    });
-    let ports: Vec<u16> = counted.filter_map(|worker| worker.settings().port).collect();
+fn have_the_same_port(workers: &[&Settings]) -> bool {
+    let is_counted =
+        |settings: &&&Settings| !settings.cluster && settings.increment_var.as_deref() == Some("PORT");
+    let ports: Vec<u16> = workers.iter().filter(is_counted).filter_map(|settings| settings.port).collect();
     ports.iter().collect::<BTreeSet<_>>().len() < ports.len()
 }
 

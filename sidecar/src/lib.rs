@@ -17,6 +17,7 @@ pub mod config;
 pub mod control;
 pub mod danger;
 pub mod deploy;
+pub mod doctor;
 pub mod host;
 pub mod level;
 pub mod look;

@@ -11,7 +11,7 @@ pub struct Peer {
 }
 
 /// What an address is, if we understand it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place<'a> {
     Tcp(SocketAddr),
     Unix(&'a str),

@@ -33,6 +33,9 @@ pub enum Exit {
     NotMade = 16,
     Slow = 17,
     Mixed = 18,
+    Warnings = 20,
+    Ill = 21,
+    Unseen = 22,
     Hangup = 129,
     Interrupted = 130,
     Terminated = 143,
@@ -58,6 +61,9 @@ pub const HELP: &str = "Exit codes:
  16  deploy: the release could not be fetched, installed or built; nothing was changed
  17  deploy: the new release is slower than the old one
  18  deploy: not every worker could be moved back to the old release
+ 20  doctor: warnings
+ 21  doctor: errors
+ 22  doctor: nothing found, but something could not be looked at
 128+ reload, deploy, pause: ended by that signal (129, 130, 143)";
 
 #[derive(Debug, thiserror::Error)]

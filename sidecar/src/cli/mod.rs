@@ -3,11 +3,12 @@
 mod care;
 mod deploy;
 mod deploys;
+mod doctor;
 mod drain;
 mod events;
 pub mod exit;
 mod pause;
-mod preload;
+pub(crate) mod preload;
 mod progress;
 mod ready;
 mod reload;
@@ -87,6 +88,8 @@ enum Command {
     Deploys(deploys::Args),
     /// Show what changed
     Events(events::Args),
+    /// Find what in nginx, PM2, the apps and this host loses requests, and say what mends it
+    Doctor(doctor::Args),
     /// Write the Node preload: `handoff preload > handoff.cjs`, and node_args: '-r /path/to/handoff.cjs' in the app's
     /// ecosystem file
     Preload,
@@ -159,6 +162,7 @@ impl Command {
             Self::Deploy(args) => deploy::run(context, args).await,
             Self::Deploys(args) => deploys::run(context, args),
             Self::Events(args) => events::run(context, args).await,
+            Self::Doctor(args) => doctor::run(context, args).await,
             Self::Preload => preload::run(),
         }
     }

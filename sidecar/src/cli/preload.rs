@@ -3,7 +3,7 @@
 use super::{Exit, Failure, say};
 
 /// As it is installed with npm.
-const PRELOAD: &str = include_str!("../../preload/handoff.cjs");
+pub(crate) const PRELOAD: &str = include_str!("../../preload/handoff.cjs");
 
 pub(super) fn run() -> Result<Exit, Failure> {
     let written = say(PRELOAD.trim_end());

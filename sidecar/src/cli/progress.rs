@@ -3,7 +3,7 @@
 //! Whoever reads may go away (the terminal hangs up, `head` has enough) or sleep. Then no more is seen, and the roll-out
 //! goes its way.
 
-mod line;
+pub(super) mod line;
 mod picture;
 mod plain;
 mod stages;

@@ -34,7 +34,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, Serialize)]
-struct Status {
+pub(super) struct Status {
     nginx: NginxStatus,
     daemons: Vec<DaemonStatus>,
     problems: Vec<String>,
@@ -125,7 +125,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     }
 }
 
-async fn collect(context: &Context) -> Status {
+pub(super) async fn collect(context: &Context) -> Status {
     let mut status = Status {
         nginx: NginxStatus {
             control: context.control.to_string(),
@@ -309,6 +309,12 @@ impl Scene<'_> {
 // === impl Status ===
 
 impl Status {
+    /// What each app is protected against, by its daemon's home and its name.
+    pub(super) fn levels(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        let apps = self.daemons.iter().flat_map(|daemon| daemon.apps.iter().map(move |app| (daemon, app)));
+        apps.map(|(daemon, app)| (daemon.home.as_str(), app.app.as_str(), app.says.as_str()))
+    }
+
     /// The first failure decides how the command ends.
     fn fail(&mut self, failure: Failure) {
         if self.exit == Exit::Done {

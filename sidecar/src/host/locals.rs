@@ -49,6 +49,12 @@ impl Locals {
         Self { v4: v4.collect(), v6: v6.collect() }
     }
 
+    /// Some address that is not for this host alone.
+    pub fn is_reachable(&self) -> bool {
+        self.v4.iter().any(|(address, _)| !address.is_loopback())
+            || self.v6.iter().any(|address| !address.is_loopback())
+    }
+
     pub fn has(&self, address: IpAddr) -> bool {
         match address.to_canonical() {
             // True whatever the tables say: they may be out of our sight.

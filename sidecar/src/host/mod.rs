@@ -54,6 +54,16 @@ impl Proc {
         self.0.join(pid.to_string())
     }
 
+    /// A file of text that the kernel has of a process.
+    pub fn read(&self, pid: u32, name: &str) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.of(pid).join(name))?).into_owned())
+    }
+
+    /// The file that a process runs, if it is still there.
+    pub fn program(&self, pid: u32) -> Option<PathBuf> {
+        fs::read_link(self.of(pid).join("exe")).ok().filter(|path| path.is_file())
+    }
+
     /// A process's words, each with a NUL behind it.
     pub fn command_line(&self, pid: u32) -> io::Result<Vec<u8>> {
         fs::read(self.of(pid).join("cmdline"))

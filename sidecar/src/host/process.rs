@@ -45,7 +45,7 @@ impl Process {
 }
 
 /// The user that a process runs as.
-pub(super) fn user(proc: &Proc, pid: u32) -> Option<u32> {
+pub fn user(proc: &Proc, pid: u32) -> Option<u32> {
     let status = fs::read_to_string(proc.of(pid).join("status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_ascii_whitespace().next()?.parse().ok()

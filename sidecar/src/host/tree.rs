@@ -39,6 +39,11 @@ impl Processes {
         self.0.values().flatten().copied()
     }
 
+    /// The children of a process.
+    pub fn of(&self, parent: u32) -> impl Iterator<Item = u32> {
+        self.0.get(&parent).into_iter().flatten().copied()
+    }
+
     /// The process and all its descendants, itself first.
     fn tree(&self, root: u32) -> Vec<u32> {
         let mut seen = BTreeSet::from([root]);

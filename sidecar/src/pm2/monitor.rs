@@ -52,6 +52,12 @@ pub struct Settings {
     /// What is started, and in which directory: as PM2 was told, links not followed.
     pub script: Option<PathBuf>,
     pub cwd: Option<PathBuf>,
+    /// An exit before that is one too many. None: PM2's default.
+    pub min_uptime: Option<Duration>,
+    /// After so many of these it is given up. None: PM2's default.
+    pub max_restarts: Option<u32>,
+    /// What node itself is given.
+    pub node_args: Vec<String>,
     pub out_log: Option<PathBuf>,
     pub err_log: Option<PathBuf>,
     /// How often PM2 has replaced the process.
@@ -108,6 +114,9 @@ struct RawEnv {
     listen_timeout: Loose,
     script: Loose,
     cwd: Loose,
+    min_uptime: Loose,
+    max_restarts: Loose,
+    node_args: Loose,
     out_log: Loose,
     err_log: Loose,
     restarts: Loose,
@@ -126,7 +135,8 @@ enum Loose {
     Bool(bool),
     Number(u64),
     Text(String),
-    /// A list or an object.
+    List(Vec<Loose>),
+    /// An object.
     Many,
 }
 
@@ -164,8 +174,10 @@ impl RawListed {
 // === impl RawEnv ===
 
 impl RawEnv {
-    fn settings(self) -> Settings {
+    fn settings(mut self) -> Settings {
         let (port_var, port) = self.port().unzip();
+        let instance = self.instance();
+        let node_args = std::mem::take(&mut self.node_args).words();
         Settings {
             cluster: self.exec_mode.as_text() == Some("cluster_mode"),
             wait_ready: self.wait_ready.is_truthy(),
@@ -179,9 +191,12 @@ impl RawEnv {
             watch: self.watch.is_truthy(),
             kill_timeout: self.kill_timeout.duration(),
             listen_timeout: self.listen_timeout.duration(),
+            min_uptime: self.min_uptime.duration(),
+            max_restarts: self.max_restarts.number(),
+            node_args,
             restarts: self.restarts.number().unwrap_or_default(),
             created_at: self.created_at.number(),
-            instance: self.instance(),
+            instance,
             port,
             port_var,
             script: self.script.text().map(PathBuf::from),
@@ -220,6 +235,9 @@ impl RawEnv {
             "listen_timeout" => &mut self.listen_timeout,
             "pm_exec_path" => &mut self.script,
             "pm_cwd" => &mut self.cwd,
+            "min_uptime" => &mut self.min_uptime,
+            "max_restarts" => &mut self.max_restarts,
+            "node_args" => &mut self.node_args,
             "pm_out_log_path" => &mut self.out_log,
             "pm_err_log_path" => &mut self.err_log,
             "restart_time" => &mut self.restarts,
@@ -294,7 +312,7 @@ impl Loose {
         let number = match self {
             Self::Number(number) => *number,
             Self::Text(text) => text.trim().parse().ok()?,
-            Self::Nothing | Self::Bool(_) | Self::Many => return None,
+            Self::Nothing | Self::Bool(_) | Self::List(_) | Self::Many => return None,
         };
         T::try_from(number).ok()
     }
@@ -303,7 +321,7 @@ impl Loose {
         match self {
             Self::Text(text) => Some(text),
             Self::Number(number) => Some(number.to_string()),
-            Self::Nothing | Self::Bool(_) | Self::Many => None,
+            Self::Nothing | Self::Bool(_) | Self::List(_) | Self::Many => None,
         }
     }
 
@@ -311,6 +329,15 @@ impl Loose {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// Of a list, or of a text that PM2 would take apart.
+    fn words(self) -> Vec<String> {
+        match self {
+            Self::Text(text) => text.split_whitespace().map(str::to_owned).collect(),
+            Self::List(list) => list.into_iter().filter_map(Self::text).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -325,7 +352,7 @@ impl Loose {
             Self::Bool(value) => *value,
             Self::Number(number) => *number != 0,
             Self::Text(text) => !text.is_empty(),
-            Self::Many => true,
+            Self::List(_) | Self::Many => true,
         }
     }
 }
@@ -365,8 +392,11 @@ impl<'de> Deserialize<'de> for Loose {
             }
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Loose, A::Error> {
-                while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(Loose::Many)
+                let mut list = Vec::new();
+                while let Some(value) = seq.next_element()? {
+                    list.push(value);
+                }
+                Ok(Loose::List(list))
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Loose, A::Error> {
@@ -393,7 +423,8 @@ mod tests {
         let worker =
             one(r#"{"pid":812,"name":"shop","pm_id":3,"monit":{"cpu":1.5},"pm2_env":{"status":"online",
                 "exec_mode":"fork_mode","treekill":true,"wait_ready":true,"NODE_APP_INSTANCE":2,"PORT":"3002",
-                "kill_timeout":1600,"listen_timeout":"9000","restart_time":4,"created_at":1795365000000,
+                "kill_timeout":1600,"listen_timeout":"9000","min_uptime":3000,"max_restarts":5,
+                "node_args":["-r","/a.cjs"],"restart_time":4,"created_at":1795365000000,
                 "pm_exec_path":"/srv/shop/current/server.js","pm_cwd":"/srv/shop/current",
                 "pm_out_log_path":"/var/log/shop-out-3.log","pm_err_log_path":"/var/log/shop-error-3.log",
                 "increment_var":"PORT","instance_var":"NODE_APP_INSTANCE",
@@ -413,6 +444,9 @@ mod tests {
                 listen_timeout: Some(Duration::from_secs(9)),
                 script: Some("/srv/shop/current/server.js".into()),
                 cwd: Some("/srv/shop/current".into()),
+                min_uptime: Some(Duration::from_secs(3)),
+                max_restarts: Some(5),
+                node_args: vec!["-r".into(), "/a.cjs".into()],
                 out_log: Some("/var/log/shop-out-3.log".into()),
                 err_log: Some("/var/log/shop-error-3.log".into()),
                 restarts: 4,

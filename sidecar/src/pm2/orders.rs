@@ -202,7 +202,7 @@ fn same_user(daemon: u32, own: u32) -> Result<(), OrdersError> {
 }
 
 /// The node that PM2 says it runs on; if an upgrade removed it meanwhile, the one that still runs.
-fn node(report: &Report, daemon: u32) -> Result<PathBuf, OrdersError> {
+pub(crate) fn node(report: &Report, daemon: u32) -> Result<PathBuf, OrdersError> {
     let said = PathBuf::from(report.argv.first().map_or("", String::as_str));
     if said.is_file() {
         return Ok(said);
@@ -212,7 +212,7 @@ fn node(report: &Report, daemon: u32) -> Result<PathBuf, OrdersError> {
 }
 
 /// The directory of PM2: its script is `lib/Daemon.js` there, or in a container `bin/pm2-runtime`, perhaps behind a link.
-fn root(report: &Report) -> Result<PathBuf, OrdersError> {
+pub(crate) fn root(report: &Report) -> Result<PathBuf, OrdersError> {
     let script = PathBuf::from(report.argv.get(1).map_or("", String::as_str));
     let real = script.canonicalize().ok();
     let root = real.iter().flat_map(|script| script.ancestors()).find(|root| is_pm2(root));

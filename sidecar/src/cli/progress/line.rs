@@ -57,7 +57,7 @@ impl Line {
 }
 
 /// The same without control characters, among them those that begin an escape sequence.
-pub(super) fn harmless(text: &str) -> String {
+pub(in crate::cli) fn harmless(text: &str) -> String {
     text.chars()
         .map(|c| {
             if c == '\t' {
