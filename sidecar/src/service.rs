@@ -136,8 +136,8 @@ impl Patient {
     fn status(&self) -> String {
         let report = self.report.borrow();
         let nginx = if self.pulse.borrow().nginx_answers { "" } else { ", nginx does not answer" };
-        let (workers, stops) = (report.workers.len(), report.latency.count);
-        format!("{}: {workers} workers, {stops} stops acknowledged{nginx}", report.home)
+        let behind = report.workers.iter().filter(|worker| !worker.peers.is_empty()).count();
+        format!("{}: {} workers, {behind} behind nginx{nginx}", report.home, report.workers.len())
     }
 }
 
