@@ -282,6 +282,8 @@ async fn systemd_starts_it_before_pm2_and_again_when_it_hangs() -> Result<()> {
 #[ignore = "a Debian of its own; `make packages-test` runs it"]
 async fn in_whatever_order_they_start_they_find_each_other() -> Result<()> {
     let machine = installed().await?;
+    // The unit has the group; that the user has it, too, is for hands.
+    machine.succeeds("deluser deploy handoff").await?;
     for order in [["handoff@deploy", "pm2-deploy", "nginx"], ["nginx", "pm2-deploy", "handoff@deploy"]] {
         // As after a boot: /run is empty.
         machine
@@ -293,7 +295,13 @@ async fn in_whatever_order_they_start_they_find_each_other() -> Result<()> {
         for unit in order {
             machine.succeeds(&format!("systemctl start {unit}")).await?;
         }
-        is_at_level(&machine, "L0").await?;
+        wait::until("each to know of the others", PATIENCE, async || {
+            let status = "systemctl show --property StatusText handoff@deploy; \
+                          handoff status --pm2-home /home/deploy/.pm2";
+            let text = machine.run(None, status).await.ok()?.text;
+            (text.contains(": 2 workers, 2 behind nginx\n") && text.contains("myapp: L0\n")).then_some(())
+        })
+        .await?;
         let directory = machine.succeeds("stat -c '%a %U %G' /run/handoff").await?;
         assert_eq!(directory.trim(), "750 root handoff");
     }
