@@ -177,7 +177,8 @@ mod tests {
         let (say, mut words) = mpsc::unbounded_channel();
         let telling = tokio::spawn(watch(vec![first, second], move |word| _ = say.send(word)));
         one.goes_round();
-        assert!(!hears(&mut words, &Word::Ready).await, "the other one has seen nothing yet");
+        other.pulse.send_modify(|pulse| pulse.has_seen_nginx = true);
+        assert!(!hears(&mut words, &Word::Ready).await, "the other one has not seen its PM2 yet");
         other.goes_round();
         assert!(hears(&mut words, &Word::Ready).await);
 
