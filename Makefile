@@ -19,7 +19,7 @@ unexport CARGO_TARGET_DIR
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing: nginx, headers, libclang, Node packages
@@ -69,7 +69,7 @@ lint: module ## formatting, clippy (the module too), shell scripts, lock files
 	for tree in target/nginx/*/; do \
 		build/with-nginx $$(basename $$tree) cargo clippy $(LOCKED) --release -p $(MODULE) -- -D warnings || exit; \
 	done
-	shellcheck .ci/run $$(grep -lr '^#!/usr/bin/env bash' build)
+	shellcheck .ci/run $$(grep -lrE '^#!(/usr/bin/env bash|/bin/sh)' build tests/clean)
 	build/check-lock-files
 
 .PHONY: deny policy
@@ -99,7 +99,7 @@ preload: setup ## the Node preload: Node 18, 20 and 22, PM2 5, 6 and 7, Express,
 
 # One run for all of them: cargo then builds each dependency once, and the last lines count every test.
 .PHONY: tests
-tests: build wrong-order
+tests: packages wrong-order
 ifdef NEXTEST
 	$(WITH_WRONG_ORDER) cargo nextest run $(LOCKED)
 else

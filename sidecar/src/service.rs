@@ -136,8 +136,8 @@ impl Patient {
     fn status(&self) -> String {
         let report = self.report.borrow();
         let nginx = if self.pulse.borrow().nginx_answers { "" } else { ", nginx does not answer" };
-        let (workers, stops) = (report.workers.len(), report.latency.count);
-        format!("{}: {workers} workers, {stops} stops acknowledged{nginx}", report.home)
+        let behind = report.workers.iter().filter(|worker| !worker.peers.is_empty()).count();
+        format!("{}: {} workers, {behind} behind nginx{nginx}", report.home, report.workers.len())
     }
 }
 
@@ -177,7 +177,8 @@ mod tests {
         let (say, mut words) = mpsc::unbounded_channel();
         let telling = tokio::spawn(watch(vec![first, second], move |word| _ = say.send(word)));
         one.goes_round();
-        assert!(!hears(&mut words, &Word::Ready).await, "the other one has seen nothing yet");
+        other.pulse.send_modify(|pulse| pulse.has_seen_nginx = true);
+        assert!(!hears(&mut words, &Word::Ready).await, "the other one has not seen its PM2 yet");
         other.goes_round();
         assert!(hears(&mut words, &Word::Ready).await);
 

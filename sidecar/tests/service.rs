@@ -77,7 +77,7 @@ fn it_is_ready_when_it_has_looked_and_alive_while_it_goes_round() {
     pm2.list(3, "shop", process::id(), "online", json!({}));
     let service = Service::start(&dir, dir.join("notify").to_str().unwrap());
     assert_eq!(service.until("READY=1"), [""; 0], "nothing is said before");
-    service.until(&format!("STATUS={}: 1 workers, 0 stops acknowledged", dir.join("pm2").display()));
+    service.until(&format!("STATUS={}: 1 workers, 0 behind nginx", dir.join("pm2").display()));
     for _ in 0..3 {
         let began = Instant::now();
         service.until("WATCHDOG=1");

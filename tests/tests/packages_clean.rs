@@ -260,7 +260,7 @@ async fn systemd_starts_it_before_pm2_and_again_when_it_hangs() -> Result<()> {
     machine.succeeds("systemctl enable --now handoff@deploy handoff.service").await?;
     for unit in ["handoff@deploy", "handoff"] {
         let text = machine.succeeds(&format!("systemctl show --property StatusText {unit}")).await?;
-        assert!(text.contains("0 workers, 0 stops acknowledged, nginx does not answer"), "{text}");
+        assert!(text.contains("0 workers, 0 behind nginx, nginx does not answer"), "{text}");
         let pid = machine.succeeds(&format!("systemctl show --property MainPID --value {unit}")).await?;
         machine.succeeds(&format!("kill -STOP {pid}")).await?;
         wait::until("the watchdog to bite", PATIENCE, async || {
@@ -275,5 +275,59 @@ async fn systemd_starts_it_before_pm2_and_again_when_it_hangs() -> Result<()> {
     // The directory in which nginx listens stays when the sidecar goes.
     machine.succeeds("systemctl stop handoff handoff@deploy && test -d /run/handoff").await?;
     assert!(!Path::new(&machine.file("/run/handoff-deploy")).exists());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a Debian of its own; `make packages-test` runs it"]
+async fn in_whatever_order_they_start_they_find_each_other() -> Result<()> {
+    let machine = installed().await?;
+    // The unit has the group; that the user has it, too, is for hands.
+    machine.succeeds("deluser deploy handoff").await?;
+    for order in [["handoff@deploy", "pm2-deploy", "nginx"], ["nginx", "pm2-deploy", "handoff@deploy"]] {
+        // As after a boot: /run is empty.
+        machine
+            .succeeds(
+                "systemctl stop nginx handoff@deploy pm2-deploy && (su - deploy -c 'pm2 kill' || true) && \
+                 rm -r /run/handoff",
+            )
+            .await?;
+        for unit in order {
+            machine.succeeds(&format!("systemctl start {unit}")).await?;
+        }
+        wait::until("each to know of the others", PATIENCE, async || {
+            let status = "systemctl show --property StatusText handoff@deploy; \
+                          handoff status --pm2-home /home/deploy/.pm2";
+            let text = machine.run(None, status).await.ok()?.text;
+            (text.contains(": 2 workers, 2 behind nginx\n") && text.contains("myapp: L0\n")).then_some(())
+        })
+        .await?;
+        let directory = machine.succeeds("stat -c '%a %U %G' /run/handoff").await?;
+        assert_eq!(directory.trim(), "750 root handoff");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a Debian of its own; `make packages-test` runs it"]
+async fn the_service_of_root_serves_the_pm2_of_a_user() -> Result<()> {
+    let machine = installed().await?;
+    machine.succeeds("systemctl disable --now handoff@deploy").await?;
+    let file = machine.file("/etc/handoff/handoff.toml");
+    let text = fs::read_to_string(&file)?;
+    // As the file itself suggests.
+    fs::write(&file, text.replace("# [[pm2]]", "[[pm2]]").replace("# home =", "home ="))?;
+    machine.succeeds("systemctl enable --now handoff").await?;
+    let status = "handoff status --config /etc/handoff/handoff.toml";
+    wait::until("the app to be protected", PATIENCE, async || {
+        let said = machine.run(None, status).await.ok()?;
+        said.text.contains("myapp: L0\n").then_some(())
+    })
+    .await?;
+    machine.succeeds("su - deploy -c 'pm2 reload myapp'").await?;
+    let said = machine.succeeds("handoff events").await?;
+    assert!(said.contains("up → changing  pm2:/home/deploy/.pm2"), "{said}");
+    let said = machine.succeeds("systemctl show --property StatusText handoff").await?;
+    assert!(said.contains("/home/deploy/.pm2: 2 workers, 2 behind nginx\n"), "{said}");
     Ok(())
 }

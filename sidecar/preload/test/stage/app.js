@@ -31,7 +31,8 @@ function environment(directory, env) {
 
 class App {
   // `preload: false` is the control: the same app without us.
-  constructor(test, source, { env = {}, preload = true, type = 'cjs', execArgv = [], prologue = PROLOGUE[type] } = {}) {
+  constructor(test, source, options = {}) {
+    const { env = {}, preload = true, type = 'cjs', execArgv = [], prologue = PROLOGUE[type], cwd } = options;
     this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'handoff-preload-'));
     // Imports look for packages beside the file.
     fs.symlinkSync(path.join(__dirname, '../node_modules'), path.join(this.directory, 'node_modules'));
@@ -43,6 +44,7 @@ class App {
     this.child = fork(file, {
       execArgv: preload ? ['-r', PRELOAD, ...execArgv] : execArgv,
       env: environment(this.directory, env),
+      cwd,
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
     });
     this.child.on('message', (word) => this.words.push(word));
