@@ -141,7 +141,9 @@ async fn output(mut command: Command, what: &str) -> Result<String, GitError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = lines.join("; ");
     let text = if text.is_empty() { output.status.to_string() } else { text };
     Err(GitError::Failed { what: what.to_owned(), text: without_passwords(&text) })
 }

@@ -421,7 +421,7 @@ impl Account {
         let is_the_apps = |visit: &&&Visit| {
             let by_app =
                 matches!(visit.answer, Answer::Status { code, worker: Some(_) } if code.as_u16() == 500);
-            by_app && visit.due >= since && visit.due <= until
+            by_app && visit.due + visit.latency >= since && visit.due <= until
         };
         let others: Vec<&&Visit> = failed.iter().filter(|visit| !is_the_apps(visit)).collect();
         ensure!(others.is_empty(), "not the app's: {others:#?}");

@@ -38,9 +38,10 @@ use crate::{
         rpc::{Rpc, RpcError},
     },
     rollout::{
-        Options, Stop,
+        Broken, Options, Stop,
         brake::{Brake, Halt},
         lock::Lock,
+        stop::Role,
     },
 };
 use std::{
@@ -672,7 +673,19 @@ impl From<Trouble> for Failure {
 
 impl From<Stop> for Trouble {
     fn from(stop: Stop) -> Self {
-        Failure::from(stop).into()
+        let exit = stop.exit();
+        match stop {
+            // What is to be done about it is said by what is done.
+            Stop::Broken(Broken { worker, text, log, role, .. }) => {
+                let which = match role {
+                    Role::Successor => format!("the new {worker}"),
+                    Role::Canary => format!("the new release: its canary {worker}"),
+                    Role::StandIn => format!("the new release: its stand-in {worker}"),
+                };
+                Self { exit, text: format!("{which} is not fit to serve: {text}"), log }
+            }
+            stop => Self::new(exit, stop.to_string()),
+        }
     }
 }
 
