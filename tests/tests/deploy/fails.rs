@@ -52,6 +52,7 @@ const CANARY: Bad =
 
 async fn comes_out(stage: &Stage, bad: &Bad) -> Result<()> {
     let (old, other) = (stage.current()?, stage.other().await?);
+    let identities = stage.identities().await?;
     let visits = stage.visited()?;
     stage.commit(bad.release).await?;
     let mut deploy = stage.begin(&["--bake", "30s"])?;
@@ -70,6 +71,7 @@ async fn comes_out(stage: &Stage, bad: &Bad) -> Result<()> {
     eprintln!("{:?}: {failed} errors of the app in {:?}", bad.release, until.since(since));
     ensure!(ended.stages().last() == Some(&("back".to_owned(), true)), "{:?}", ended.stages());
     ensure!(stage.other().await? == other, "another app was touched");
+    ensure!(stage.identities().await? == identities, "{:?}", stage.identities().await?);
     let record = stage.record()?;
     ensure!(record.get("exit").and_then(serde_json::Value::as_i64) == Some(bad.code.into()), "{record}");
     Ok(())

@@ -231,6 +231,11 @@ impl Stage {
         Ok(all.into_iter().filter(|(_, worker)| worker.name == APP).collect())
     }
 
+    /// Numbers, instances and ports: what no deploy may change.
+    pub async fn identities(&self) -> Result<Vec<String>> {
+        Ok(self.workers().await?.values().map(|worker| format!("{:?}", worker.identity())).collect())
+    }
+
     pub async fn other(&self) -> Result<(u32, u64)> {
         let all = self.listing.workers().await?;
         Ok(all.values().find(|worker| worker.name == "other").context("the other app")?.process())
