@@ -26,6 +26,31 @@ async fn two_at_once_are_one_and_whoever_has_it_is_named() -> Result<()> {
     stage.end().await
 }
 
+/// What that costs users is PM2's doing. That no mix is left is ours.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "what `make deploys` runs"]
+async fn a_restart_by_somebody_else_leaves_no_mix() -> Result<()> {
+    let stage = Stage::serving("1.22.1", Mode::Fork, NEWEST).await?;
+    let old = stage.current()?;
+    // A restart of the very worker that is in hand looks like a crash.
+    for (when, codes) in [("reload", [10, 15]), ("bake", [10, 10])] {
+        stage.commit("good").await?;
+        let mut deploy = stage.begin(&["--bake", "30s"])?;
+        match when {
+            "reload" => deploy.reaches_step(2, "draining").await?,
+            _ => deploy.reaches(when).await?,
+        }
+        let (restarted, ended) = tokio::join!(stage.pm2.run(&["restart", APP]), deploy.ended());
+        restarted?;
+        let ended = ended?;
+        let code =
+            ended.code.filter(|code| codes.contains(code)).or(codes.last().copied()).context("a code")?;
+        ended.is(code, "rolled-back", &["the old release"]).context(when)?;
+        stage.runs(&old).await.context(when)?;
+    }
+    stage.end().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "what `make deploys` runs"]
 async fn somebody_is_told_and_whatever_comes_of_that_changes_nothing() -> Result<()> {

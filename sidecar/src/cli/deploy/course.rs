@@ -15,9 +15,11 @@ use super::{
         work::hold,
     },
     Args, Ready,
+    moves::LOOK,
     voice::{Voice, seconds},
 };
 use crate::{
+    control::Control,
     deploy::{
         event::{Stage, Told, What},
         git::{Git, GitError},
@@ -44,6 +46,7 @@ use crate::{
         stop::Role,
     },
 };
+use handoff_wire::{DEFAULT_LEASE, OwnerKind};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
@@ -520,6 +523,7 @@ impl<'a> Course<'a> {
         let end = match from {
             Some(_) if *stage >= Stage::Switch => {
                 let mut lock = Lock::take(&self.home)?;
+                self.nobody_holds().await;
                 let guard = Brake::default();
                 let trouble = Trouble::new(Exit::Failed, format!("the deploy of {to} was killed"));
                 let end = tokio::select! {
@@ -550,6 +554,21 @@ impl<'a> Course<'a> {
         self.strike();
         self.was = self.listed().await.map_err(Failure::from)?;
         Ok(())
+    }
+
+    /// Waits until the marks of the killed one have run out: a worker that it holds back does not get up.
+    async fn nobody_holds(&self) {
+        let mut control = Control::new(self.context.control.clone());
+        let until = Instant::now() + DEFAULT_LEASE.duration() + Duration::from_secs(1);
+        while Instant::now() < until {
+            let Ok(upstreams) = control.upstreams().await else { return };
+            let mut marks =
+                upstreams.upstreams.iter().flat_map(|upstream| &upstream.peers).flat_map(|peer| &peer.marks);
+            if !marks.any(|mark| mark.owner.kind() == OwnerKind::Rollout) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     // --- what is written down
