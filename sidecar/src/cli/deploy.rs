@@ -31,7 +31,7 @@ use crate::{
 };
 use course::{Course, Goal};
 use handoff_wire::Span;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::{sync::mpsc::unbounded_channel, time};
 
 #[derive(Debug, clap::Args)]
@@ -139,7 +139,8 @@ async fn dry_run(
     match goal {
         Goal::Reference { repository, reference } => {
             let wanted = reference.as_deref().unwrap_or("HEAD");
-            let there = Git::at(std::path::Path::new("/")).run(["ls-remote", "--", repository, wanted]).await;
+            let place = if ground.is_in_place() { ground.path() } else { Path::new("/") };
+            let there = Git::at(place).run(["ls-remote", "--", repository, wanted]).await;
             let there = there.map_err(|error| Failure::new(Exit::NotMade, error.to_string()))?;
             let commit = there.split_whitespace().next().and_then(|commit| commit.get(..7));
             let commit = commit.map_or_else(

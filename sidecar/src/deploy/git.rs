@@ -12,6 +12,8 @@ use tokio::{process::Command, time};
 #[derive(Clone, Debug)]
 pub struct Git {
     directory: PathBuf,
+    /// Its branches are those of the repository, and not somebody's own.
+    is_mirror: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +35,12 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 impl Git {
     /// In a working tree.
     pub fn at(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), is_mirror: false }
     }
 
     /// A copy of the whole repository, brought up to date.
     pub async fn mirror(directory: &Path, repository: &str) -> Result<Self, GitError> {
-        let git = Self::at(directory);
+        let git = Self { is_mirror: true, ..Self::at(directory) };
         if directory.join("HEAD").exists() {
             git.run(["remote", "set-url", "origin", repository]).await?;
             git.run(["fetch", "--quiet", "--prune", "--prune-tags", "origin", "+refs/*:refs/*"]).await?;
@@ -66,11 +68,14 @@ impl Git {
 
     /// The commit that a branch, a tag or a (shortened) hash stands for; of none, the one that the repository shows first.
     pub async fn commit(&self, repository: &str, reference: Option<&str>) -> Result<String, GitError> {
+        let (branches, head) = if self.is_mirror {
+            ("refs/heads/", "HEAD")
+        } else {
+            ("refs/remotes/origin/", "refs/remotes/origin/HEAD")
+        };
         let names = match reference {
-            None => vec!["HEAD".to_owned(), "refs/remotes/origin/HEAD".to_owned()],
-            Some(name) => ["refs/heads/", "refs/remotes/origin/", "refs/tags/", ""]
-                .map(|kind| format!("{kind}{name}"))
-                .to_vec(),
+            None => vec![head.to_owned()],
+            Some(name) => [branches, "refs/tags/", ""].map(|kind| format!("{kind}{name}")).to_vec(),
         };
         for name in names {
             let wanted = format!("{name}^{{commit}}");
@@ -141,7 +146,9 @@ async fn output(mut command: Command, what: &str) -> Result<String, GitError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = lines.join("; ");
     let text = if text.is_empty() { output.status.to_string() } else { text };
     Err(GitError::Failed { what: what.to_owned(), text: without_passwords(&text) })
 }
@@ -210,6 +217,20 @@ mod tests {
             (names, fs::read_to_string(release.join("file")).unwrap()),
             (vec!["file".into()], "one".to_owned())
         );
+    }
+
+    #[tokio::test]
+    async fn in_a_working_tree_a_branch_is_that_of_the_repository() {
+        let (theirs, ours) = (crate::scratch::Dir::new(), crate::scratch::Dir::new());
+        let source = repository(&theirs).await;
+        let tree = ours.join("tree");
+        Git::at(&ours).run(["clone", "--quiet", &theirs.display().to_string(), "tree"]).await.unwrap();
+        let second = commit(&source, "two").await;
+        let git = Git::at(&tree);
+        git.run(["fetch", "--quiet", "origin"]).await.unwrap();
+        for name in [None, Some("main")] {
+            assert_eq!(git.commit("origin", name).await.unwrap(), second, "{name:?}");
+        }
     }
 
     #[tokio::test]

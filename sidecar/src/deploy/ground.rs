@@ -328,7 +328,7 @@ mod tests {
     fn old_releases_go_and_those_that_are_needed_stay() {
         let dir = crate::scratch::Dir::new();
         let ground = ground(&dir);
-        ["1", "2", "3", "4", "5"].map(|id| ground.make(id).unwrap());
+        ["1", "2", "3", "4", "5"].iter().for_each(|id| _ = ground.make(id).unwrap());
         assert_eq!(ground.prune(3, &["1", "5"]), ["2", "3"]);
         assert_eq!(ground.all(), ["1", "4", "5"]);
         assert_eq!(ground.prune(1, &["5"]), ["1", "4"]);

@@ -8,7 +8,7 @@
 //! **Time to the header**, from a histogram: the median and the 90th percentile. Each is somewhere between two ranks
 //! (the binomial's bounds at the same probability), and each rank between two bounds of the histogram. The new release is
 //! slower if the least that its quantile can be is [`Limits::slower`] times the most that the old one's can be, and
-//! [`Limits::slower_by`] more.
+//! [`Limits::slower_by`] more. Only with [`ENOUGH`] answers of either: the first ones of a process are slow, caches being empty.
 //!
 //! It is asked again and again while answers come in, and so has more than one chance to be wrong; how often it is, in a
 //! whole deploy, is measured below.
@@ -44,7 +44,7 @@ pub enum Verdict {
     Worse(Worse, String),
 }
 
-/// As many answers of either are enough to say that all is well.
+/// As many answers of either are enough to say that all is well, or slow.
 pub const ENOUGH: u64 = 200;
 const CHANCE: f64 = 1e-4;
 /// The same probability in standard deviations.
@@ -63,11 +63,13 @@ impl Limits {
             let text = format!("{} with an error (the old release {})", of(new.answers), of(old.answers));
             return Verdict::Worse(Worse::Errors, text);
         }
-        if let Some(text) = self.is_slower(&new.times, &old.times) {
-            return Verdict::Worse(Worse::Slow, text);
+        if new.answers.all < ENOUGH || old.answers.all < ENOUGH {
+            return Verdict::Few;
         }
-        let is_enough = |sample: &Sample| sample.answers.all >= ENOUGH;
-        if is_enough(new) && is_enough(old) { Verdict::Well } else { Verdict::Few }
+        match self.is_slower(&new.times, &old.times) {
+            Some(text) => Verdict::Worse(Worse::Slow, text),
+            None => Verdict::Well,
+        }
     }
 
     fn has_more_errors(&self, new: Answers, old: Answers) -> bool {

@@ -109,7 +109,7 @@ async fn a_dry_run_says_what_would_be_done_and_changes_nothing() -> Result<()> {
     eprintln!("{text}");
     ensure!(code == Some(0), "{code:?} {text}");
     let short = commit.get(..7).context("a hash")?;
-    for words in [short, "sh install.sh", "shop:0 would be drained and replaced", &stage.current()?] {
+    for words in [short, "sh install.sh", "shop:1 would be drained and replaced", &stage.current()?] {
         ensure!(text.contains(words), "{words:?} is not in {text}");
     }
     ensure!(stage.tree().await? == tree && stage.workers().await? == workers, "something was changed");

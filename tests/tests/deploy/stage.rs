@@ -231,6 +231,11 @@ impl Stage {
         Ok(all.into_iter().filter(|(_, worker)| worker.name == APP).collect())
     }
 
+    /// Numbers, instances and ports: what no deploy may change.
+    pub async fn identities(&self) -> Result<Vec<String>> {
+        Ok(self.workers().await?.values().map(|worker| format!("{:?}", worker.identity())).collect())
+    }
+
     pub async fn other(&self) -> Result<(u32, u64)> {
         let all = self.listing.workers().await?;
         Ok(all.values().find(|worker| worker.name == "other").context("the other app")?.process())
@@ -421,7 +426,7 @@ impl Account {
         let is_the_apps = |visit: &&&Visit| {
             let by_app =
                 matches!(visit.answer, Answer::Status { code, worker: Some(_) } if code.as_u16() == 500);
-            by_app && visit.due >= since && visit.due <= until
+            by_app && visit.due + visit.latency >= since && visit.due <= until
         };
         let others: Vec<&&Visit> = failed.iter().filter(|visit| !is_the_apps(visit)).collect();
         ensure!(others.is_empty(), "not the app's: {others:#?}");

@@ -15,9 +15,11 @@ use super::{
         work::hold,
     },
     Args, Ready,
+    moves::LOOK,
     voice::{Voice, seconds},
 };
 use crate::{
+    control::Control,
     deploy::{
         event::{Stage, Told, What},
         git::{Git, GitError},
@@ -38,11 +40,13 @@ use crate::{
         rpc::{Rpc, RpcError},
     },
     rollout::{
-        Options, Stop,
+        Broken, Options, Stop,
         brake::{Brake, Halt},
         lock::Lock,
+        stop::Role,
     },
 };
+use handoff_wire::{DEFAULT_LEASE, OwnerKind};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
@@ -104,6 +108,9 @@ struct End {
     text: String,
 }
 
+/// So often it is tried to move the workers back while somebody else changes the app.
+const TRIES: u32 = 4;
+const FOREIGN_PAUSE: Duration = Duration::from_secs(3);
 const ALERT_TIMEOUT: Duration = Duration::from_secs(10);
 /// In a release: the commit that it is.
 const REVISION: &str = "REVISION";
@@ -173,7 +180,7 @@ impl<'a> Course<'a> {
         let course = async {
             match self.moved(release, &guard).await {
                 Ok(text) => End::done(text, self.cut),
-                Err(trouble) => self.back(release, trouble, &guard).await,
+                Err(trouble) => self.back(release, trouble).await,
             }
         };
         tokio::select! {
@@ -447,7 +454,7 @@ impl<'a> Course<'a> {
         End { outcome: Outcome::Failed, exit: trouble.exit, text: format!("{text}{serves}") }
     }
 
-    async fn back(&mut self, release: &mut Release, trouble: Trouble, guard: &Brake) -> End {
+    async fn back(&mut self, release: &mut Release, trouble: Trouble) -> End {
         let Trouble { exit, text, .. } = trouble;
         let Some(from) = release.journal.from.clone() else {
             let text = format!("{text}. There is no release before it to go back to");
@@ -462,7 +469,7 @@ impl<'a> Course<'a> {
         let mut said = String::new();
         let done = voice
             .stage(Stage::Back, None, async {
-                said = self.returned(release, &from, &old, guard).await?;
+                said = self.returned(release, &from, &old).await?;
                 Ok(said.clone())
             })
             .await;
@@ -478,19 +485,24 @@ impl<'a> Course<'a> {
         }
     }
 
-    async fn returned(
-        &mut self,
-        release: &Release,
-        from: &str,
-        old: &[Process],
-        guard: &Brake,
-    ) -> Result<String, Trouble> {
+    async fn returned(&mut self, release: &Release, from: &str, old: &[Process]) -> Result<String, Trouble> {
         self.switched(from).await?;
         if self.ground.is_in_place() {
             let journal = Journal { to: from.to_owned(), ..release.journal.clone() };
             self.hooks(&Release { journal, commit: Some(from.to_owned()) }, None).await?;
         }
-        let replaced = self.moved_back(from, old, guard).await?;
+        let mut tries = 1;
+        let replaced = loop {
+            match self.moved_back(from, old).await {
+                // Whoever else is at it comes to an end.
+                Err(trouble) if trouble.exit == Exit::Foreign && tries < TRIES => {
+                    self.voice.note(trouble.text);
+                    tries += 1;
+                    tokio::time::sleep(FOREIGN_PAUSE).await;
+                }
+                replaced => break replaced?,
+            }
+        };
         let name = if self.ground.is_in_place() { short(from) } else { from };
         Ok(match replaced {
             0 => format!("No worker had left the old release, {name}: it serves on every one"),
@@ -504,18 +516,19 @@ impl<'a> Course<'a> {
         let Some(journal) = Journals::of(self.ground.state()).left() else { return Ok(()) };
         let Journal { to, from, stage, .. } = &journal;
         self.voice.note(format!(
-            "the deploy of {to} by {} at {} did not come to its end: what it left in the stage {stage:?} is undone first",
+            "the deploy of {to} by {} at {} did not come to its end: what it left in `{stage}` is undone first",
             journal.who, journal.began
-        ).to_lowercase());
+        ));
         let mut release = Release { commit: self.commit_of(to), journal: journal.clone() };
         let end = match from {
             Some(_) if *stage >= Stage::Switch => {
                 let mut lock = Lock::take(&self.home)?;
+                self.nobody_holds().await;
                 let guard = Brake::default();
                 let trouble = Trouble::new(Exit::Failed, format!("the deploy of {to} was killed"));
                 let end = tokio::select! {
                     biased;
-                    end = self.back(&mut release, trouble, &guard) => end,
+                    end = self.back(&mut release, trouble) => end,
                     never = hold(&mut lock, &guard) => return never.map(drop),
                 };
                 if end.outcome == Outcome::Mixed {
@@ -541,6 +554,21 @@ impl<'a> Course<'a> {
         self.strike();
         self.was = self.listed().await.map_err(Failure::from)?;
         Ok(())
+    }
+
+    /// Waits until the marks of the killed one have run out: a worker that it holds back does not get up.
+    async fn nobody_holds(&self) {
+        let mut control = Control::new(self.context.control.clone());
+        let until = Instant::now() + DEFAULT_LEASE.duration() + Duration::from_secs(1);
+        while Instant::now() < until {
+            let Ok(upstreams) = control.upstreams().await else { return };
+            let mut marks =
+                upstreams.upstreams.iter().flat_map(|upstream| &upstream.peers).flat_map(|peer| &peer.marks);
+            if !marks.any(|mark| mark.owner.kind() == OwnerKind::Rollout) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     // --- what is written down
@@ -672,7 +700,19 @@ impl From<Trouble> for Failure {
 
 impl From<Stop> for Trouble {
     fn from(stop: Stop) -> Self {
-        Failure::from(stop).into()
+        let exit = stop.exit();
+        match stop {
+            // What is to be done about it is said by what is done.
+            Stop::Broken(Broken { worker, text, role, .. }) => {
+                let which = match role {
+                    Role::Successor => format!("the new {worker}"),
+                    Role::Canary => format!("the new release: its canary {worker}"),
+                    Role::StandIn => format!("the new release: its stand-in {worker}"),
+                };
+                Self::new(exit, format!("{which} is not fit to serve: {text}"))
+            }
+            stop => Self::new(exit, stop.to_string()),
+        }
     }
 }
 

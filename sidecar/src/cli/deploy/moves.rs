@@ -135,12 +135,7 @@ impl Course<'_> {
 
     /// Every worker whose process is not one of these is replaced by one of the release that the link leads to now. Returns how
     /// many.
-    pub(super) async fn moved_back(
-        &mut self,
-        to: &str,
-        old: &[Process],
-        guard: &Brake,
-    ) -> Result<usize, Trouble> {
+    pub(super) async fn moved_back(&mut self, to: &str, old: &[Process]) -> Result<usize, Trouble> {
         let process = |worker: &Listed| Process::find(&Proc::default(), worker.pid?);
         let is_old = |worker: &Listed| process(worker).is_some_and(|process| old.contains(&process));
         let workers = self.listed().await?;
@@ -154,7 +149,7 @@ impl Course<'_> {
             let brake = Brake::default();
             let (rollouts, _) = self.collected(Some(new.clone()), brake.clone(), options, true).await?;
             for rollout in rollouts {
-                let outcome = self.rolled(rollout, brake.clone(), &[guard], false).await;
+                let outcome = self.rolled(rollout, brake.clone(), &[], false).await;
                 self.cut += outcome.cut;
                 if let Some(stop) = outcome.stop {
                     return Err(stop.into());
@@ -184,7 +179,7 @@ impl Course<'_> {
         tokio::pin!(run);
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let (signals, guard) = (heeded.first().copied(), heeded.last().copied());
+        let (signals, guard) = (heeded.first().copied(), heeded.get(1).copied());
         let mut is_pulled = false;
         let outcome = loop {
             tokio::select! {
