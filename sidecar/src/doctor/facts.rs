@@ -13,7 +13,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -326,15 +326,24 @@ impl Facts {
     /// What makes a changed file count.
     pub fn reload_command(&self, app: &str) -> String {
         match self.file_of(app) {
-            Some((file, of)) => {
-                let env = match &of.envs[..] {
-                    [only] => format!(" --env {only}"),
-                    _ => String::new(),
-                };
-                format!("handoff reload {}{env}", file.path.display())
-            }
+            Some((file, of)) => file.reload(match &of.envs[..] {
+                [only] => Some(only),
+                _ => None,
+            }),
             None => "handoff reload ECOSYSTEM_FILE".to_owned(),
         }
+    }
+}
+
+// === impl EcosystemFile ===
+
+impl EcosystemFile {
+    /// From its own directory: what it says of paths is relative to where PM2 is called.
+    pub fn reload(&self, env: Option<&str>) -> String {
+        let dir = self.path.parent().unwrap_or(Path::new("/")).display();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let env = env.map(|env| format!(" --env {env}")).unwrap_or_default();
+        format!("cd {dir} && handoff reload {name}{env}")
     }
 }
 

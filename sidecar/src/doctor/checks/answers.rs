@@ -28,13 +28,18 @@ fn everywhere(facts: &Facts, app: &App) -> Option<Finding> {
         .collect();
     let first = open.first().filter(|_| facts.host.is_reachable && !app.upstreams().is_empty())?;
     let found = format!("it listens on {}", list(&open));
-    let step = format!(
-        "app.listen({}, '127.0.0.1', …)",
-        if open.len() > 1 { "port".to_owned() } else { first.port().to_string() }
-    );
+    let port = if open.len() > 1 { "port".to_owned() } else { first.port().to_string() };
+    // In cluster mode the daemon holds the old address until its last worker is gone, and the new one is taken until then.
+    let name = &app.name;
+    let again = if app.is_cluster() {
+        format!("handoff pause {name} && pm2 stop {name} && pm2 start {name}; handoff resume {name}")
+    } else {
+        format!("handoff reload {name}")
+    };
     Some(
-        Finding::of(EVERYWHERE, &app.name, found)
-            .with(Step::change(step))
+        Finding::of(EVERYWHERE, name, found)
+            .with(Step::change(format!("app.listen({port}, '127.0.0.1', …)")))
+            .with(Step::run(again))
             .with(Step::or("a packet filter that lets nobody in from outside")),
     )
 }

@@ -2,7 +2,7 @@
 
 use super::super::{
     catalogue::*,
-    facts::{App, Facts, FileApp, Worker},
+    facts::{App, EcosystemFile, Facts, FileApp, Worker},
     finding::{About, Finding, Step},
 };
 use super::{cover, list, seconds};
@@ -10,7 +10,7 @@ use crate::{
     danger::{self, Danger},
     pm2::monitor::Status,
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 /// PM2's own, where an app does not say otherwise.
 const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
@@ -21,6 +21,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for app in &facts.apps {
         let checks = [
+            env,
             running,
             ready,
             ready_unsaid,
@@ -32,7 +33,6 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             treekill,
             dangers,
             not_reached,
-            env,
             file,
         ];
         findings.extend(checks.into_iter().flat_map(|check| check(facts, app)));
@@ -205,7 +205,8 @@ fn dangers(facts: &Facts, app: &App) -> Vec<Finding> {
     let dangers = danger::of_settings(&settings);
     let finding = |danger: Danger| {
         let (kind, key, value) = match danger {
-            Danger::Cron => (CRON, "cron_restart", "0"),
+            // The number 0 PM2 passes over.
+            Danger::Cron => (CRON, "cron_restart", "'0'"),
             Danger::Watch | Danger::WatchAll => (WATCH, "watch", "false"),
             Danger::SamePort => {
                 let ports: BTreeSet<u16> = settings.iter().filter_map(|settings| settings.port).collect();
@@ -263,8 +264,21 @@ fn env(facts: &Facts, app: &App) -> Vec<Finding> {
     let name = block.strip_prefix("env_").unwrap_or(block);
     let has = if running.is_empty() { "none".to_owned() } else { list(running) };
     let found = format!("{block} has PORT {port}, the app's is {has}");
-    let step = Step::run(format!("handoff reload {} --env {name}", file.path.display()));
-    vec![Finding::of(ENV_UNUSED, &app.name, found).with(step)]
+    vec![Finding::of(ENV_UNUSED, &app.name, found).with(Step::run(with_env(app, file, name)))]
+}
+
+/// A `handoff reload` never gives a worker another port, and a `pm2 reload` gives all of them the same one.
+fn with_env(app: &App, file: &EcosystemFile, env: &str) -> String {
+    let dir = file.path.parent().unwrap_or(Path::new("/")).display();
+    let file = file.path.file_name().unwrap_or_default().to_string_lossy();
+    if app.is_cluster() {
+        return format!("cd {dir} && pm2 reload {file} --env {env}");
+    }
+    let start = format!("cd {dir} && pm2 delete {} && pm2 start {file} --env {env}", app.name);
+    match app.upstreams().first() {
+        Some(upstream) => format!("handoff pause {upstream} && {start}; handoff resume {upstream}"),
+        None => start,
+    }
 }
 
 fn file(facts: &Facts, app: &App) -> Vec<Finding> {
@@ -312,7 +326,7 @@ fn differing(of: &FileApp, worker: &Worker) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        super::{facts::EcosystemFile, finding::Severity},
+        super::finding::Severity,
         stage::{GOOD, facts, good, only_in, stock, worker},
     };
     use super::*;
@@ -373,7 +387,7 @@ mod tests {
         let steps: Vec<String> = finding.mend.iter().map(ToString::to_string).collect();
         assert_eq!(steps[0], "run  handoff preload > /srv/shop/handoff.cjs");
         assert!(steps[1].ends_with("write  node_args: '-r /srv/shop/handoff.cjs',"), "{steps:?}");
-        assert_eq!(steps[2], "run  handoff reload /srv/shop/ecosystem.config.js");
+        assert_eq!(steps[2], "run  cd /srv/shop && handoff reload ecosystem.config.js");
         only_in("pm2-ready-not-said", &late, &speaking(late.clone()));
     }
 
@@ -473,10 +487,13 @@ mod tests {
             &described(port("env_production", 4000)),
             &described(port("env", 4000)),
         );
-        assert_eq!(
-            finding.mend,
-            [Step::run("handoff reload /srv/shop/ecosystem.config.js --env production")]
-        );
+        let start = "cd /srv/shop && pm2 delete shop && pm2 start ecosystem.config.js --env production";
+        assert_eq!(finding.mend, [Step::run(format!("handoff pause shop && {start}; handoff resume shop"))]);
+        let mut cluster = described(port("env_production", 4000));
+        cluster.apps[0].workers.iter_mut().for_each(|worker| worker.settings.cluster = true);
+        let finding = only_in("pm2-env-not-applied", &cluster, &good());
+        let reload = "cd /srv/shop && pm2 reload ecosystem.config.js --env production";
+        assert_eq!(finding.mend, [Step::run(reload)]);
         only_in(
             "pm2-env-not-applied",
             &described(port("env_production", 4000)),

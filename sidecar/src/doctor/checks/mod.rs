@@ -14,7 +14,7 @@ use super::{
     finding::{About, Finding},
 };
 
-/// Everything that is wrong, nginx first, then the apps.
+/// Everything that is wrong, in an order in which it can be mended: nginx first, then the apps.
 pub fn all(facts: &Facts) -> Vec<Finding> {
     let families = [
         upgrade::check,
@@ -22,8 +22,8 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
         pass::check,
         upstream::check,
         sidecar::check,
-        app::check,
         answers::check,
+        app::check,
         host::check,
     ];
     let mut findings: Vec<Finding> = families.iter().flat_map(|check| check(facts)).collect();
