@@ -18,6 +18,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
+use tokio::process::Command;
 
 /// Other daemons on this host are none of ours.
 const OTHERS: [&str; 2] = ["--ignore", "pm2-other-home"];
@@ -75,9 +76,7 @@ impl Practice {
     async fn doctor(&self, arguments: &[&str]) -> Result<Diagnosis> {
         let mut handoff = command::clean(place::handoff()?);
         handoff.current_dir(&self.folder).arg("doctor").arg("--conf").arg(self.site.conf()).args(arguments);
-        let output = handoff.envs(sidecar::environment(self.site.place())).output().await?;
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Diagnosis { code: output.status.code(), text: text(&output.stdout), stderr: text(&output.stderr) })
+        Diagnosis::of(handoff.envs(sidecar::environment(self.site.place()))).await
     }
 
     async fn diagnose(&self, arguments: &[&str]) -> Result<Diagnosis> {
@@ -94,20 +93,22 @@ impl Practice {
         let mut edits = Vec::new();
         let mut commands: Vec<String> = Vec::new();
         for finding in &findings {
-            let steps = finding["mend"].as_array().context("no mend")?;
+            let steps = finding.get("mend").and_then(Value::as_array).context("no mend")?;
             ensure!(!steps.is_empty(), "no mend: {finding}");
-            for step in steps.iter().take_while(|step| step["do"] != "or") {
+            for step in steps.iter().take_while(|step| word(step, "do") != "or") {
                 match word(step, "do") {
                     "run" if commands.iter().any(|command| *command == word(step, "command")) => {}
                     "run" => commands.push(word(step, "command").to_owned()),
-                    "see" => ensure!(findings.iter().any(|other| other["id"] == step["id"]), "{step}"),
+                    "see" => {
+                        ensure!(findings.iter().any(|other| word(other, "id") == word(step, "id")), "{step}")
+                    }
                     "change" => change(word(finding, "id"), &self.folder)?,
                     _ => edits.push(step.clone()),
                 }
             }
         }
         // From the last line to the first one, so that no line is another one when its turn comes.
-        edits.sort_by_key(|step| std::cmp::Reverse(step["line"].as_u64().unwrap_or_default()));
+        edits.sort_by_key(|step| std::cmp::Reverse(step.get("line").and_then(Value::as_u64)));
         edits.iter().try_for_each(edit)?;
         for command in commands {
             self.run(&command).await.with_context(|| command.clone())?;
@@ -142,7 +143,7 @@ impl Practice {
 fn edit(step: &Value) -> Result<()> {
     let file = word(step, "file");
     let text = fs::read_to_string(file).context(file.to_owned())?;
-    let line = usize::try_from(step["line"].as_u64().unwrap_or(1))?;
+    let line = usize::try_from(step.get("line").and_then(Value::as_u64).unwrap_or(1))?;
     let from: usize = text.split_inclusive('\n').take(line - 1).map(str::len).sum();
     let (before, rest) = text.split_at_checked(from).context("no such line")?;
     let begins = |words: &str| -> Result<()> {
@@ -183,18 +184,24 @@ fn set(text: &str, key: &str, value: &str) -> String {
 }
 
 fn word<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 // === impl Diagnosis ===
 
 impl Diagnosis {
+    async fn of(handoff: &mut Command) -> Result<Self> {
+        let output = handoff.output().await?;
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Self { code: output.status.code(), text: text(&output.stdout), stderr: text(&output.stderr) })
+    }
+
     fn json(&self) -> Result<Value> {
         serde_json::from_str(&self.text).with_context(|| format!("{}{}", self.text, self.stderr))
     }
 
     fn findings(&self) -> Result<Vec<Value>> {
-        Ok(self.json()?["findings"].as_array().context("no findings")?.clone())
+        Ok(self.json()?.get("findings").and_then(Value::as_array).context("no findings")?.clone())
     }
 
     fn finds(&self, wanted: &[&str]) -> Result<()> {
@@ -320,13 +327,7 @@ async fn an_nginx_that_would_not_start_is_known_before_it_is_installed() -> Resu
             let mut handoff = command::clean(place::handoff()?);
             handoff.args(["doctor", "--json", "--conf", &conf, "--nginx", &nginx]);
             handoff.args(["--only", "upgrade-module", "--only", "upgrade-refused"]);
-            let output = handoff.envs(sidecar::environment(site.place())).output().await?;
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            Ok(Diagnosis {
-                code: output.status.code(),
-                text: text(&output.stdout),
-                stderr: text(&output.stderr),
-            })
+            Diagnosis::of(handoff.envs(sidecar::environment(site.place()))).await
         };
         let wrong = ask(other).await?;
         wrong.finds(&["upgrade-module"])?;
@@ -365,9 +366,7 @@ async fn what_cannot_be_looked_at_is_said_and_not_called_well() -> Result<()> {
     let run = async |arguments: &[&str]| -> Result<Diagnosis> {
         let mut handoff = command::clean(place::handoff()?);
         handoff.arg("doctor").args(OTHERS).args(arguments).env("HANDOFF_SYS", &sys);
-        let output = handoff.envs(sidecar::environment(site.place())).output().await?;
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Diagnosis { code: output.status.code(), text: text(&output.stdout), stderr: text(&output.stderr) })
+        Diagnosis::of(handoff.envs(sidecar::environment(site.place()))).await
     };
     let conf = site.conf().display().to_string();
     let said = run(&["--conf", &conf]).await?;

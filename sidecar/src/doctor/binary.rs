@@ -137,8 +137,8 @@ impl Master {
     }
 
     /// What only the running process shows.
-    pub fn running(&self, proc: &Proc, children: impl Iterator<Item = u32>) -> Running {
-        let worker = children.filter(|&pid| is_worker(proc, pid)).next();
+    pub fn running(&self, proc: &Proc, mut children: impl Iterator<Item = u32>) -> Running {
+        let worker = children.find(|&pid| is_worker(proc, pid));
         let limit = |pid: u32| {
             let limits = proc.read(pid, "limits").ok()?;
             let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -360,11 +360,16 @@ async fn run(command: &mut Command, program: &Path) -> Result<Output, BinaryErro
     output.map_err(|error| BinaryError::Run { path: program.into(), error })
 }
 
-/// The line in which nginx says why it does not go on.
+/// The line in which nginx says why it does not go on, without the time and its number.
 fn complaint(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    let emerg = text.lines().find(|line| line.contains("[emerg]"));
-    emerg.or_else(|| text.lines().last()).unwrap_or_default().trim().trim_start_matches("nginx: ").to_owned()
+    let emerg = text.lines().find_map(|line| line.split_once("[emerg] ").map(|(_, says)| says));
+    let says = emerg.or_else(|| text.lines().last()).unwrap_or_default().trim();
+    let is_number = |word: &str| word.ends_with(':') && word.contains('#');
+    match says.split_once(' ') {
+        Some((number, says)) if is_number(number) => says.to_owned(),
+        _ => says.to_owned(),
+    }
 }
 
 /// A directory for a file that nginx is to read.
@@ -422,18 +427,31 @@ mod tests {
         let of = |says: &str| Misfit::of(says).map(|misfit| (misfit.module, misfit.why));
         let m = || "/m/x.so".to_owned();
         assert_eq!(
-            of("[emerg] module \"/m/x.so\" version 1022001 instead of 1028003 in /n.conf:1"),
+            of("module \"/m/x.so\" version 1022001 instead of 1028003 in /n.conf:1"),
             Some((m(), Unfit::Version("1.22.1".into())))
         );
         assert_eq!(
-            of("[emerg] module \"/m/x.so\" is not binary compatible in /n.conf:1"),
+            of("module \"/m/x.so\" is not binary compatible in /n.conf:1"),
             Some((m(), Unfit::Signature))
         );
         assert_eq!(
-            of("[emerg] dlopen() \"/m/x.so\" failed (/m/x.so: cannot open shared object file) in /n.conf:1"),
+            of("dlopen() \"/m/x.so\" failed (/m/x.so: cannot open shared object file) in /n.conf:1"),
             Some((m(), Unfit::Unloadable("/m/x.so: cannot open shared object file".into())))
         );
-        assert_eq!(of("[emerg] unknown directive \"x\" in /n.conf:1"), None);
+        assert_eq!(of("unknown directive \"x\" in /n.conf:1"), None);
+    }
+
+    #[test]
+    fn nginx_says_why_it_does_not_go_on() {
+        let of = |text: &str| {
+            complaint(&Output { status: Default::default(), stdout: Vec::new(), stderr: text.into() })
+        };
+        assert_eq!(
+            of("nginx: [warn] a\nnginx: [emerg] b in /n.conf:1\nnginx: test failed\n"),
+            "b in /n.conf:1"
+        );
+        assert_eq!(of("2026/11/27 10:51:34 [emerg] 7#7: open() \"/x\" failed\n"), "open() \"/x\" failed");
+        assert_eq!(of("Segmentation fault\n"), "Segmentation fault");
     }
 
     #[test]

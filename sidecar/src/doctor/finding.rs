@@ -111,8 +111,9 @@ impl Finding {
         Self { kind, severity: kind.severity, about, at: None, found: found.into(), mend: Vec::new() }
     }
 
+    /// A directive that is found wrong may be written in several lines.
     pub fn nginx(kind: &'static Kind, at: &Spot, found: impl Into<String>) -> Self {
-        Self { at: Some(at.clone()), ..Self::new(kind, About::Nginx, found) }
+        Self { at: Some(at.clone()), ..Self::new(kind, About::Nginx, words(&found.into())) }
     }
 
     pub fn at(self, at: Option<Spot>) -> Self {

@@ -72,17 +72,19 @@ fn health(facts: &Facts, app: &App) -> Vec<Finding> {
             findings.push(Finding::new(HEALTH_FAILS, about, format!("{who}: {path} {why}")).with(step));
             continue;
         }
-        let code = "app.get('/health', async (req, res) => { try { await db.query('SELECT 1'); res.json({ ok: true, pid: process.pid }) } catch { res.sendStatus(503) } })";
-        let code = code.replace("/health", path);
+        let mend = Step::change(format!(
+            "a route of its own for {path}: ask there what the app needs (a database: SELECT 1), and answer 503 if that \
+             fails"
+        ));
         match health.anywhere {
             Some(status @ 200..=299) if said.insert(HEALTH_ANY.id) => {
                 let found = format!("{path} and a path that is not there both answer 2xx ({status})");
-                findings.push(Finding::of(HEALTH_ANY, &app.name, found).with(Step::change(code)));
+                findings.push(Finding::of(HEALTH_ANY, &app.name, found).with(mend));
             }
             Some(200..=299) => {}
             _ if health.is_constant && said.insert(HEALTH_SAME.id) => {
                 let found = format!("{path} gives the same answer each time");
-                findings.push(Finding::of(HEALTH_SAME, &app.name, found).with(Step::change(code)));
+                findings.push(Finding::of(HEALTH_SAME, &app.name, found).with(mend));
             }
             _ => {}
         }
