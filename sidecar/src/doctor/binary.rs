@@ -6,7 +6,7 @@ use super::{
     finding::Unseen,
     nginx::Nginx,
 };
-use crate::host::Proc;
+use crate::host::{Proc, process};
 use std::{
     env, fs, io,
     os::unix::fs::DirBuilderExt as _,
@@ -123,6 +123,9 @@ fn installed() -> Option<PathBuf> {
 impl Master {
     fn find(proc: &Proc, pid: u32) -> Option<Self> {
         let title = String::from_utf8_lossy(&proc.command_line(pid).ok()?).replace('\0', " ");
+        // Anybody can call a process so, and what it names is run.
+        let own = rustix::process::geteuid().as_raw();
+        process::user(proc, pid).filter(|user| *user == 0 || *user == own)?;
         Self::of(pid, title.trim())
     }
 
@@ -408,6 +411,21 @@ mod tests {
         let told = of("nginx: master process nginx -e stderr -p /p -c /c.conf -g daemon off;");
         assert_eq!((told.conf, told.prefix), (Some("/c.conf".into()), Some("/p".into())));
         assert_eq!(Master::of(7, "nginx: worker process"), None);
+    }
+
+    #[test]
+    fn what_another_user_calls_nginx_is_not_run() {
+        let dir = crate::scratch::Dir::new();
+        let master = |user: u32| {
+            let process = dir.join("7");
+            fs::create_dir_all(&process).unwrap();
+            fs::write(process.join("cmdline"), "nginx: master process /tmp/x/nginx\0").unwrap();
+            fs::write(process.join("status"), format!("Name:\tx\nUid:\t{user}\t0\t0\t0\n")).unwrap();
+            Master::find(&Proc::at(&dir), 7)
+        };
+        let own = rustix::process::geteuid().as_raw();
+        assert!(master(0).is_some() && master(own).is_some());
+        assert_eq!(master(own + 1), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::facts::{EcosystemFile, FileApp};
 use serde::Deserialize;
 use std::{
     env, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -60,10 +61,12 @@ struct Answer {
     refused: Option<String>,
 }
 
-/// The file that `pm2 start` would take here.
-pub fn find() -> Option<PathBuf> {
+/// The file that `pm2 start` would take here. It is run: one that nobody named must be PM2's user's, or root's.
+pub fn find(user: Option<u32>) -> Option<PathBuf> {
     let here = env::current_dir().ok()?;
-    NAMES.iter().map(|name| here.join(name)).find(|path| path.is_file())
+    let path = NAMES.iter().map(|name| here.join(name)).find(|path| path.is_file())?;
+    let owner = path.metadata().ok()?.uid();
+    (owner == 0 || user.is_none_or(|user| owner == user)).then_some(path)
 }
 
 pub async fn read(file: &Path, code: &Pm2Code) -> Result<EcosystemFile, FileError> {

@@ -40,6 +40,8 @@ pub struct Facts {
 /// What the command was told.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
+    /// One app, and what is in front of it.
+    pub app: Option<String>,
     pub slowest: Option<Duration>,
     pub health: Option<String>,
     /// Where this command looks for nginx.
@@ -188,6 +190,8 @@ pub struct Worker {
     pub listens: Vec<SocketAddr>,
     /// The peers of nginx that it is behind.
     pub peers: BTreeSet<Peer>,
+    /// Why its processes could not be looked at.
+    pub unknown: Option<String>,
     /// Whether it speaks with the sidecar. None: no sidecar says so.
     pub speaks: Option<bool>,
     /// From `Keep-Alive: timeout=` of its answer.
@@ -313,7 +317,8 @@ impl Facts {
         let all = self.nginx.iter().flat_map(|nginx| &nginx.upstreams);
         all.filter(|upstream| {
             let peers: Vec<&str> = upstream.peers().collect();
-            !upstream.is_stream && (upstream.handoff || self.is_apps(&upstream.name, &peers))
+            let is_wanted = upstream.handoff && self.asked.app.is_none();
+            !upstream.is_stream && (is_wanted || self.is_apps(&upstream.name, &peers))
         })
     }
 

@@ -8,7 +8,8 @@ use super::super::{
 use super::{cover, list, seconds};
 use crate::{
     danger::{self, Danger},
-    pm2::monitor::Status,
+    mapping::Behind,
+    pm2::{PmId, monitor::Status},
 };
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -32,6 +33,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             one_worker,
             treekill,
             dangers,
+            not_mapped,
             not_reached,
             file,
         ];
@@ -237,6 +239,29 @@ fn own_ports(app: &App) -> Vec<Step> {
     steps
 }
 
+/// Who is behind which peer must be certain before nginx is told.
+fn not_mapped(facts: &Facts, app: &App) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let unknown = app.workers.iter().find_map(|worker| Some((worker.id, worker.unknown.as_ref()?)));
+    if let Some((id, why)) = unknown {
+        let step =
+            Step::change("run handoff as PM2's user, in its namespaces; or a [[worker]] table (--config)");
+        findings.push(Finding::of(NOT_MAPPED, &app.name, format!("worker {id}: {why}")).with(step));
+    }
+    let is_own = |workers: &BTreeSet<PmId>| app.workers.iter().any(|worker| workers.contains(&worker.id));
+    let shared = facts.behind.iter().find_map(|(peer, behind)| match behind {
+        Behind::Several(workers) if is_own(workers) => Some(peer),
+        _ => None,
+    });
+    if let Some(peer) = shared.filter(|_| !app.is_cluster()) {
+        let found = format!("several workers share {}", peer.address);
+        let step =
+            Step::change("a port for each worker (increment_var: 'PORT'), each a server in the upstream");
+        findings.push(Finding::of(NOT_MAPPED, &app.name, found).with(step));
+    }
+    findings
+}
+
 /// Only of an app that nginx knows at all: another one may be no web server.
 fn not_reached(facts: &Facts, app: &App) -> Vec<Finding> {
     let its = app.upstreams();
@@ -330,7 +355,7 @@ mod tests {
         stage::{GOOD, facts, good, only_in, stock, worker},
     };
     use super::*;
-    use crate::pm2::{PmId, monitor::Settings};
+    use crate::{peer::Peer, pm2::monitor::Settings};
 
     fn with(change: impl Fn(&mut Settings)) -> Facts {
         let mut facts = good();
@@ -477,6 +502,18 @@ mod tests {
         jobs.apps[0].name = "jobs".into();
         jobs.apps[0].workers = vec![Worker { peers: BTreeSet::new(), ..worker(0, 9000) }];
         only_in("pm2-not-reached", &third, &jobs);
+    }
+
+    #[test]
+    fn a_worker_of_which_nothing_is_certain_is_found() {
+        let mut hidden = good();
+        hidden.apps[0].workers[1].unknown = Some("its process 7 is in another network namespace".into());
+        let finding = only_in("pm2-not-mapped", &hidden, &good());
+        assert_eq!(finding.found, "worker 1: its process 7 is in another network namespace");
+        let mut shared = good();
+        let both = Behind::Several([PmId(0), PmId(1)].into());
+        shared.behind.insert(Peer::new("shop", "127.0.0.1:3000"), both);
+        only_in("pm2-not-mapped", &shared, &good());
     }
 
     #[test]

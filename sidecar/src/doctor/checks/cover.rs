@@ -343,6 +343,17 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_one_app_is_told_of_what_is_in_front_of_it() {
+        let mut other = facts(&GOOD.replace(" max_fails=0", "").replace("300", "900"));
+        other.apps[0].workers.clear();
+        let one = Facts {
+            asked: super::super::super::facts::Asked { app: Some("shop".into()), ..other.asked.clone() },
+            ..other.clone()
+        };
+        only_in("nginx-passive-bans", &other, &one);
+    }
+
+    #[test]
     fn nginx_must_be_told_and_not_by_everybody() {
         let with = |args: &str| facts(&GOOD.replace("write=on user=shop", args));
         let finding = only_in("control-missing", &with("user=shop"), &good());

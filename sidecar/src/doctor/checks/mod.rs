@@ -134,6 +134,7 @@ http {
             },
             listens: vec![([127, 0, 0, 1], port).into()],
             peers: [Peer::new("shop", format!("127.0.0.1:{port}"))].into(),
+            unknown: None,
             speaks: Some(false),
             keep_alive: None,
         }
