@@ -149,6 +149,7 @@ impl Master {
         };
         Running {
             pid: self.pid,
+            user: process::user(proc, self.pid),
             stale_module: proc.read(self.pid, "maps").ok().and_then(|maps| stale(&maps)),
             open_files: limit(worker.unwrap_or(self.pid)),
             label: proc

@@ -65,6 +65,8 @@ pub struct Binary {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Running {
     pub pid: u32,
+    /// Whose process the master is.
+    pub user: Option<u32>,
     /// The module that it has mapped is not the file any more that had its name.
     pub stale_module: Option<String>,
     /// That its workers may have open.
