@@ -3,6 +3,7 @@
 //! It may be code, so it is run as the user that PM2 runs as, or not at all, and for a bounded time.
 
 use super::facts::{EcosystemFile, FileApp};
+use crate::pm2::{home::Home, orders, rpc::Rpc, trust::Daemon};
 use serde::Deserialize;
 use std::{
     env, io,
@@ -59,6 +60,18 @@ struct Answer {
     #[serde(default)]
     apps: Vec<FileApp>,
     refused: Option<String>,
+}
+
+// === impl Pm2Code ===
+
+impl Pm2Code {
+    /// What a daemon says of itself.
+    pub async fn of(home: &Home) -> Option<Self> {
+        let mut rpc = Rpc::connect(home).await.ok()?;
+        let report = rpc.report().await.ok()?;
+        let Daemon { pid, uid } = rpc.daemon();
+        Some(Self { node: orders::node(&report, pid).ok()?, root: orders::root(&report).ok()?, uid })
+    }
 }
 
 /// The file that `pm2 start` would take here. It is run: one that nobody named must be PM2's user's, or root's.

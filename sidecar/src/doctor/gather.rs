@@ -28,8 +28,7 @@ use crate::{
         PmId,
         home::Home,
         monitor::{Listed, Settings},
-        orders,
-        rpc::{Rpc, RpcError},
+        rpc::RpcError,
     },
     report::{self, Report},
     survey::{self, Survey, SurveyError},
@@ -276,7 +275,7 @@ async fn look_at_pm2(facts: &mut Facts, request: &Request, proc: &Proc, home: &H
     let behind: Vec<(Peer, Behind)> =
         survey.roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect();
     facts.behind.extend(tried(behind).await);
-    code(home, daemon.pid, daemon.uid).await
+    Pm2Code::of(home).await
 }
 
 fn sidecar(proc: &Proc, report: &Report) -> Sidecar {
@@ -387,12 +386,6 @@ async fn tried(behind: Vec<(Peer, Behind)>) -> Vec<(Peer, Behind)> {
         behind.into_iter().map(tried).collect()
     });
     all.await.unwrap_or_default()
-}
-
-async fn code(home: &Home, pid: u32, uid: u32) -> Option<Pm2Code> {
-    let mut rpc = Rpc::connect(home).await.ok()?;
-    let report = rpc.report().await.ok()?;
-    Some(Pm2Code { node: orders::node(&report, pid).ok()?, root: orders::root(&report).ok()?, uid })
 }
 
 /// Daemons that nobody named, and those that have lost their sockets to another one.
