@@ -35,12 +35,24 @@ impl Pm2 {
         ecosystem: &Value,
         environment: &[(&'static str, &str)],
     ) -> Result<Self> {
-        fs::create_dir_all(home)?;
-        let environment = environment.iter().map(|&(name, value)| (name, value.to_owned())).collect();
-        let pm2 = Self { home: home.to_path_buf(), cli: place::pm2_cli(package)?, environment };
+        let pm2 = Self::new(package, home, environment)?;
         fs::write(pm2.ecosystem(), ecosystem.to_string())?;
         pm2.run(&["start", &pm2.ecosystem().display().to_string()]).await?;
         Ok(pm2)
+    }
+
+    /// Starts what is in the ecosystem.config.js of a folder, from there.
+    pub async fn start_in(package: &str, home: &Path, folder: &Path) -> Result<Self> {
+        let pm2 = Self::new(package, home, &[])?;
+        let mut start = pm2.command(&["start", "ecosystem.config.js"]);
+        command::succeed(start.current_dir(folder)).await?;
+        Ok(pm2)
+    }
+
+    fn new(package: &str, home: &Path, environment: &[(&'static str, &str)]) -> Result<Self> {
+        fs::create_dir_all(home)?;
+        let environment = environment.iter().map(|&(name, value)| (name, value.to_owned())).collect();
+        Ok(Self { home: home.to_path_buf(), cli: place::pm2_cli(package)?, environment })
     }
 
     /// The file that it was started with.
@@ -63,10 +75,14 @@ impl Pm2 {
 
     /// The same, as `NAME=value pm2 …`.
     pub async fn run_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<String> {
+        command::succeed(self.command(arguments).envs(variables.iter().copied())).await
+    }
+
+    fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut pm2 = command::clean("node");
         pm2.arg(&self.cli).args(arguments).env("PM2_HOME", &self.home).env("PM2_DISCRETE_MODE", "true");
-        pm2.envs(self.environment.iter().map(|(name, value)| (name, value))).envs(variables.iter().copied());
-        command::succeed(&mut pm2).await
+        pm2.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        pm2
     }
 
     /// The daemon and its workers: all that were started with this home.

@@ -244,10 +244,10 @@ impl Paper {
     fn wrapped(self, text: &str) -> String {
         let room = self.columns.saturating_sub(INDENT);
         let mut lines: Vec<String> = Vec::new();
-        for word in text.split_whitespace() {
+        for word in pieces(text) {
             match lines.last_mut().filter(|line| line.chars().count() + word.chars().count() < room) {
                 Some(line) => _ = write!(line, " {word}"),
-                None => lines.push(word.to_owned()),
+                None => lines.push(word),
             }
         }
         lines.iter().map(|line| format!("{:INDENT$}{line}\n", "")).collect()
@@ -276,14 +276,23 @@ impl Paper {
     }
 }
 
+/// Words; `4 160` is one.
+fn pieces(text: &str) -> Vec<String> {
+    let mut pieces: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let is_digit = |c: char| c.is_ascii_digit();
+        match pieces.last_mut().filter(|last| last.ends_with(is_digit) && word.starts_with(is_digit)) {
+            Some(last) => _ = write!(last, " {word}"),
+            None => pieces.push(word.to_owned()),
+        }
+    }
+    pieces
+}
+
 fn text(facts: &Facts, findings: &[Finding], paper: Paper) -> String {
     let mut text = String::new();
-    for (what, nginx) in
-        [("nginx", facts.binary.as_ref().map(|nginx| (&nginx.version, &nginx.path, &nginx.conf)))]
-    {
-        if let Some((version, path, conf)) = nginx {
-            _ = writeln!(text, "{what}  {version} ({}), {}", path.display(), conf.display());
-        }
+    if let Some(nginx) = &facts.binary {
+        _ = writeln!(text, "nginx  {} ({}), {}", nginx.version, nginx.path.display(), nginx.conf.display());
     }
     for app in &facts.apps {
         let AppAnswer { app, mode, workers, level, .. } = AppAnswer::of(app);
@@ -341,7 +350,7 @@ mod tests {
         let (error, warning) = (found(catalogue::NON_IDEMPOTENT), found(catalogue::BANS));
         let unseen = [Unseen::new("nginx", "no rights")];
         assert_eq!(exit(&[warning.clone(), error], &unseen), Exit::Ill);
-        assert_eq!(exit(&[warning.clone()], &unseen), Exit::Warnings);
+        assert_eq!(exit(std::slice::from_ref(&warning), &unseen), Exit::Warnings);
         assert_eq!(exit(&[warning.clone().as_note()], &unseen), Exit::Unseen);
         assert_eq!(exit(&[warning.as_note()], &[Unseen::unasked("health", "not asked")]), Exit::Done);
     }
@@ -376,6 +385,7 @@ mod tests {
 
     #[test]
     fn only_what_can_be_found_is_asked_for() {
+        assert_eq!(pieces("of 4 160 and 12 more"), ["of", "4 160", "and", "12", "more"]);
         assert!(id("nginx-passive-bans").is_ok() && id("nginx-pasive-bans").is_err());
     }
 }

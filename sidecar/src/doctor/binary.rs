@@ -6,7 +6,7 @@ use super::{
     finding::Unseen,
     nginx::Nginx,
 };
-use crate::host::Proc;
+use crate::host::{Proc, process};
 use std::{
     env, fs, io,
     os::unix::fs::DirBuilderExt as _,
@@ -123,6 +123,9 @@ fn installed() -> Option<PathBuf> {
 impl Master {
     fn find(proc: &Proc, pid: u32) -> Option<Self> {
         let title = String::from_utf8_lossy(&proc.command_line(pid).ok()?).replace('\0', " ");
+        // Anybody can call a process so, and what it names is run.
+        let own = rustix::process::geteuid().as_raw();
+        process::user(proc, pid).filter(|user| *user == 0 || *user == own)?;
         Self::of(pid, title.trim())
     }
 
@@ -137,8 +140,8 @@ impl Master {
     }
 
     /// What only the running process shows.
-    pub fn running(&self, proc: &Proc, children: impl Iterator<Item = u32>) -> Running {
-        let worker = children.filter(|&pid| is_worker(proc, pid)).next();
+    pub fn running(&self, proc: &Proc, mut children: impl Iterator<Item = u32>) -> Running {
+        let worker = children.find(|&pid| is_worker(proc, pid));
         let limit = |pid: u32| {
             let limits = proc.read(pid, "limits").ok()?;
             let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -146,6 +149,7 @@ impl Master {
         };
         Running {
             pid: self.pid,
+            user: process::user(proc, self.pid),
             stale_module: proc.read(self.pid, "maps").ok().and_then(|maps| stale(&maps)),
             open_files: limit(worker.unwrap_or(self.pid)),
             label: proc
@@ -360,11 +364,16 @@ async fn run(command: &mut Command, program: &Path) -> Result<Output, BinaryErro
     output.map_err(|error| BinaryError::Run { path: program.into(), error })
 }
 
-/// The line in which nginx says why it does not go on.
+/// The line in which nginx says why it does not go on, without the time and its number.
 fn complaint(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    let emerg = text.lines().find(|line| line.contains("[emerg]"));
-    emerg.or_else(|| text.lines().last()).unwrap_or_default().trim().trim_start_matches("nginx: ").to_owned()
+    let emerg = text.lines().find_map(|line| line.split_once("[emerg] ").map(|(_, says)| says));
+    let says = emerg.or_else(|| text.lines().last()).unwrap_or_default().trim();
+    let is_number = |word: &str| word.ends_with(':') && word.contains('#');
+    match says.split_once(' ') {
+        Some((number, says)) if is_number(number) => says.to_owned(),
+        _ => says.to_owned(),
+    }
 }
 
 /// A directory for a file that nginx is to read.
@@ -406,6 +415,21 @@ mod tests {
     }
 
     #[test]
+    fn what_another_user_calls_nginx_is_not_run() {
+        let dir = crate::scratch::Dir::new();
+        let master = |user: u32| {
+            let process = dir.join("7");
+            fs::create_dir_all(&process).unwrap();
+            fs::write(process.join("cmdline"), "nginx: master process /tmp/x/nginx\0").unwrap();
+            fs::write(process.join("status"), format!("Name:\tx\nUid:\t{user}\t0\t0\t0\n")).unwrap();
+            Master::find(&Proc::at(&dir), 7)
+        };
+        let own = rustix::process::geteuid().as_raw();
+        assert!(master(0).is_some() && master(own).is_some());
+        assert_eq!(master(own + 1), None);
+    }
+
+    #[test]
     fn a_version_is_read_whoever_built_it() {
         let text = "nginx version: nginx/1.22.1 (Debian)\nbuilt with OpenSSL\nconfigure arguments: --prefix=/usr/share/nginx --modules-path=/usr/lib/nginx/modules";
         let built = Built::parse(text).unwrap();
@@ -422,18 +446,31 @@ mod tests {
         let of = |says: &str| Misfit::of(says).map(|misfit| (misfit.module, misfit.why));
         let m = || "/m/x.so".to_owned();
         assert_eq!(
-            of("[emerg] module \"/m/x.so\" version 1022001 instead of 1028003 in /n.conf:1"),
+            of("module \"/m/x.so\" version 1022001 instead of 1028003 in /n.conf:1"),
             Some((m(), Unfit::Version("1.22.1".into())))
         );
         assert_eq!(
-            of("[emerg] module \"/m/x.so\" is not binary compatible in /n.conf:1"),
+            of("module \"/m/x.so\" is not binary compatible in /n.conf:1"),
             Some((m(), Unfit::Signature))
         );
         assert_eq!(
-            of("[emerg] dlopen() \"/m/x.so\" failed (/m/x.so: cannot open shared object file) in /n.conf:1"),
+            of("dlopen() \"/m/x.so\" failed (/m/x.so: cannot open shared object file) in /n.conf:1"),
             Some((m(), Unfit::Unloadable("/m/x.so: cannot open shared object file".into())))
         );
-        assert_eq!(of("[emerg] unknown directive \"x\" in /n.conf:1"), None);
+        assert_eq!(of("unknown directive \"x\" in /n.conf:1"), None);
+    }
+
+    #[test]
+    fn nginx_says_why_it_does_not_go_on() {
+        let of = |text: &str| {
+            complaint(&Output { status: Default::default(), stdout: Vec::new(), stderr: text.into() })
+        };
+        assert_eq!(
+            of("nginx: [warn] a\nnginx: [emerg] b in /n.conf:1\nnginx: test failed\n"),
+            "b in /n.conf:1"
+        );
+        assert_eq!(of("2026/11/27 10:51:34 [emerg] 7#7: open() \"/x\" failed\n"), "open() \"/x\" failed");
+        assert_eq!(of("Segmentation fault\n"), "Segmentation fault");
     }
 
     #[test]

@@ -321,6 +321,12 @@ NOT_REACHED "pm2-not-reached" Warning
     "its address in the upstream"
     "docs/operations/sidecar.md#what-it-does";
 
+NOT_MAPPED "pm2-not-mapped" Warning
+    "it is not certain which peer a worker is"
+    "What is not certain is not touched: nginx is told nothing of that worker, and its users meet its end."
+    "run `handoff` as PM2's user and in its namespaces; a port for each worker; or a `[[worker]]` in the configuration"
+    "docs/operations/sidecar.md#configuration";
+
 // The running app
 EVERYWHERE "app-listens-everywhere" Warning
     "the app listens on every address of this host"

@@ -3,9 +3,11 @@
 //! It may be code, so it is run as the user that PM2 runs as, or not at all, and for a bounded time.
 
 use super::facts::{EcosystemFile, FileApp};
+use crate::pm2::{home::Home, orders, rpc::Rpc, trust::Daemon};
 use serde::Deserialize;
 use std::{
     env, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -60,10 +62,24 @@ struct Answer {
     refused: Option<String>,
 }
 
-/// The file that `pm2 start` would take here.
-pub fn find() -> Option<PathBuf> {
+// === impl Pm2Code ===
+
+impl Pm2Code {
+    /// What a daemon says of itself.
+    pub async fn of(home: &Home) -> Option<Self> {
+        let mut rpc = Rpc::connect(home).await.ok()?;
+        let report = rpc.report().await.ok()?;
+        let Daemon { pid, uid } = rpc.daemon();
+        Some(Self { node: orders::node(&report, pid).ok()?, root: orders::root(&report).ok()?, uid })
+    }
+}
+
+/// The file that `pm2 start` would take here. It is run: one that nobody named must be PM2's user's, or root's.
+pub fn find(user: Option<u32>) -> Option<PathBuf> {
     let here = env::current_dir().ok()?;
-    NAMES.iter().map(|name| here.join(name)).find(|path| path.is_file())
+    let path = NAMES.iter().map(|name| here.join(name)).find(|path| path.is_file())?;
+    let owner = path.metadata().ok()?.uid();
+    (owner == 0 || user.is_none_or(|user| owner == user)).then_some(path)
 }
 
 pub async fn read(file: &Path, code: &Pm2Code) -> Result<EcosystemFile, FileError> {

@@ -13,7 +13,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -40,6 +40,8 @@ pub struct Facts {
 /// What the command was told.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
+    /// One app, and what is in front of it.
+    pub app: Option<String>,
     pub slowest: Option<Duration>,
     pub health: Option<String>,
     /// Where this command looks for nginx.
@@ -63,6 +65,8 @@ pub struct Binary {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Running {
     pub pid: u32,
+    /// Whose process the master is.
+    pub user: Option<u32>,
     /// The module that it has mapped is not the file any more that had its name.
     pub stale_module: Option<String>,
     /// That its workers may have open.
@@ -188,6 +192,8 @@ pub struct Worker {
     pub listens: Vec<SocketAddr>,
     /// The peers of nginx that it is behind.
     pub peers: BTreeSet<Peer>,
+    /// Why its processes could not be looked at.
+    pub unknown: Option<String>,
     /// Whether it speaks with the sidecar. None: no sidecar says so.
     pub speaks: Option<bool>,
     /// From `Keep-Alive: timeout=` of its answer.
@@ -313,7 +319,8 @@ impl Facts {
         let all = self.nginx.iter().flat_map(|nginx| &nginx.upstreams);
         all.filter(|upstream| {
             let peers: Vec<&str> = upstream.peers().collect();
-            !upstream.is_stream && (upstream.handoff || self.is_apps(&upstream.name, &peers))
+            let is_wanted = upstream.handoff && self.asked.app.is_none();
+            !upstream.is_stream && (is_wanted || self.is_apps(&upstream.name, &peers))
         })
     }
 
@@ -326,15 +333,24 @@ impl Facts {
     /// What makes a changed file count.
     pub fn reload_command(&self, app: &str) -> String {
         match self.file_of(app) {
-            Some((file, of)) => {
-                let env = match &of.envs[..] {
-                    [only] => format!(" --env {only}"),
-                    _ => String::new(),
-                };
-                format!("handoff reload {}{env}", file.path.display())
-            }
+            Some((file, of)) => file.reload(match &of.envs[..] {
+                [only] => Some(only),
+                _ => None,
+            }),
             None => "handoff reload ECOSYSTEM_FILE".to_owned(),
         }
+    }
+}
+
+// === impl EcosystemFile ===
+
+impl EcosystemFile {
+    /// From its own directory: what it says of paths is relative to where PM2 is called.
+    pub fn reload(&self, env: Option<&str>) -> String {
+        let dir = self.path.parent().unwrap_or(Path::new("/")).display();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let env = env.map(|env| format!(" --env {env}")).unwrap_or_default();
+        format!("cd {dir} && handoff reload {name}{env}")
     }
 }
 

@@ -59,10 +59,11 @@ pub enum Step {
         old: String,
         new: String,
     },
-    /// Behind the `{` of the block that begins in this line.
+    /// Behind these words, with which a block begins in this line.
     Insert {
         file: PathBuf,
         line: usize,
+        block: String,
         text: String,
     },
     /// Before everything else in the file.
@@ -110,8 +111,9 @@ impl Finding {
         Self { kind, severity: kind.severity, about, at: None, found: found.into(), mend: Vec::new() }
     }
 
+    /// A directive that is found wrong may be written in several lines.
     pub fn nginx(kind: &'static Kind, at: &Spot, found: impl Into<String>) -> Self {
-        Self { at: Some(at.clone()), ..Self::new(kind, About::Nginx, found) }
+        Self { at: Some(at.clone()), ..Self::new(kind, About::Nginx, words(&found.into())) }
     }
 
     pub fn at(self, at: Option<Spot>) -> Self {
@@ -173,7 +175,8 @@ impl Step {
     }
 
     pub fn insert(block: &Spot, text: impl Into<String>) -> Self {
-        Self::Insert { file: block.file.to_path_buf(), line: block.line, text: text.into() }
+        let (file, line) = (block.file.to_path_buf(), block.line);
+        Self::Insert { file, line, block: block.source.clone(), text: text.into() }
     }
 
     pub fn run(command: impl Into<String>) -> Self {
@@ -196,8 +199,8 @@ impl fmt::Display for Step {
                 write!(f, "{}:{line}: remove  {}", file.display(), words(old))
             }
             Self::Replace { file, line, new, .. } => write!(f, "{}:{line}: write  {new}", file.display()),
-            Self::Insert { file, line, text } => {
-                write!(f, "in the block that begins at {}:{line}: add  {text}", file.display())
+            Self::Insert { file, line, block, text } => {
+                write!(f, "{}:{line}: behind {} add  {text}", file.display(), words(block))
             }
             Self::Prepend { file, text } => write!(f, "at the top of {}: add  {text}", file.display()),
             Self::Set { file, app, key, value } => match file {

@@ -28,8 +28,7 @@ use crate::{
         PmId,
         home::Home,
         monitor::{Listed, Settings},
-        orders,
-        rpc::{Rpc, RpcError},
+        rpc::RpcError,
     },
     report::{self, Report},
     survey::{self, Survey, SurveyError},
@@ -73,6 +72,7 @@ pub async fn look(request: &Request) -> Facts {
     let processes = Processes::read(&proc);
     let mut facts = Facts {
         asked: Asked {
+            app: request.app.clone(),
             slowest: request.slowest,
             health: request.health.clone(),
             control: request.control.to_string(),
@@ -266,7 +266,8 @@ async fn look_at_pm2(facts: &mut Facts, request: &Request, proc: &Proc, home: &H
         sidecar: report.as_ref().map(|report| sidecar(proc, report)),
         twins: Vec::new(),
     });
-    let log = pm2_log::read(&home.path().join("pm2.log"));
+    let log = home.path().join("pm2.log");
+    let log = plain(&log).and_then(|()| pm2_log::read(&log));
     if let Err(error) = &log {
         facts.unseen.push(Unseen::new(format!("PM2's log ({home})"), error));
     }
@@ -274,7 +275,7 @@ async fn look_at_pm2(facts: &mut Facts, request: &Request, proc: &Proc, home: &H
     let behind: Vec<(Peer, Behind)> =
         survey.roster.all_behind().map(|(peer, behind)| (peer.clone(), behind.clone())).collect();
     facts.behind.extend(tried(behind).await);
-    code(home, daemon.pid, daemon.uid).await
+    Pm2Code::of(home).await
 }
 
 fn sidecar(proc: &Proc, report: &Report) -> Sidecar {
@@ -324,6 +325,12 @@ fn worker(survey: &Survey, listed: &Listed, report: Option<&Report>) -> Worker {
         settings: listed.settings.clone(),
         listens: listens(survey, listed.id, &peers),
         peers,
+        unknown: survey
+            .look
+            .examined
+            .get(&listed.id)
+            .and_then(|examined| examined.held.as_ref().err())
+            .map(ToString::to_string),
         speaks: reported.map(|known| known.preload),
         keep_alive: None,
     }
@@ -351,13 +358,18 @@ fn preload(settings: &Settings) -> Option<Preload> {
     let words =
         settings.node_args.iter().flat_map(|arg| arg.split('=')).map(str::to_owned).collect::<Vec<_>>();
     let path = PathBuf::from(words.iter().find(names)?);
-    let file = match fs::read(&path) {
+    let file = match plain(&path).and_then(|()| fs::read(&path)) {
         Ok(text) if text.trim_ascii_end() == PRELOAD.trim_end().as_bytes() => PreloadFile::Ours,
         Ok(_) => PreloadFile::Other,
         Err(error) if error.kind() == io::ErrorKind::NotFound => PreloadFile::Gone,
         Err(_) => PreloadFile::Unreadable,
     };
     Some(Preload { path, file })
+}
+
+/// Nothing that would keep us waiting.
+fn plain(path: &Path) -> io::Result<()> {
+    if fs::metadata(path)?.is_file() { Ok(()) } else { Err(io::Error::other("no plain file")) }
 }
 
 /// Where nobody is seen to listen a connection tells: a packet filter may lead on.
@@ -376,19 +388,15 @@ async fn tried(behind: Vec<(Peer, Behind)>) -> Vec<(Peer, Behind)> {
     all.await.unwrap_or_default()
 }
 
-async fn code(home: &Home, pid: u32, uid: u32) -> Option<Pm2Code> {
-    let mut rpc = Rpc::connect(home).await.ok()?;
-    let report = rpc.report().await.ok()?;
-    Some(Pm2Code { node: orders::node(&report, pid).ok()?, root: orders::root(&report).ok()?, uid })
-}
-
 /// Daemons that nobody named, and those that have lost their sockets to another one.
 fn others(facts: &mut Facts, proc: &Proc, processes: &Processes) {
     for pid in processes.pids() {
         let Some(home) = daemon(proc, pid) else { continue };
         match facts.daemons.iter_mut().find(|daemon| daemon.home == home) {
-            Some(Daemon { seen: Seen::Running { pid: known, .. }, twins, .. }) => {
-                twins.extend((*known != pid).then_some(pid));
+            Some(Daemon { seen: Seen::Running { pid: known, uid, .. }, twins, .. }) => {
+                // Anybody can call a process so.
+                let is_twin = *known != pid && process::user(proc, pid) == Some(*uid);
+                twins.extend(is_twin.then_some(pid));
             }
             Some(_) => {}
             None => {
@@ -408,8 +416,9 @@ fn daemon(proc: &Proc, pid: u32) -> Option<Home> {
 }
 
 async fn look_at_file(facts: &mut Facts, request: &Request, code: Option<&Pm2Code>) {
-    let Some(path) = request.ecosystem.clone().or_else(ecosystem::find) else {
-        let why = "none is here; --ecosystem FILE names it";
+    let found = || ecosystem::find(code.map(|code| code.uid));
+    let Some(path) = request.ecosystem.clone().or_else(found) else {
+        let why = "none of PM2's user is here; --ecosystem FILE names it";
         facts.unseen.push(Unseen::unasked("the ecosystem file", why));
         return;
     };

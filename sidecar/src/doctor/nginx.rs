@@ -171,6 +171,10 @@ impl Nginx {
 pub fn hosts(directives: &[Directive]) -> Vec<String> {
     let mut hosts = Vec::new();
     collect_hosts(directives, &mut hosts);
+    let is_upstream = |name: &String| {
+        any(directives, &|directive| directive.name == "upstream" && directive.args.first() == Some(name))
+    };
+    hosts.retain(|host| !is_upstream(host));
     hosts.sort();
     hosts.dedup();
     hosts
@@ -591,7 +595,7 @@ mod tests {
     #[test]
     fn host_names_are_collected() {
         let text = "# configuration file /n.conf:\nhttp { upstream a { server app.local:1; server 127.0.0.1; server [::1]:2; }
-                    server { location / { proxy_pass http://other/; proxy_pass http://$x; proxy_pass http://unix:/a:/; } } }";
+                    server { location / { proxy_pass http://a; proxy_pass http://other/; proxy_pass http://$x; proxy_pass http://unix:/a:/; } } }";
         assert_eq!(hosts(&conf::parse(text).unwrap()), ["app.local", "other"]);
     }
 }

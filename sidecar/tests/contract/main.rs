@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod bus;
+mod ecosystem;
 mod orders;
 mod pm2;
 mod rpc;
@@ -23,7 +24,7 @@ async fn limit(test: impl Future<Output = ()>) {
 macro_rules! contract {
     ($($(#[$attribute:meta])* $name:ident: $package:literal $version:literal on $node:literal;)*) => {
         mod real_pm2 {
-            use crate::{bus, limit, orders, pm2::{Cell, Pm2}, rpc};
+            use crate::{bus, ecosystem, limit, orders, pm2::{Cell, Pm2}, rpc};
             $(mod $name {
                 use super::*;
 
@@ -89,6 +90,12 @@ macro_rules! contract {
                 $(#[$attribute])*
                 async fn a_file_changes_every_worker_and_none_of_their_ports() {
                     limit(orders::change_every_worker_and_none_of_their_ports(&start())).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                $(#[$attribute])*
+                async fn an_ecosystem_file_is_read_as_pm2_reads_it() {
+                    limit(ecosystem::is_read_as_pm2_reads_it(&start())).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread")]

@@ -28,13 +28,18 @@ fn everywhere(facts: &Facts, app: &App) -> Option<Finding> {
         .collect();
     let first = open.first().filter(|_| facts.host.is_reachable && !app.upstreams().is_empty())?;
     let found = format!("it listens on {}", list(&open));
-    let step = format!(
-        "app.listen({}, '127.0.0.1', …)",
-        if open.len() > 1 { "port".to_owned() } else { first.port().to_string() }
-    );
+    let port = if open.len() > 1 { "port".to_owned() } else { first.port().to_string() };
+    // In cluster mode the daemon holds the old address until its last worker is gone, and the new one is taken until then.
+    let name = &app.name;
+    let again = if app.is_cluster() {
+        format!("handoff pause {name} && pm2 stop {name} && pm2 start {name}; handoff resume {name}")
+    } else {
+        format!("handoff reload {name}")
+    };
     Some(
-        Finding::of(EVERYWHERE, &app.name, found)
-            .with(Step::change(step))
+        Finding::of(EVERYWHERE, name, found)
+            .with(Step::change(format!("app.listen({port}, '127.0.0.1', …)")))
+            .with(Step::run(again))
             .with(Step::or("a packet filter that lets nobody in from outside")),
     )
 }
@@ -67,17 +72,19 @@ fn health(facts: &Facts, app: &App) -> Vec<Finding> {
             findings.push(Finding::new(HEALTH_FAILS, about, format!("{who}: {path} {why}")).with(step));
             continue;
         }
-        let code = "app.get('/health', async (req, res) => { try { await db.query('SELECT 1'); res.json({ ok: true, pid: process.pid }) } catch { res.sendStatus(503) } })";
-        let code = code.replace("/health", path);
+        let mend = Step::change(format!(
+            "a route of its own for {path}: ask there what the app needs (a database: SELECT 1), and answer 503 if that \
+             fails"
+        ));
         match health.anywhere {
             Some(status @ 200..=299) if said.insert(HEALTH_ANY.id) => {
                 let found = format!("{path} and a path that is not there both answer 2xx ({status})");
-                findings.push(Finding::of(HEALTH_ANY, &app.name, found).with(Step::change(code)));
+                findings.push(Finding::of(HEALTH_ANY, &app.name, found).with(mend));
             }
             Some(200..=299) => {}
             _ if health.is_constant && said.insert(HEALTH_SAME.id) => {
                 let found = format!("{path} gives the same answer each time");
-                findings.push(Finding::of(HEALTH_SAME, &app.name, found).with(Step::change(code)));
+                findings.push(Finding::of(HEALTH_SAME, &app.name, found).with(mend));
             }
             _ => {}
         }

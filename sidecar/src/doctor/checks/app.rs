@@ -2,15 +2,16 @@
 
 use super::super::{
     catalogue::*,
-    facts::{App, Facts, FileApp, Worker},
+    facts::{App, EcosystemFile, Facts, FileApp, Worker},
     finding::{About, Finding, Step},
 };
 use super::{cover, list, seconds};
 use crate::{
     danger::{self, Danger},
-    pm2::monitor::Status,
+    mapping::Behind,
+    pm2::{PmId, monitor::Status},
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 /// PM2's own, where an app does not say otherwise.
 const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
@@ -21,6 +22,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for app in &facts.apps {
         let checks = [
+            env,
             running,
             ready,
             ready_unsaid,
@@ -31,8 +33,8 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
             one_worker,
             treekill,
             dangers,
+            not_mapped,
             not_reached,
-            env,
             file,
         ];
         findings.extend(checks.into_iter().flat_map(|check| check(facts, app)));
@@ -205,7 +207,8 @@ fn dangers(facts: &Facts, app: &App) -> Vec<Finding> {
     let dangers = danger::of_settings(&settings);
     let finding = |danger: Danger| {
         let (kind, key, value) = match danger {
-            Danger::Cron => (CRON, "cron_restart", "0"),
+            // The number 0 PM2 passes over.
+            Danger::Cron => (CRON, "cron_restart", "'0'"),
             Danger::Watch | Danger::WatchAll => (WATCH, "watch", "false"),
             Danger::SamePort => {
                 let ports: BTreeSet<u16> = settings.iter().filter_map(|settings| settings.port).collect();
@@ -236,6 +239,29 @@ fn own_ports(app: &App) -> Vec<Step> {
     steps
 }
 
+/// Who is behind which peer must be certain before nginx is told.
+fn not_mapped(facts: &Facts, app: &App) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let unknown = app.workers.iter().find_map(|worker| Some((worker.id, worker.unknown.as_ref()?)));
+    if let Some((id, why)) = unknown {
+        let step =
+            Step::change("run handoff as PM2's user, in its namespaces; or a [[worker]] table (--config)");
+        findings.push(Finding::of(NOT_MAPPED, &app.name, format!("worker {id}: {why}")).with(step));
+    }
+    let is_own = |workers: &BTreeSet<PmId>| app.workers.iter().any(|worker| workers.contains(&worker.id));
+    let shared = facts.behind.iter().find_map(|(peer, behind)| match behind {
+        Behind::Several(workers) if is_own(workers) => Some(peer),
+        _ => None,
+    });
+    if let Some(peer) = shared.filter(|_| !app.is_cluster()) {
+        let found = format!("several workers share {}", peer.address);
+        let step =
+            Step::change("a port for each worker (increment_var: 'PORT'), each a server in the upstream");
+        findings.push(Finding::of(NOT_MAPPED, &app.name, found).with(step));
+    }
+    findings
+}
+
 /// Only of an app that nginx knows at all: another one may be no web server.
 fn not_reached(facts: &Facts, app: &App) -> Vec<Finding> {
     let its = app.upstreams();
@@ -263,8 +289,21 @@ fn env(facts: &Facts, app: &App) -> Vec<Finding> {
     let name = block.strip_prefix("env_").unwrap_or(block);
     let has = if running.is_empty() { "none".to_owned() } else { list(running) };
     let found = format!("{block} has PORT {port}, the app's is {has}");
-    let step = Step::run(format!("handoff reload {} --env {name}", file.path.display()));
-    vec![Finding::of(ENV_UNUSED, &app.name, found).with(step)]
+    vec![Finding::of(ENV_UNUSED, &app.name, found).with(Step::run(with_env(app, file, name)))]
+}
+
+/// A `handoff reload` never gives a worker another port, and a `pm2 reload` gives all of them the same one.
+fn with_env(app: &App, file: &EcosystemFile, env: &str) -> String {
+    let dir = file.path.parent().unwrap_or(Path::new("/")).display();
+    let file = file.path.file_name().unwrap_or_default().to_string_lossy();
+    if app.is_cluster() {
+        return format!("cd {dir} && pm2 reload {file} --env {env}");
+    }
+    let start = format!("cd {dir} && pm2 delete {} && pm2 start {file} --env {env}", app.name);
+    match app.upstreams().first() {
+        Some(upstream) => format!("handoff pause {upstream} && {start}; handoff resume {upstream}"),
+        None => start,
+    }
 }
 
 fn file(facts: &Facts, app: &App) -> Vec<Finding> {
@@ -312,11 +351,11 @@ fn differing(of: &FileApp, worker: &Worker) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        super::{facts::EcosystemFile, finding::Severity},
+        super::finding::Severity,
         stage::{GOOD, facts, good, only_in, stock, worker},
     };
     use super::*;
-    use crate::pm2::{PmId, monitor::Settings};
+    use crate::{peer::Peer, pm2::monitor::Settings};
 
     fn with(change: impl Fn(&mut Settings)) -> Facts {
         let mut facts = good();
@@ -373,7 +412,7 @@ mod tests {
         let steps: Vec<String> = finding.mend.iter().map(ToString::to_string).collect();
         assert_eq!(steps[0], "run  handoff preload > /srv/shop/handoff.cjs");
         assert!(steps[1].ends_with("write  node_args: '-r /srv/shop/handoff.cjs',"), "{steps:?}");
-        assert_eq!(steps[2], "run  handoff reload /srv/shop/ecosystem.config.js");
+        assert_eq!(steps[2], "run  cd /srv/shop && handoff reload ecosystem.config.js");
         only_in("pm2-ready-not-said", &late, &speaking(late.clone()));
     }
 
@@ -466,6 +505,18 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_of_which_nothing_is_certain_is_found() {
+        let mut hidden = good();
+        hidden.apps[0].workers[1].unknown = Some("its process 7 is in another network namespace".into());
+        let finding = only_in("pm2-not-mapped", &hidden, &good());
+        assert_eq!(finding.found, "worker 1: its process 7 is in another network namespace");
+        let mut shared = good();
+        let both = Behind::Several([PmId(0), PmId(1)].into());
+        shared.behind.insert(Peer::new("shop", "127.0.0.1:3000"), both);
+        only_in("pm2-not-mapped", &shared, &good());
+    }
+
+    #[test]
     fn a_block_of_environment_that_is_not_used_is_found() {
         let port = |block: &str, port| FileApp { ports: [(block.to_owned(), port)].into(), ..shop() };
         let finding = only_in(
@@ -473,10 +524,13 @@ mod tests {
             &described(port("env_production", 4000)),
             &described(port("env", 4000)),
         );
-        assert_eq!(
-            finding.mend,
-            [Step::run("handoff reload /srv/shop/ecosystem.config.js --env production")]
-        );
+        let start = "cd /srv/shop && pm2 delete shop && pm2 start ecosystem.config.js --env production";
+        assert_eq!(finding.mend, [Step::run(format!("handoff pause shop && {start}; handoff resume shop"))]);
+        let mut cluster = described(port("env_production", 4000));
+        cluster.apps[0].workers.iter_mut().for_each(|worker| worker.settings.cluster = true);
+        let finding = only_in("pm2-env-not-applied", &cluster, &good());
+        let reload = "cd /srv/shop && pm2 reload ecosystem.config.js --env production";
+        assert_eq!(finding.mend, [Step::run(reload)]);
         only_in(
             "pm2-env-not-applied",
             &described(port("env_production", 4000)),

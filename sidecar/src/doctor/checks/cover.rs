@@ -199,7 +199,11 @@ fn control(facts: &Facts, nginx: &Nginx) -> Vec<Finding> {
         findings
             .push(Finding::new(CONTROL, About::Handoff, found).with_all(step).with(Step::run(reload(facts))));
     }
-    for user in users(facts).filter(|user| user.uid != 0 && nginx.user.as_deref() != Some(&user.name)) {
+    // nginx's own users may write anyway.
+    let master = facts.running.as_ref().and_then(|running| running.user);
+    for user in users(facts)
+        .filter(|user| user.uid != 0 && master != Some(user.uid) && nginx.user.as_deref() != Some(&user.name))
+    {
         let may = |control: &ControlLocation| {
             control.args.iter().any(|arg| match arg.split_once('=') {
                 Some(("user", name)) => name == user.name || name == user.uid.to_string(),
@@ -343,6 +347,17 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_one_app_is_told_of_what_is_in_front_of_it() {
+        let mut other = facts(&GOOD.replace(" max_fails=0", "").replace("300", "900"));
+        other.apps[0].workers.clear();
+        let one = Facts {
+            asked: super::super::super::facts::Asked { app: Some("shop".into()), ..other.asked.clone() },
+            ..other.clone()
+        };
+        only_in("nginx-passive-bans", &other, &one);
+    }
+
+    #[test]
     fn nginx_must_be_told_and_not_by_everybody() {
         let with = |args: &str| facts(&GOOD.replace("write=on user=shop", args));
         let finding = only_in("control-missing", &with("user=shop"), &good());
@@ -359,6 +374,8 @@ mod tests {
             matches!(&finding.mend[0], Step::Replace { new, .. } if new == "handoff_api write=on user=shop;")
         );
         only_in("control-denied", &with("write=on group=other"), &with("write=on group=shop"));
+        let own = Running { user: Some(1000), ..Running::default() };
+        only_in("control-denied", &with("write=on"), &Facts { running: Some(own), ..with("write=on") });
         only_in(
             "control-denied",
             &with("write=on"),

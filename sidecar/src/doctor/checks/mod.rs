@@ -14,7 +14,7 @@ use super::{
     finding::{About, Finding},
 };
 
-/// Everything that is wrong, nginx first, then the apps.
+/// Everything that is wrong, in an order in which it can be mended: nginx first, then the apps.
 pub fn all(facts: &Facts) -> Vec<Finding> {
     let families = [
         upgrade::check,
@@ -22,8 +22,8 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
         pass::check,
         upstream::check,
         sidecar::check,
-        app::check,
         answers::check,
+        app::check,
         host::check,
     ];
     let mut findings: Vec<Finding> = families.iter().flat_map(|check| check(facts)).collect();
@@ -134,6 +134,7 @@ http {
             },
             listens: vec![([127, 0, 0, 1], port).into()],
             peers: [Peer::new("shop", format!("127.0.0.1:{port}"))].into(),
+            unknown: None,
             speaks: Some(false),
             keep_alive: None,
         }

@@ -188,8 +188,9 @@ mod tests {
 
     #[test]
     fn posts_that_may_be_run_twice_are_an_error() {
-        let wrong = with("proxy_next_upstream error timeout non_idempotent;");
+        let wrong = with("proxy_next_upstream error timeout\n    non_idempotent;");
         let finding = only_in("nginx-non-idempotent", &wrong, &with("proxy_next_upstream error timeout;"));
+        assert_eq!(finding.found, "proxy_next_upstream error timeout non_idempotent;");
         assert!(
             matches!(&finding.mend[..], [Step::Replace { new, .. }] if new == "proxy_next_upstream error timeout;")
         );

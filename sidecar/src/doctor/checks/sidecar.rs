@@ -30,30 +30,32 @@ fn of(facts: &Facts, daemon: &Daemon) -> Vec<Finding> {
         let kill = format!("kill {}", list(&daemon.twins).replace(", ", " "));
         findings.push(Finding::new(DAEMON_TWICE, About::Host, found).with(Step::run(kill)));
     }
-    let (pid, uid, has_no_dates) = match &daemon.seen {
-        Seen::Running { pid, uid, has_no_dates, .. } => (*pid, *uid, *has_no_dates),
-        Seen::Refused(why) => {
-            findings.push(Finding::new(PM2_SOCKET, About::Host, why).with(Step::change(why.clone())));
-            return findings;
-        }
-        Seen::Other { pid } => {
-            let found = format!("{} (pid {pid})", daemon.home);
-            let step = Step::change(format!("--pm2-home {}, here and for `handoff run`", daemon.home));
-            findings.push(Finding::new(OTHER_HOME, About::Host, found).with(step));
-            return findings;
-        }
-        Seen::Absent(_) => return findings,
-    };
+    let (pid, uid, has_no_dates) =
+        match &daemon.seen {
+            Seen::Running { pid, uid, has_no_dates, .. } => (*pid, *uid, *has_no_dates),
+            Seen::Refused(why) => {
+                findings.push(Finding::new(PM2_SOCKET, About::Host, why).with(Step::change(
+                    "run handoff as PM2's user or as root, with its real home (--pm2-home)",
+                )));
+                return findings;
+            }
+            Seen::Other { pid } => {
+                let found = format!("{} (pid {pid})", daemon.home);
+                let step = Step::change(format!("--pm2-home {}, here and for `handoff run`", daemon.home));
+                findings.push(Finding::new(OTHER_HOME, About::Host, found).with(step));
+                return findings;
+            }
+            Seen::Absent(_) => return findings,
+        };
     let is_deaf = daemon.sidecar.as_ref().is_some_and(|sidecar| sidecar.is_deaf);
     if has_no_dates == Some(true) || is_deaf {
         let found = match has_no_dates {
             Some(true) => format!("PM2's daemon (pid {pid}) has PM2_LOG_DATE_FORMAT="),
             _ => "the sidecar was told of stops, and never in time".to_owned(),
         };
-        let steps = ["unset PM2_LOG_DATE_FORMAT where PM2's daemon is started", "run  pm2 update"];
         findings.push(
             Finding::new(LOG_FORMAT, About::Host, found)
-                .with(Step::change(steps[0]))
+                .with(Step::change("unset PM2_LOG_DATE_FORMAT where PM2's daemon is started"))
                 .with(Step::run("pm2 update")),
         );
     }
