@@ -32,7 +32,8 @@ impl Terminal {
         tmux.args(["-f", "/dev/null", "-u", "-S"]).arg(&terminal.socket);
         tmux.args(["new-session", "-d", "-x", &columns.to_string(), "-y", &rows.to_string()]);
         // It begins when every byte of it is written down.
-        tmux.arg(format!("read -r go; {shell}; read -r end"));
+        // What the program shows last is there when it was interrupted, too.
+        tmux.arg(format!("trap : INT; read -r go; {shell}; read -r end"));
         command::succeed(&mut tmux).await?;
         terminal.tmux(&["pipe-pane", "-o", &format!("cat >> {}", terminal.bytes.display())]).await?;
         terminal.tmux(&["send-keys", "Enter"]).await?;

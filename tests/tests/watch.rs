@@ -117,7 +117,7 @@ async fn a_deploy_is_seen_in_place_and_nothing_is_written_twice() -> Result<()> 
         let fits = |screen: &str| {
             screen.matches("2 of 2 up").count() == 1
                 && screen.lines().all(|line| line.chars().count() <= usize::from(columns))
-                && (rows >= 40 || screen.contains("more lines in a"))
+                && (rows >= 30 || screen.contains("more lines in a"))
         };
         terminal.until(&format!("{columns}x{rows} to be filled"), fits).await?;
     }
@@ -155,7 +155,7 @@ async fn without_colour_or_without_a_terminal_it_is_plain_and_an_nginx_that_is_a
     let away = wait::until("that nginx is away", PATIENCE, async || written().contains(told).then_some(()));
     let away = away.await;
     e2e::process::end(&mut handoff, PATIENCE);
-    away.with_context(&written)?;
+    away.with_context(written)?;
     ensure!(!written().contains('\x1b'), "{}", written());
     terminal.until("that nginx is away", |screen| screen.contains("not reached")).await?;
     Ok(())

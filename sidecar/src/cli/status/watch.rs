@@ -186,7 +186,7 @@ impl Past {
     fn peer(&self, upstream: &str, peer: &PeerView, worker: String) -> Vec<Cell> {
         let rate = self.rate(upstream, peer).map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
         let bad = |count: u64| (if count > 0 { Style::Bad } else { Style::Plain }, count.to_string());
-        let marks: Vec<String> = peer.marks.iter().map(|mark| super::PeerStatus::mark(mark)).collect();
+        let marks: Vec<String> = peer.marks.iter().map(super::PeerStatus::mark).collect();
         vec![
             (Style::Plain, format!("  {}", peer.address)),
             (style_of(peer.state), peer.state.to_string()),
@@ -210,14 +210,14 @@ impl Past {
         let mut seen = BTreeSet::new();
         for deploy in deploys.iter().rev().take(DEPLOYS) {
             // One that is under way is as long as it lasts until now, not until nginx was asked.
-            let now = deploy.ended.map_or_else(|| unix_now().max(*now), |ended| ended);
+            let end = deploy.end(unix_now().max(*now));
             lines.push(Line::default());
-            lines.push(head(deploy, deploy.end(now)));
+            lines.push(head(deploy, end));
             let name = deploy.peers.iter().map(|track| track.peer.chars().count()).max().unwrap_or(0);
             let bar = room.columns.saturating_sub(name + 24).clamp(BAR.0, BAR.1);
             for track in &deploy.peers {
                 seen.extend(track.steps.iter().map(|step| step.state));
-                lines.push(picture(track, deploy, deploy.end(now), name, bar));
+                lines.push(picture(track, deploy, end, name, bar));
             }
         }
         if !lines.is_empty() {
