@@ -121,6 +121,7 @@ async fn a_deploy_is_seen_in_place_and_nothing_is_written_twice() -> Result<()> 
         };
         terminal.until(&format!("{columns}x{rows} to be filled"), fits).await?;
     }
+    terminal.until("all of it again", |screen| calm(screen) && screen.contains("myapp: L0")).await?;
     // The last picture stays.
     terminal.press("C-c").await?;
     let screen = terminal.shows().await?;
