@@ -101,9 +101,9 @@ impl Browser {
     /// A tab of this size that shows `url`.
     pub async fn open(&self, url: &str, width: u32, height: u32) -> Result<Page<'_>> {
         let target = self.call(None, "Target.createTarget", json!({"url": "about:blank"})).await?;
-        let attach = json!({"targetId": target["targetId"], "flatten": true});
+        let attach = json!({"targetId": text(&target, "/targetId"), "flatten": true});
         let attached = self.call(None, "Target.attachToTarget", attach).await?;
-        let session = attached["sessionId"].as_str().context("no session")?.to_owned();
+        let session = text(&attached, "/sessionId").to_owned();
         let page = Page { browser: self, session, url: url.to_owned() };
         for domain in ["Page", "Runtime", "Log", "Network", "Audits"] {
             page.call(&format!("{domain}.enable"), json!({})).await?;
@@ -124,7 +124,7 @@ impl Browser {
         if let Some(error) = reply.get("error") {
             bail!("{method}: {error}");
         }
-        Ok(reply["result"].take())
+        Ok(reply.get_mut("result").map(Value::take).unwrap_or_default())
     }
 }
 
@@ -165,7 +165,7 @@ impl Page<'_> {
         if let Some(thrown) = said.get("exceptionDetails") {
             bail!("{expression}: {thrown}");
         }
-        let value = said["result"].get_mut("value").map(Value::take).unwrap_or_default();
+        let value = said.pointer_mut("/result/value").map(Value::take).unwrap_or_default();
         serde_json::from_value(value.clone()).with_context(|| format!("{expression}: {value}"))
     }
 
@@ -190,8 +190,8 @@ impl Page<'_> {
 
     pub async fn screenshot(&self, file: &Path) -> Result<()> {
         let shot = self.call("Page.captureScreenshot", json!({"format": "png"})).await?;
-        let text = shot["data"].as_str().context("no picture")?;
-        fs::write(file, base64(text).context("not base64")?).with_context(|| file.display().to_string())
+        fs::write(file, base64(text(&shot, "/data")).context("not base64")?)
+            .with_context(|| file.display().to_string())
     }
 
     /// What stands in its console, what it was not allowed to do, and whom else it asked.
@@ -206,12 +206,12 @@ impl Page<'_> {
         let bad = match event.get("method")?.as_str()? {
             "Runtime.exceptionThrown" => true,
             "Runtime.consoleAPICalled" => {
-                matches!(params["type"].as_str(), Some("error" | "warning" | "assert"))
+                matches!(params.get("type").and_then(Value::as_str), Some("error" | "warning" | "assert"))
             }
-            "Log.entryAdded" => params["entry"]["level"] == "error" || params["entry"]["level"] == "warning",
+            "Log.entryAdded" => matches!(text(params, "/entry/level"), "error" | "warning"),
             "Audits.issueAdded" => true,
             "Network.requestWillBeSent" => {
-                let url = params["request"]["url"].as_str().unwrap_or_default();
+                let url = text(params, "/request/url");
                 !url.starts_with("data:") && host(url) != host(&self.url)
             }
             _ => false,
@@ -223,7 +223,7 @@ impl Page<'_> {
     pub fn requests(&self) -> usize {
         let state = self.browser.wire.state();
         let all = state.events.get(&self.session).into_iter().flatten();
-        all.filter(|event| event["method"] == "Network.requestWillBeSent").count()
+        all.filter(|event| text(event, "/method") == "Network.requestWillBeSent").count()
     }
 }
 
@@ -249,14 +249,21 @@ impl Wire {
             let Message::Text(text) = message else { continue };
             let Ok(said) = serde_json::from_str::<Value>(&text) else { continue };
             let mut state = self.state();
-            if let Some(reply) = said["id"].as_u64().and_then(|id| state.replies.remove(&id)) {
+            if let Some(reply) =
+                said.get("id").and_then(Value::as_u64).and_then(|id| state.replies.remove(&id))
+            {
                 _ = reply.send(said);
-            } else if let Some(session) = said["sessionId"].as_str().map(str::to_owned) {
+            } else if let Some(session) = said.get("sessionId").and_then(Value::as_str).map(str::to_owned) {
                 state.events.entry(session).or_default().push(said);
             }
         }
         self.state().replies.clear();
     }
+}
+
+/// A text at a place in JSON; empty if there is none.
+fn text<'a>(value: &'a Value, place: &str) -> &'a str {
+    value.pointer(place).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Of a URL, with its port, and without who asks.

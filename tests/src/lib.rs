@@ -58,6 +58,7 @@ pub mod spread;
 pub mod stage;
 pub mod streams;
 pub mod table;
+pub mod terminal;
 pub mod timeline;
 pub mod verdict;
 pub mod wait;

@@ -52,8 +52,8 @@ impl Prometheus {
     pub async fn query(&self, query: &str) -> Result<Vec<Value>> {
         let reply = self.door().get(&format!("/api/v1/query?query={}", encoded(query))).await?;
         let answer: Value = serde_json::from_slice(&reply.body).with_context(|| reply.text())?;
-        ensure!(answer["status"] == "success", "{query}: {answer}");
-        Ok(answer["data"]["result"].as_array().context("no result")?.clone())
+        let result = answer.pointer("/data/result").and_then(Value::as_array);
+        Ok(result.with_context(|| format!("{query}: {answer}"))?.clone())
     }
 
     fn door(&self) -> Door {

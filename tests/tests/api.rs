@@ -48,7 +48,7 @@ async fn paths_methods_and_parameters_are_exact() -> Result<()> {
         format!("there is no upstream \"{name}\" with the directive \"handoff\" in nginx's configuration")
     };
     let refused: Vec<(&str, &str, Code, String)> = vec![
-        ("GET", "/", Code::PathNotFound, nothing("/")),
+        ("GET", "/index.html", Code::PathNotFound, nothing("/index.html")),
         ("GET", "/v2", Code::PathNotFound, nothing("/v2")),
         ("GET", "/v1x", Code::PathNotFound, nothing("/v1x")),
         ("GET", "/V1", Code::PathNotFound, nothing("/V1")),
@@ -56,7 +56,9 @@ async fn paths_methods_and_parameters_are_exact() -> Result<()> {
         ("GET", "/v1//upstreams", Code::PathNotFound, nothing("/v1//upstreams")),
         ("GET", "/v1/../v1", Code::PathNotFound, nothing("/v1/../v1")),
         ("GET", "/handoff/v2", Code::PathNotFound, nothing("/handoff/v2")),
-        ("GET", "/handoff/", Code::PathNotFound, nothing("/handoff/")),
+        ("GET", "/handoff/metrics/1", Code::PathNotFound, nothing("/handoff/metrics/1")),
+        ("GET", "/?x=1", Code::BadRequest, "this path takes no parameters, not \"x=1\"".into()),
+        ("POST", "/", Code::MethodNotAllowed, "POST is not for this path: use GET, HEAD".into()),
         ("GET", "/v1/upstreams/app/peers", Code::PathNotFound, nothing("/v1/upstreams/app/peers")),
         ("GET", "/v1/upstreams/%FF", Code::PathNotFound, nothing("/v1/upstreams/%FF")),
         ("GET", "/v1/upstreams/other", Code::UpstreamNotFound, no_upstream("other")),

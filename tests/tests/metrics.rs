@@ -231,10 +231,10 @@ fn names(text: &str) -> BTreeSet<String> {
 /// The queries of a dashboard, with what Grafana would put in place of its variables.
 fn queries(dashboard: &Value) -> Result<Vec<(String, String)>> {
     let mut queries = Vec::new();
-    for panel in dashboard["panels"].as_array().context("no panels")? {
-        let title = panel["title"].as_str().context("no title")?;
-        for target in panel["targets"].as_array().context("no targets")? {
-            let query = target["expr"].as_str().context("no query")?;
+    for panel in dashboard.get("panels").and_then(Value::as_array).context("no panels")? {
+        let title = panel.get("title").and_then(Value::as_str).context("no title")?;
+        for target in panel.get("targets").and_then(Value::as_array).context("no targets")? {
+            let query = target.get("expr").and_then(Value::as_str).context("no query")?;
             let query =
                 query.replace("$__rate_interval", "6s").replace("$instance", ".*").replace("$upstream", ".*");
             ensure!(!query.contains('$'), "{query}");
@@ -246,7 +246,9 @@ fn queries(dashboard: &Value) -> Result<Vec<(String, String)>> {
 
 async fn values(prometheus: &Prometheus, query: &str) -> Result<Vec<f64>> {
     let series = prometheus.query(query).await?;
-    let value = |of: &Value| of["value"][1].as_str().context("no value")?.parse().context("no number");
+    let value = |of: &Value| {
+        of.pointer("/value/1").and_then(Value::as_str).context("no value")?.parse().context("no number")
+    };
     series.iter().map(value).collect()
 }
 

@@ -49,7 +49,7 @@ fn json(event: &Event) -> String {
     serde_json::to_string(event).unwrap_or_default()
 }
 
-fn text(event: &Event) -> String {
+pub(super) fn text(event: &Event) -> String {
     let Event { upstream, peer, owner, in_flight, .. } = event;
     let (at, kind) = (time_of_day(event.at), event.kind.as_str());
     let what = match (event.from, event.to) {
@@ -61,7 +61,7 @@ fn text(event: &Event) -> String {
 }
 
 /// `14:03:09.120Z`; an event is minutes old, not days.
-fn time_of_day(millis: u64) -> String {
+pub(super) fn time_of_day(millis: u64) -> String {
     let (seconds, millis) = (millis / 1000 % 86_400, millis % 1000);
     format!("{:02}:{:02}:{:02}.{millis:03}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }

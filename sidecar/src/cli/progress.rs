@@ -14,12 +14,14 @@ use crate::{
     rollout::event::Event,
 };
 use line::Line;
-use picture::{Picture, Room};
+use picture::Picture;
+pub(super) use picture::Room;
 use plain::Plain;
 use serde::Serialize;
 use stages::Stages;
 use std::{
     env,
+    ffi::OsString,
     io::{self, IsTerminal as _},
     time::{Duration, Instant},
 };
@@ -56,12 +58,10 @@ const UNKNOWN: Room = Room { columns: 80, rows: 24 };
 
 impl Progress {
     pub(super) fn new(json: bool) -> Self {
-        let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-        let is_dumb = set("TERM").is_none_or(|term| term == "dumb");
-        let view = match (json, io::stdout().is_terminal() && !is_dumb) {
+        let view = match (json, can_draw()) {
             (true, _) => View::Json,
             (false, false) => View::Plain(Plain::default(), Stages::default()),
-            (false, true) => View::Live(Live { has_colour: set("NO_COLOR").is_none(), ..Live::default() }),
+            (false, true) => View::Live(Live { has_colour: has_colour(), ..Live::default() }),
         };
         Self { view, began: Instant::now(), out: Writer::new(io::stdout()) }
     }
@@ -102,8 +102,21 @@ impl Progress {
     }
 }
 
+/// Whether what we write goes to a terminal on which a picture can be drawn over.
+pub(super) fn can_draw() -> bool {
+    io::stdout().is_terminal() && set("TERM").is_some_and(|term| term != "dumb")
+}
+
+pub(super) fn has_colour() -> bool {
+    set("NO_COLOR").is_none()
+}
+
+fn set(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// Of the terminal, as it is now.
-fn room() -> Room {
+pub(super) fn room() -> Room {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
     let known = |number: u16, unknown| if number < 2 { unknown } else { usize::from(number) };
     size.map_or(UNKNOWN, |size| Room {
@@ -123,6 +136,15 @@ fn json(event: &impl Serialize) -> String {
         }
     }
     out + "\n"
+}
+
+/// Back to where lines of these widths began, and away with them. A terminal that became narrower has wrapped them.
+pub(super) fn erase(widths: &[usize], room: Room) -> String {
+    let rows = |width: &usize| width.div_ceil(room.columns + 1).max(1);
+    match widths.iter().map(rows).sum::<usize>() {
+        0 => String::new(),
+        rows => format!("\x1b[{rows}A\r\x1b[J"),
+    }
 }
 
 // === impl Live ===
@@ -173,13 +195,8 @@ impl Live {
         lines.iter().map(|line| line.render(width, self.has_colour) + "\n").collect()
     }
 
-    /// Back to where the picture began, and away with it. A terminal that became narrower has wrapped its lines.
     fn erase(&mut self, room: Room) -> String {
-        let rows = |width: usize| width.div_ceil(room.columns + 1).max(1);
-        match std::mem::take(&mut self.drawn).into_iter().map(rows).sum::<usize>() {
-            0 => String::new(),
-            rows => format!("\x1b[{rows}A\r\x1b[J"),
-        }
+        erase(&std::mem::take(&mut self.drawn), room)
     }
 }
 

@@ -1,5 +1,8 @@
 //! `handoff status`: everything that can be known is shown, and what could not be is said in the end.
 
+mod screen;
+mod watch;
+
 use super::{Context, Exit, Failure, complain, say, table, target};
 use crate::{
     danger,
@@ -18,10 +21,7 @@ use crate::{
 };
 use handoff_wire::{MarkView, PauseView, PeerState, UpstreamView, Upstreams};
 use serde::Serialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,6 +40,8 @@ pub(super) struct Status {
     problems: Vec<String>,
     #[serde(skip)]
     exit: Exit,
+    #[serde(skip)]
+    view: Option<Upstreams>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,18 +113,14 @@ struct PeerStatus {
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
-    loop {
-        let status = collect(context).await;
-        let text = if args.json { status.json()? } else { status.text() };
-        // Home, and clear what was there.
-        let clear = if args.watch && !args.json { "\x1b[H\x1b[2J" } else { "" };
-        let is_read = say(format_args!("{clear}{text}")).is_ok();
-        if !args.watch || !is_read {
-            status.problems.iter().for_each(complain);
-            return Ok(status.exit);
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    if args.watch {
+        return watch::run(context, args.json).await;
     }
+    let status = collect(context).await;
+    // Whoever wanted it may have gone.
+    _ = say(if args.json { status.json()? } else { status.text() });
+    status.problems.iter().for_each(complain);
+    Ok(status.exit)
 }
 
 pub(super) async fn collect(context: &Context) -> Status {
@@ -136,6 +134,7 @@ pub(super) async fn collect(context: &Context) -> Status {
         daemons: Vec::new(),
         problems: Vec::new(),
         exit: Exit::Done,
+        view: None,
     };
     let view = match context.control().upstreams().await {
         Ok(view) => {
@@ -175,6 +174,7 @@ pub(super) async fn collect(context: &Context) -> Status {
             }
         }
     }
+    status.view = view;
     status
 }
 
@@ -328,16 +328,23 @@ impl Status {
     }
 
     fn text(&self) -> String {
-        let instance = self.nginx.instance.as_ref();
-        let nginx = instance.map_or("not reached".to_owned(), |instance| {
-            format!("instance {instance}, {} upstreams with `handoff`", self.nginx.upstreams)
-        });
-        let mut text = format!("nginx  {}  {nginx}\n", self.nginx.control);
+        let mut text = self.nginx.text() + "\n";
         text.extend(self.nginx.paused.iter().map(PauseStatus::text));
         for daemon in &self.daemons {
             text.push_str(&daemon.text());
         }
         text.trim_end().to_owned()
+    }
+}
+
+// === impl NginxStatus ===
+
+impl NginxStatus {
+    fn text(&self) -> String {
+        let nginx = self.instance.as_ref().map_or("not reached".to_owned(), |instance| {
+            format!("instance {instance}, {} upstreams with `handoff`", self.upstreams)
+        });
+        format!("nginx  {}  {nginx}", self.control)
     }
 }
 
@@ -361,10 +368,14 @@ impl PauseStatus {
 // === impl DaemonStatus ===
 
 impl DaemonStatus {
-    fn text(&self) -> String {
+    fn head(&self) -> String {
         let pid = self.pid.map_or("not reached".to_owned(), |pid| format!("pid {pid}"));
         let sidecar = self.sidecar.as_ref().map_or("no sidecar".to_owned(), SidecarStatus::text);
-        let head = format!("PM2    {}  {pid}, {sidecar}\n", self.home);
+        format!("PM2    {}  {pid}, {sidecar}\n", self.home)
+    }
+
+    fn text(&self) -> String {
+        let head = self.head();
         if self.apps.is_empty() {
             return head;
         }
@@ -445,12 +456,13 @@ impl WorkerStatus {
 // === impl PeerStatus ===
 
 impl PeerStatus {
+    fn mark(mark: &MarkView) -> String {
+        let reason = if mark.reason.is_empty() { String::new() } else { format!(" ({})", mark.reason) };
+        format!("{} by {}{reason}", mark.state, mark.owner)
+    }
+
     fn cells(&self) -> Vec<String> {
-        let mark = |mark: &MarkView| {
-            let reason = if mark.reason.is_empty() { String::new() } else { format!(" ({})", mark.reason) };
-            format!("{} by {}{reason}", mark.state, mark.owner)
-        };
-        let marks: Vec<String> = self.marks.iter().map(mark).collect();
+        let marks: Vec<String> = self.marks.iter().map(Self::mark).collect();
         vec![
             self.address.clone(),
             self.upstream.clone(),

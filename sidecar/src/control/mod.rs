@@ -13,7 +13,7 @@ pub use error::ControlError;
 use bytes::Bytes;
 use handoff_wire::{
     Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, Quiet, Renew,
-    Resume, ResumeAck, Span, UpstreamView, Upstreams, path,
+    Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -68,6 +68,10 @@ impl Control {
 
     pub async fn events(&mut self, after: u64) -> Result<Events, ControlError> {
         self.get(&format!("{}?after={after}", path::EVENTS), PATIENCE).await
+    }
+
+    pub async fn timeline(&mut self) -> Result<Timeline, ControlError> {
+        self.get(path::TIMELINE, PATIENCE).await
     }
 
     /// Waits in nginx until the peer is drained, or for so long.

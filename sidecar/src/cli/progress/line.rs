@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Style {
+pub(in crate::cli) enum Style {
     Plain,
     Dim,
     Good,
@@ -12,27 +12,27 @@ pub(super) enum Style {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Line(Vec<(Style, String)>);
+pub(in crate::cli) struct Line(Vec<(Style, String)>);
 
 // === impl Line ===
 
 impl Line {
-    pub(super) fn plain(text: &str) -> Self {
+    pub(in crate::cli) fn plain(text: &str) -> Self {
         Self::default().with(Style::Plain, text)
     }
 
     /// What comes from an app may hold anything: it must not steer the terminal.
-    pub(super) fn with(mut self, style: Style, text: &str) -> Self {
+    pub(in crate::cli) fn with(mut self, style: Style, text: &str) -> Self {
         self.0.push((style, harmless(text)));
         self
     }
 
     /// How many columns it takes at most.
-    pub(super) fn width(&self) -> usize {
+    pub(in crate::cli) fn width(&self) -> usize {
         self.0.iter().flat_map(|(_, text)| text.chars()).map(columns).sum()
     }
 
-    pub(super) fn render(&self, width: usize, has_colour: bool) -> String {
+    pub(in crate::cli) fn render(&self, width: usize, has_colour: bool) -> String {
         let is_cut = self.width() > width;
         let mut room = if is_cut { width.saturating_sub(1) } else { width };
         let mut fits = |c: &char| {
@@ -81,7 +81,8 @@ pub(super) fn steers(c: char) -> bool {
 const WIDE: char = '\u{1100}';
 
 fn columns(c: char) -> usize {
-    if c < WIDE || c == '…' { 1 } else { 2 }
+    // What we draw with ourselves is narrow.
+    if c < WIDE || matches!(c, '…' | '→' | '─'..='▟') { 1 } else { 2 }
 }
 
 // === impl Style ===

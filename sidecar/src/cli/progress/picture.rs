@@ -24,7 +24,7 @@ pub(super) struct Picture {
 
 /// Of the terminal, now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
+pub(in crate::cli) struct Room {
     pub columns: usize,
     pub rows: usize,
 }
