@@ -1,4 +1,4 @@
-//! The operator's marks, remembered.
+//! The marks of those who decide by hand, remembered: the operator's, and those of clients of the NGINX Plus API.
 //!
 //! They have no lease: what a person drained stays drained until a person says otherwise. nginx keeps them across a
 //! reload but not across a restart, so the sidecar writes down those it sees and sets them again when it meets an nginx
@@ -7,11 +7,10 @@
 use crate::{
     control::{Control, ControlError},
     nginx::{View, Views},
-    peer::Peer,
     shutdown,
     telemetry::Changes,
 };
-use handoff_wire::{Expect, MarkRequest, MarkSet, OwnerKind, State, Upstreams};
+use handoff_wire::{Expect, MarkRequest, MarkSet, Owner, State, Upstreams};
 use serde::{Deserialize, Serialize};
 use std::{
     env, fs, io,
@@ -28,6 +27,8 @@ struct Remembered {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Remark {
+    #[serde(default = "Owner::operator")]
+    owner: Owner,
     upstream: String,
     peer: String,
     state: State,
@@ -92,7 +93,9 @@ impl Memory {
                 Ok(()) => next.marks.extend(lost),
                 // Still remembered for the instance that had them: the next view tries again.
                 Err(error) => {
-                    return self.log.warn(format!("the operator's marks could not be set again: {error}"));
+                    return self
+                        .log
+                        .warn(format!("marks that were set by hand could not be set again: {error}"));
                 }
             }
         }
@@ -104,12 +107,17 @@ impl Memory {
 
     async fn set_again(&mut self, lost: &[Remark]) -> Result<(), ControlError> {
         for mark in lost {
-            tracing::info!(upstream = mark.upstream, peer = mark.peer, state = %mark.state, "nginx restarted: setting the operator's mark again");
+            tracing::info!(upstream = mark.upstream, peer = mark.peer, state = %mark.state, owner = %mark.owner, "nginx restarted: setting a mark again");
         }
-        let Ok(owner) = "operator".parse() else { return Ok(()) };
-        let marks = lost.iter().map(Remark::request).collect();
-        // It was decided once, floor and all.
-        self.control.mark(&MarkSet { owner, lease: None, force: true, marks }).await.map(|_| ())
+        for owner in [Owner::operator(), Owner::plus()] {
+            let its = lost.iter().filter(|mark| mark.owner == owner);
+            let marks: Vec<MarkRequest> = its.map(Remark::request).collect();
+            if !marks.is_empty() {
+                // It was decided once, floor and all.
+                self.control.mark(&MarkSet { owner, lease: None, force: true, marks }).await?;
+            }
+        }
+        Ok(())
     }
 
     fn save(&mut self) {
@@ -123,7 +131,7 @@ impl Memory {
 
     fn give_up(&mut self, path: &Path, error: &io::Error) {
         self.log.warn(format!(
-            "{}: {error}. The operator's marks are remembered while this process lives; make the directory writable or \
+            "{}: {error}. Marks that were set by hand are remembered while this process lives; make the directory writable or \
              give another one with --state-dir",
             path.display()
         ));
@@ -136,11 +144,11 @@ impl Remembered {
     fn of(view: &Upstreams) -> Self {
         let peers = view.upstreams.iter().flat_map(|up| up.peers.iter().map(move |peer| (up, peer)));
         let marks = peers.flat_map(|(up, peer)| {
-            let of_operator = peer.marks.iter().filter(|mark| {
-                // One with a lease was meant to end by itself.
-                mark.owner.kind() == OwnerKind::Operator && mark.lease.is_none()
-            });
-            of_operator.map(move |mark| Remark {
+            // One with a lease was meant to end by itself.
+            let lasting =
+                peer.marks.iter().filter(|mark| !mark.owner.kind().is_leased() && mark.lease.is_none());
+            lasting.map(move |mark| Remark {
+                owner: mark.owner.clone(),
                 upstream: up.name.clone(),
                 peer: peer.address.clone(),
                 state: mark.state,
@@ -161,7 +169,7 @@ impl Remembered {
                 view.upstreams.iter().filter(|up| up.name == mark.upstream).flat_map(|up| &up.peers);
             peers.any(|peer| peer.address == mark.peer && peer.configured)
         };
-        let is_new = |mark: &&Remark| !seen.marks.iter().any(|other| other.peer() == mark.peer());
+        let is_new = |mark: &&Remark| !seen.marks.iter().any(|other| other.is_of(mark));
         self.marks.iter().filter(exists).filter(is_new).cloned().collect()
     }
 }
@@ -169,8 +177,8 @@ impl Remembered {
 // === impl Remark ===
 
 impl Remark {
-    fn peer(&self) -> Peer {
-        Peer::new(&self.upstream, &self.peer)
+    fn is_of(&self, other: &Self) -> bool {
+        (&self.owner, &self.upstream, &self.peer) == (&other.owner, &other.upstream, &other.peer)
     }
 
     fn request(&self) -> MarkRequest {
@@ -217,6 +225,7 @@ mod tests {
 
     const OPERATOR: &str =
         r#"{"owner":"operator","state":"draining","expect":"gone","reason":"disk","epoch":1,"age":"1s"}"#;
+    const PLUS: &str = r#"{"owner":"plus","state":"down","expect":"gone","reason":"","epoch":2,"age":"1s"}"#;
     const LEASED: &str = r#"{"owner":"operator","state":"down","expect":"gone","reason":"","epoch":1,"age":"1s","lease":"5s"}"#;
     const PM2: &str = r#"{"owner":"pm2:1","state":"down","expect":"back","reason":"","epoch":1,"age":"1s"}"#;
 
@@ -239,7 +248,21 @@ mod tests {
     }
 
     #[test]
-    fn only_lasting_marks_of_the_operator_are_remembered() {
+    fn each_owner_has_its_own() {
+        let known = Remembered::of(&view("a", &format!("{OPERATOR},{PLUS}")));
+        let decided = view("b", OPERATOR);
+        let lost = known.lost_in(&decided, &Remembered::of(&decided));
+        assert_eq!(lost.iter().map(|mark| mark.owner.as_str()).collect::<Vec<_>>(), ["plus"]);
+    }
+
+    #[test]
+    fn one_without_an_owner_is_the_operators() {
+        let old = r#"{"upstream":"app","peer":"127.0.0.1:1","state":"down","expect":"gone","reason":""}"#;
+        assert_eq!(serde_json::from_str::<Remark>(old).unwrap().owner, Owner::operator());
+    }
+
+    #[test]
+    fn only_lasting_marks_by_hand_are_remembered() {
         assert_eq!(Remembered::of(&view("a", &format!("{LEASED},{PM2}"))).marks, []);
     }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use e2e::{site::PATIENCE, wait};
 use handoff_wire::PeerState;
 use house::House;
+use hyper::Method;
 
 async fn is(house: &House, peer: &str, state: PeerState) -> Result<()> {
     let what = format!("{peer} to be {state}");
@@ -27,16 +28,25 @@ async fn a_drain_outlives_a_deploy_a_reload_and_a_restart_of_nginx() -> Result<(
     house.site.reload().await?;
     is(&house, &peer, PeerState::Draining).await?;
 
+    // So does what a client of the NGINX Plus API said.
+    let drain = r#"{"drain":true}"#.to_owned();
+    let patched = house.site.ask(Method::PATCH, "/api/9/http/upstreams/app/servers/0", drain).await?;
+    assert_eq!(patched.status, 200, "{}", patched.text());
+
     let remembered = house.site.file("state/operator-marks.json");
     wait::until("the sidecar to remember it", PATIENCE, async || {
-        std::fs::read_to_string(&remembered).ok()?.contains(&peer).then_some(())
+        std::fs::read_to_string(&remembered).ok()?.contains("plus").then_some(())
     })
     .await?;
     house.site.kill().await?;
     house.site.start().await?;
-    is(&house, &peer, PeerState::Draining).await?;
+    let owners = async || {
+        let marks = house.site.peer(&peer).await.ok()?.marks;
+        (marks.iter().filter(|mark| !mark.owner.kind().is_leased()).count() == 2).then_some(())
+    };
+    wait::until("both marks to be set again", PATIENCE, owners).await?;
 
-    let ended = house.handoff(&["ready", &peer]).await?;
+    let ended = house.handoff(&["ready", &peer, "--all"]).await?;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     is(&house, &peer, PeerState::Up).await
 }

@@ -54,6 +54,11 @@ impl OwnerKind {
 }
 
 impl Owner {
+    /// Of what a person says by hand.
+    pub fn operator() -> Self {
+        Self { kind: OwnerKind::Operator, text: "operator".to_owned() }
+    }
+
     /// Of what a client of the NGINX Plus compatible API says.
     pub fn plus() -> Self {
         Self { kind: OwnerKind::Plus, text: "plus".to_owned() }

@@ -2,7 +2,7 @@
 
 use super::{Context, Exit, Failure, complain, say, target::Target};
 use crate::{control::Control, peer::Peer, report};
-use handoff_wire::{Ack, Code, Expect, MAX_WAIT, MarkRequest, MarkSet, Span, State};
+use handoff_wire::{Ack, Code, Expect, MAX_WAIT, MarkRequest, MarkSet, Owner, Span, State};
 use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let view = control.upstreams().await?;
     let peers = Target::parse(&args.target).resolve(context, &view).await?;
     let state = if args.down { State::Down } else { State::Draining };
-    let marks = marks(&peers, state, &args.reason)?;
+    let marks = marks(&peers, state, &args.reason);
     let ack = control.mark(&MarkSet { force: args.force, ..marks }).await;
     let ack = ack.map_err(|error| Failure::or_force(error, Code::Floor))?;
     for mark in &ack.marks {
@@ -51,8 +51,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
 }
 
 /// What the operator says of these peers.
-pub(super) fn marks(peers: &[Peer], state: State, reason: &str) -> Result<MarkSet, Failure> {
-    let owner = "operator".parse().map_err(|error| Failure::new(Exit::Failed, format!("{error}")))?;
+pub(super) fn marks(peers: &[Peer], state: State, reason: &str) -> MarkSet {
     let mark = |peer: &Peer| MarkRequest {
         upstream: Some(peer.upstream.clone()),
         peer: peer.address.clone(),
@@ -61,7 +60,7 @@ pub(super) fn marks(peers: &[Peer], state: State, reason: &str) -> Result<MarkSe
         reason: reason.to_owned(),
         all: false,
     };
-    Ok(MarkSet { owner, lease: None, force: false, marks: peers.iter().map(mark).collect() })
+    MarkSet { owner: Owner::operator(), lease: None, force: false, marks: peers.iter().map(mark).collect() }
 }
 
 async fn wait(control: &mut Control, ack: &Ack, started: Instant, timeout: Span) -> Result<Exit, Failure> {

@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let mut control = context.control();
     let view = control.upstreams().await?;
     let pause = Pause {
-        owner: operator()?,
+        owner: Owner::operator(),
         upstreams: target::upstreams(&args.target, context, &view).await?,
         max: args.max,
         reason: args.reason.clone(),
@@ -66,10 +66,6 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
         return Err(failure);
     }
     Ok(Exit::Done)
-}
-
-pub(super) fn operator() -> Result<Owner, Failure> {
-    "operator".parse().map_err(|error| Failure::new(Exit::Failed, format!("{error}")))
 }
 
 async fn wait(control: &mut Control, ack: &PauseAck, started: Instant, timeout: Span) -> Result<(), Failure> {

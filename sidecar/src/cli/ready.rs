@@ -17,7 +17,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let mut control = context.control();
     let view = control.upstreams().await?;
     let peers = Target::parse(&args.target).resolve(context, &view).await?;
-    let set = drain::marks(&peers, State::Up, "")?;
+    let set = drain::marks(&peers, State::Up, "");
     let marks = set.marks.iter().cloned().map(|mark| handoff_wire::MarkRequest { all: args.all, ..mark });
     let ack = control.mark(&MarkSet { marks: marks.collect(), ..set.clone() }).await?;
     let view = control.upstreams().await?;

@@ -1,7 +1,7 @@
 //! `handoff resume TARGET`
 
-use super::{Context, Exit, Failure, pause, say, target};
-use handoff_wire::{Code, Resume, ResumedUpstream, Was};
+use super::{Context, Exit, Failure, say, target};
+use handoff_wire::{Code, Owner, Resume, ResumedUpstream, Was};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -16,7 +16,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let mut control = context.control();
     let view = control.upstreams().await?;
     let upstreams = target::upstreams(&args.target, context, &view).await?;
-    let resume = Resume { owner: pause::operator()?, upstreams, force: args.force };
+    let resume = Resume { owner: Owner::operator(), upstreams, force: args.force };
     let ack = control.resume(&resume).await.map_err(|error| Failure::or_force(error, Code::Paused))?;
     let mut problems = Vec::new();
     for ResumedUpstream { upstream, was, held } in ack.upstreams {
