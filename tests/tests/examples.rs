@@ -3,13 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use e2e::{
     backend::Backend,
-    door::Reply,
-    place,
+    door::{Door, Reply},
+    place, ports,
     site::{PATIENCE, Site, VERSIONS},
     wait,
 };
-use handoff_wire::{UpstreamView, path};
-use std::{fs, path::PathBuf};
+use handoff_wire::{Code, UpstreamView, path};
+use hyper::Method;
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 /// One of the files runs, in front of as many peers as it names.
 struct Example {
@@ -23,8 +24,10 @@ impl Example {
         let backend = Backend::start(4).await?;
         let conf = place::root().join("nginx-conf");
         let text = fs::read_to_string(conf.join(name))?;
-        let control = localized(&fs::read_to_string(conf.join("control.conf"))?, version, &site, &backend)?;
-        fs::write(site.file("control.conf"), control)?;
+        for included in ["control.conf", "monitoring.conf"] {
+            let text = fs::read_to_string(conf.join(included))?;
+            fs::write(site.file(included), localized(&text, version, &site, &backend)?)?;
+        }
         let prefix = site.place().nginx_prefix().display().to_string();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|kind| format!("{kind}_temp_path {prefix}/{kind};"))
@@ -59,6 +62,8 @@ fn localized(text: &str, version: &str, site: &Site, backend: &Backend) -> Resul
         ("modules/ngx_http_handoff_module.so", place::module(version)?.display().to_string()),
         ("listen 80", format!("listen 127.0.0.1:{}", site.port())),
         ("/etc/nginx/handoff-control.conf", site.file("control.conf").display().to_string()),
+        ("/etc/nginx/handoff-monitoring.conf", site.file("monitoring.conf").display().to_string()),
+        ("listen 127.0.0.1:8090", format!("listen {}", monitoring(site))),
         ("/run/handoff/nginx.sock", site.socket().display().to_string()),
         ("/var/log/nginx/access.log", site.file("access.log").display().to_string()),
         // A group that every Debian has.
@@ -71,6 +76,11 @@ fn localized(text: &str, version: &str, site: &Site, backend: &Backend) -> Resul
         .find(|line| !line.trim().starts_with('#') && (line.contains("/etc/") || line.contains("/var/")));
     ensure!(stranger.is_none(), "a place of another host: {stranger:?}");
     Ok(local)
+}
+
+/// Where people and Prometheus look.
+fn monitoring(site: &Site) -> SocketAddr {
+    ports::address(site.port() + 1)
 }
 
 #[tokio::test]
@@ -114,6 +124,12 @@ async fn the_example_for_production_serves_and_logs_what_became_of_each_request(
         for line in lines.await.unwrap().lines() {
             logged(line).with_context(|| format!("nginx {version}: {line}")).unwrap();
         }
+        let monitoring = Door::Tcp(monitoring(&example.site));
+        let page = monitoring.get("/").await.unwrap();
+        assert!(page.header("content-type").is_some_and(|kind| kind.starts_with("text/html")), "{page:?}");
+        assert!(monitoring.get("/metrics").await.unwrap().text().contains("\nhandoff_peer_requests_total{"));
+        let written = monitoring.ask(Method::PUT, path::MARKS, "{}").await.unwrap();
+        assert!(written.is(Code::Forbidden), "{written:?}");
         example.site.end().await.unwrap();
     }
 }
