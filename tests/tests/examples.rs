@@ -10,7 +10,7 @@ use e2e::{
 };
 use handoff_wire::{Code, UpstreamView, path};
 use hyper::Method;
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command};
 
 /// One of the files runs, in front of as many peers as it names.
 struct Example {
@@ -66,8 +66,7 @@ fn localized(text: &str, version: &str, site: &Site, backend: &Backend) -> Resul
         ("listen 127.0.0.1:8090", format!("listen {}", monitoring(site))),
         ("/run/handoff/nginx.sock", site.socket().display().to_string()),
         ("/var/log/nginx/access.log", site.file("access.log").display().to_string()),
-        // A group that every Debian has.
-        ("group=handoff", "group=nogroup".to_owned()),
+        ("group=handoff", format!("group={}", own_group()?)),
     ];
     let host = host.map(|(theirs, ours)| (theirs.to_owned(), ours)).into_iter().chain(ports);
     let local = host.fold(text.to_owned(), |text, (theirs, ours)| text.replace(&theirs, &ours));
@@ -76,6 +75,12 @@ fn localized(text: &str, version: &str, site: &Site, backend: &Backend) -> Resul
         .find(|line| !line.trim().starts_with('#') && (line.contains("/etc/") || line.contains("/var/")));
     ensure!(stranger.is_none(), "a place of another host: {stranger:?}");
     Ok(local)
+}
+
+/// One that whoever runs this may give a directory to.
+fn own_group() -> Result<String> {
+    let said = Command::new("id").arg("-gn").output()?;
+    Ok(String::from_utf8(said.stdout)?.trim().to_owned())
 }
 
 /// Where people and Prometheus look.
