@@ -22,8 +22,8 @@ use tokio::{net::TcpStream, spawn, sync::oneshot, time::timeout};
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Debian's, the smaller one first: it needs no GTK.
-const BINARIES: [&str; 2] = ["/usr/bin/chromium-headless-shell", "/usr/bin/chromium"];
+/// Debian's, the smaller one first: it needs no GTK. Not those in /usr/bin: a script there would end in its place.
+const BINARIES: [&str; 2] = ["/usr/lib/chromium/chromium-headless-shell", "/usr/lib/chromium/chromium"];
 
 type Socket = WebSocketStream<TcpStream>;
 
