@@ -6,7 +6,7 @@ mod moves;
 mod voice;
 
 use super::{
-    Context, Exit, Failure,
+    Context, Exit, Failure, brake_on_signals,
     care::Care,
     progress::{Progress, TICK},
     say,
@@ -89,10 +89,7 @@ struct Ready {
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
-    let signals = Brake::default();
-    signals
-        .listen()
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
+    let signals = brake_on_signals()?;
     let settings = args.settings(context)?;
     let ground = Ground::of(&settings.path, settings.in_place)?;
     let ready = Ready::find(context, &args.app, &ground).await?;

@@ -24,6 +24,7 @@ use crate::{
     control::{Address, Control},
     deploy::settings::Settings,
     pm2::home::Home,
+    rollout::brake::Brake,
     telemetry::{Format, Level},
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -145,6 +146,15 @@ fn say(text: impl Display) -> io::Result<()> {
 /// What is not well. Nor is it a reason that nobody hears it.
 fn complain(text: impl Display) {
     _ = writeln!(io::stderr(), "handoff: {text}");
+}
+
+/// Pulled by the first signal from now on.
+fn brake_on_signals() -> Result<Brake, Failure> {
+    let brake = Brake::default();
+    brake
+        .listen()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
+    Ok(brake)
 }
 
 // === impl Command ===

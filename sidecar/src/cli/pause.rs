@@ -1,10 +1,7 @@
 //! `handoff pause TARGET`
 
-use super::{Context, Exit, Failure, say, target};
-use crate::{
-    control::Control,
-    rollout::{Stop, brake::Brake},
-};
+use super::{Context, Exit, Failure, brake_on_signals, say, target};
+use crate::{control::Control, rollout::Stop};
 use handoff_wire::{Code, MAX_WAIT, Owner, Pause, PauseAck, Resume, Span};
 use std::time::Instant;
 
@@ -32,10 +29,7 @@ pub(super) struct Args {
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     let started = Instant::now();
     // From here on a signal ends no pause halfway.
-    let brake = Brake::default();
-    brake
-        .listen()
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
+    let brake = brake_on_signals()?;
     let mut control = context.control();
     let view = control.upstreams().await?;
     let pause = Pause {

@@ -1,7 +1,7 @@
 //! `handoff reload TARGET…`
 
 use super::{
-    Context, Exit, Failure,
+    Context, Exit, Failure, brake_on_signals,
     care::Care,
     complain,
     progress::{Progress, TICK},
@@ -39,10 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
-    let brake = Brake::default();
-    brake
-        .listen()
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
+    let brake = brake_on_signals()?;
     args.check()?;
     let work = Work::collect(context, &args.wanted()).await?;
     for warning in &work.warnings {
