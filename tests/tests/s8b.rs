@@ -39,12 +39,12 @@ async fn one_deploy(scenario: Scenario, setup: Setup) -> Result<Run> {
     Plan { scenario, setup, nginx, control: false }.play().await
 }
 
-/// Enough of both kinds to say anything, and as promised.
+/// Enough of both kinds to say anything, whichever worker has how many of them when it is replaced, and as promised.
 fn is_as_promised(run: &Run) {
     for kind in [Kind::Events, Kind::Echo] {
         let all = run.streams.iter().filter(|stream| stream.kind == kind);
         let whole = all.clone().filter(|stream| stream.ending == Ending::Complete).count();
-        assert!(whole >= 20, "{whole} of {} {kind} whole", all.count());
+        assert!(whole >= 10, "{whole} of {} {kind} whole", all.count());
     }
     let broken = verdict::broken_promises(run);
     assert!(broken.is_empty(), "{broken:?}");
