@@ -114,6 +114,10 @@ barrier: build wrong-order ## hundreds of drains under load: nothing starts afte
 soak: build ## hundreds of deploys in a row, every broken release, every signal at every step, S9: an hour
 	cargo test $(LOCKED) -p e2e --test rollout --test s1 --test s5 --test s9 -- --ignored --nocapture --test-threads=1
 
+.PHONY: fuzz
+fuzz: ## API, directives, PM2's bus and list, configuration, preload, nginx -T: each for FUZZ_SECONDS (60); installs cargo-fuzz
+	build/fuzz $(or $(FUZZ_SECONDS),60)
+
 .PHONY: deploys
 deploys: build ## `handoff deploy`: each step fails, is interrupted, is killed; on both nginx, PM2 5, 6 and 7: ten minutes
 	cargo test $(LOCKED) -p e2e --test deploy -- --include-ignored --nocapture --test-threads=1

@@ -74,6 +74,8 @@ pub enum ConfigError {
     Wrong { path: PathBuf, line: usize, column: usize, text: String, mend: &'static str },
 }
 
+// === impl File ===
+
 impl File {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
@@ -81,7 +83,8 @@ impl File {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// `path`: what it is called in a refusal.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;

@@ -20,8 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    net::UnixStream,
+    io::{AsyncBufRead, AsyncBufReadExt as _, BufReader},
     sync::{Notify, mpsc},
     time,
 };
@@ -106,7 +105,7 @@ impl Bus {
                     log.info(format!("listening to PM2 at {home} (pid {})", daemon.pid));
                     retry = FIRST_RETRY;
                     self.missed.note();
-                    self.read(socket).await
+                    self.read(BufReader::with_capacity(256 * 1024, socket)).await
                 }
                 Err(error) => error.into(),
             };
@@ -116,8 +115,8 @@ impl Bus {
         }
     }
 
-    async fn read(&self, socket: UnixStream) -> BusError {
-        let mut socket = BufReader::with_capacity(256 * 1024, socket);
+    /// Reads until the socket ends, or sends what PM2 would not.
+    pub async fn read(&self, mut socket: impl AsyncBufRead + Unpin) -> BusError {
         let mut decoder = Decoder::new(Wanted);
         loop {
             match socket.fill_buf().await {

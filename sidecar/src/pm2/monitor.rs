@@ -76,7 +76,7 @@ pub struct Settings {
 
 /// The arguments of the reply to `getMonitorData`.
 #[derive(Deserialize)]
-pub(super) struct Reply(#[serde(deserialize_with = "list")] pub(super) Vec<Listed>);
+pub struct Reply(#[serde(deserialize_with = "list")] pub Vec<Listed>);
 
 /// The same, each with all that PM2 has of it, unread.
 #[derive(Deserialize)]

@@ -1,0 +1,164 @@
+//! The API: one request a line, `METHOD PATH BODY`, in the order of their arrival; `+N` lets N milliseconds pass.
+//!
+//! It is taken apart as the module does. A request that is refused changes nothing, and after each the gate of a peer is
+//! what its marks say.
+
+use crate::common::{A, APP, B, C, Stage, moment};
+use handoff_core::control::{Control, find};
+use handoff_core::plus::path::Method;
+use handoff_core::plus::{self, Call, Fields, Nginx, Sight, Visitors};
+use handoff_core::{metrics, timeline, view};
+use handoff_wire::path::Path;
+use handoff_wire::{MarkSet, OrphanSet, Overview, Pause, Renew, Resume, Span, State, ZoneView};
+use serde::de::DeserializeOwned;
+
+/// What nginx says of itself to those who ask as they ask NGINX Plus.
+struct Plain;
+
+pub fn api(input: &[u8]) {
+    let mut stage = Stage::new();
+    for line in String::from_utf8_lossy(input).lines() {
+        match line.strip_prefix('+').and_then(|millis| millis.parse::<u32>().ok()) {
+            Some(millis) => stage.now += u64::from(millis),
+            None => ask(&stage, line),
+        }
+        stage.control().sweep();
+        check(&stage);
+    }
+    // Whatever was said, all that is leased runs out.
+    stage.sweep_after(u64::from(u32::MAX));
+    check(&stage);
+}
+
+fn ask(stage: &Stage, line: &str) {
+    let mut words = line.splitn(3, ' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let body = words.next().unwrap_or_default();
+    if plus::Path::is_below(path) {
+        return ask_plus(stage, method, path, body);
+    }
+    let Some(path) = Path::parse(path) else { return };
+    let (table, now) = (stage.table(), moment(stage.now));
+    let begin = || Control::begin(table, &stage.world, now);
+    let generation = table.header.generation();
+    let written = match (&path, method) {
+        (Path::Marks, "PUT") => read(body).map(|set: MarkSet| begin().mark(&set).map(|done| done.events)),
+        (Path::Renew, "POST") => read(body).map(|renew: Renew| begin().renew(&renew).map(|done| done.events)),
+        (Path::Orphans, "POST") => {
+            read(body).map(|set: OrphanSet| begin().orphans(&set).map(|done| done.events))
+        }
+        (Path::Pause, "PUT") => read(body).map(|pause: Pause| begin().pause(&pause).map(|done| done.events)),
+        (Path::Resume, "POST") => {
+            read(body).map(|resume: Resume| begin().resume(&resume).map(|done| done.events))
+        }
+        _ => return look(stage, &path),
+    };
+    if let Some(Err(refusal)) = written {
+        assert!(!refusal.to_string().is_empty());
+        assert_eq!(table.header.generation(), generation, "refused, and done: {line}");
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &str) -> Option<T> {
+    serde_json::from_str(body).ok()
+}
+
+fn look(stage: &Stage, path: &Path) {
+    let (table, now) = (stage.table(), moment(stage.now));
+    match path {
+        Path::Events => drop(table.recall(0)),
+        Path::Timeline => drop(timeline::timeline(&table, now)),
+        Path::Peer { upstream, peer } | Path::Drained { upstream, peer } => {
+            if let Ok(id) = find(&table, upstream, peer) {
+                view::drained(&table, &stage.world, id);
+            }
+        }
+        Path::Quiet(upstream) => drop(view::quiet(&table, &stage.world, now, upstream)),
+        Path::Upstream(upstream) => drop(view::upstream(&table, &stage.world, now, upstream)),
+        _ => {
+            let upstreams = view::upstreams(&table, &stage.world, now);
+            serde_json::to_string(&upstreams).unwrap();
+            metrics::render(&overview(stage), &upstreams).unwrap();
+        }
+    }
+}
+
+fn ask_plus(stage: &Stage, method: &str, path: &str, body: &str) {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let method = match method {
+        "GET" => Method::Read,
+        "PATCH" => Method::Patch,
+        _ => Method::Other,
+    };
+    let sight = Sight { table: stage.table(), world: &stage.world, nginx: &Plain, now: moment(stage.now) };
+    let answer = plus::Path::parse(path).and_then(|path| path.with(method)).and_then(|call| match call {
+        Call::Read(path) => sight.answer(&path, &Fields::of(query)),
+        Call::Patch { upstream, id } => sight.patch(&upstream, &id, body.as_bytes()).map(|done| done.body),
+    });
+    match answer {
+        Ok(body) => drop(serde_json::from_slice::<serde_json::Value>(&body.unwrap()).unwrap()),
+        Err(error) => assert!((400..500).contains(&error.status), "{}", error.status),
+    }
+}
+
+fn check(stage: &Stage) {
+    let (table, now) = (stage.table(), moment(stage.now));
+    for id in table.ids() {
+        let slot = table.slot(id).unwrap();
+        let marks = slot.marks().iter().filter_map(|mark| mark.view(now)).map(|mark| mark.state);
+        assert_eq!(slot.gate.state(), marks.max().unwrap_or(State::Up));
+    }
+}
+
+fn overview(stage: &Stage) -> Overview {
+    let header = stage.table().header;
+    Overview {
+        api: 1,
+        version: String::new(),
+        nginx: String::new(),
+        instance: header.instance(),
+        started: header.started(),
+        generation: header.generation(),
+        events: header.told(),
+        zone: ZoneView { size: 0, peers: 0, peers_max: 0, peers_uncovered: 0, processes_max: 0 },
+        processes: Vec::new(),
+        uncovered: Vec::new(),
+    }
+}
+
+// === impl Plain ===
+
+impl Nginx for Plain {
+    fn about(&self) -> plus::About {
+        plus::About { version: String::new(), address: String::new(), pid: 1, ppid: 1 }
+    }
+
+    fn visitors(&self) -> Option<Visitors> {
+        None
+    }
+
+    fn servers(&self, upstream: &str) -> Vec<plus::Server> {
+        let peers = [A, B, C].into_iter().zip(0..);
+        let server = |(address, id): (&str, u32)| plus::Server {
+            id,
+            address: address.to_owned(),
+            name: address.to_owned(),
+            weight: 1,
+            max_conns: 0,
+            max_fails: 1,
+            fail_timeout: Span::from_secs(10),
+            slow_start: Span::default(),
+            backup: false,
+            down: false,
+        };
+        if upstream == APP { peers.map(server).collect() } else { Vec::new() }
+    }
+
+    fn zone(&self, _upstream: &str) -> String {
+        String::new()
+    }
+
+    fn has_block(&self, upstream: &str) -> bool {
+        upstream == APP
+    }
+}
