@@ -119,6 +119,7 @@ impl Agent {
             latency: Latency::default(),
             errand: None,
             retry: None,
+            slow_start: None,
             log: Changes::default(),
         }
     }
