@@ -154,10 +154,15 @@ impl Upstream {
     /// time, or beside a balancer, one may write what is a moment old.
     pub(crate) fn weigh(&self, zone: &Zone, now: Moment) {
         let Some(length) = self.slow_start else { return };
-        for peer in self.peers.borrow().iter() {
-            if let Some(slot) = zone.table.slot(peer.slot) {
-                peer.weigh(slot.ramp.share(length, now));
-            }
+        let peers = self.peers.borrow();
+        let slots = || peers.iter().filter_map(|peer| Some((peer, zone.table.slot(peer.slot)?)));
+        // nginx asks the backups when none of the others is left.
+        for backup in [false, true] {
+            let group = || slots().filter(move |(peer, _)| peer.backup == backup);
+            let serving =
+                group().filter(|(peer, slot)| slot.gate.state().serves() && peer.standing().available);
+            let most = serving.map(|(_, slot)| slot.ramp.share(length, now)).max().unwrap_or(Share::WHOLE);
+            group().for_each(|(peer, slot)| peer.weigh(slot.ramp.share(length, now).beside(most)));
         }
     }
 

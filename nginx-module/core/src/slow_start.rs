@@ -15,7 +15,7 @@ use handoff_wire::{OwnerKind, SlowStartView, Span, State};
 pub const WHOLE: u32 = 100;
 
 /// The share of a peer, between 1 and [`WHOLE`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Share(u32);
 
 /// Written under the control lock.
@@ -37,6 +37,8 @@ pub(crate) fn replaces(owner: OwnerKind, state: State) -> bool {
 // === impl Share ===
 
 impl Share {
+    pub const WHOLE: Self = Self(WHOLE);
+
     /// This part of a weight.
     pub fn of(self, weight: usize) -> usize {
         weight.saturating_mul(self.0 as usize)
@@ -44,6 +46,13 @@ impl Share {
 
     pub fn percent(self) -> u32 {
         self.0
+    }
+
+    /// The same, where nobody who serves has more than `most`. Balancers remember what they owe to each peer: if all weights
+    /// were small at the same time, they would pay it back in a burst.
+    pub fn beside(self, most: Self) -> Self {
+        let share = self.0.saturating_mul(WHOLE).checked_div(most.0).unwrap_or(WHOLE);
+        Self(share.clamp(1, WHOLE))
     }
 }
 
@@ -149,6 +158,14 @@ mod tests {
         ramp.begin(at(1));
         assert_eq!(ramp.share(Span::from_millis(u64::MAX), at(u64::MAX - 1)).percent(), 99);
         assert_eq!(Share(WHOLE).of(usize::MAX), usize::MAX);
+    }
+
+    #[test]
+    fn where_all_are_new_the_oldest_has_the_whole_share() {
+        let beside = |most| [1, 10, 25, 50].map(|share| Share(share).beside(Share(most)).percent());
+        assert_eq!(beside(100), [1, 10, 25, 50]);
+        assert_eq!(beside(50), [2, 20, 50, 100]);
+        assert_eq!(beside(1), [100; 4], "whoever has more serves nobody, and gives way as soon as it does");
     }
 
     #[test]
