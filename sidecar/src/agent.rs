@@ -119,7 +119,6 @@ impl Agent {
             latency: Latency::default(),
             errand: None,
             retry: None,
-            slow_start: None,
             log: Changes::default(),
         }
     }
