@@ -19,7 +19,7 @@ use handoff_core::hold::Queue;
 use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::table::RowId;
-use handoff_wire::UncoveredView;
+use handoff_wire::{Span, UncoveredView};
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_ANY, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_HTTP_LOC_CONF,
     NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF_OFFSET,
@@ -67,6 +67,8 @@ pub(crate) struct ServerConf {
     queue: Option<Option<Queue>>,
     /// The same.
     retry: Option<Option<Budget>>,
+    /// The same.
+    slow_start: Option<Option<Span>>,
     upstream: Cell<Option<NonNull<Upstream>>>,
 }
 
@@ -91,7 +93,7 @@ struct ApiPlace {
 /// The configuration was refused, and nginx has logged why.
 pub(crate) struct Refused;
 
-pub(crate) static mut COMMANDS: [ngx_command_t; 7] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 8] = [
     ngx_command_t {
         name: ngx::ngx_string!("handoff"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_NOARGS) as ngx_uint_t,
@@ -120,6 +122,14 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 7] = [
         name: ngx::ngx_string!("handoff_retry"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_1MORE) as ngx_uint_t,
         set: Some(set_retry),
+        conf: NGX_HTTP_SRV_CONF_OFFSET,
+        offset: 0,
+        post: ptr::null_mut(),
+    },
+    ngx_command_t {
+        name: ngx::ngx_string!("handoff_slow_start"),
+        type_: (NGX_HTTP_UPS_CONF | NGX_CONF_TAKE1) as ngx_uint_t,
+        set: Some(set_slow_start),
         conf: NGX_HTTP_SRV_CONF_OFFSET,
         offset: 0,
         post: ptr::null_mut(),
@@ -209,6 +219,25 @@ unsafe extern "C" fn set_retry(
     match directive::retry(words.iter().map(AsRef::as_ref)) {
         Ok(retry) => conf.retry = Some(retry),
         Err(invalid) => return refuse(cf, "handoff_retry", &invalid),
+    }
+    NGX_CONF_OK
+}
+
+/// `handoff_slow_start time | off;`
+unsafe extern "C" fn set_slow_start(
+    cf: *mut ngx_conf_t,
+    _cmd: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes what create_srv_conf made for this block.
+    let conf = unsafe { &mut *conf.cast::<ServerConf>() };
+    if conf.slow_start.is_some() {
+        return DUPLICATE;
+    }
+    let Some(argument) = arguments(cf).first() else { return NGX_CONF_ERROR };
+    match directive::slow_start(&text(argument), milliseconds) {
+        Ok(slow_start) => conf.slow_start = Some(slow_start),
+        Err(invalid) => return refuse(cf, "handoff_slow_start", &invalid),
     }
     NGX_CONF_OK
 }

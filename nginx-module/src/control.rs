@@ -356,7 +356,10 @@ fn write(r: &ngx_http_request_t) -> Result<Written, Rejected> {
         Write::Marks => {
             let set: MarkSet = read(&bytes)?;
             let _locked = lock(zone)?;
-            Control::begin(zone.table, conf, moment()).mark(&set)?.into()
+            let written = Control::begin(zone.table, conf, moment()).mark(&set)?.into();
+            // Whoever is away has the smallest share before it comes back.
+            conf.weigh(zone);
+            written
         }
         Write::Renew => {
             let renew: Renew = read(&bytes)?;

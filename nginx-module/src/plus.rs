@@ -131,6 +131,7 @@ fn patch(r: &ngx_http_request_t) -> Result<Option<Vec<u8>>, Rejected> {
         let sight = Sight { table: zone.table, world: conf, nginx: &here, now: moment() };
         sight.patch(&upstream, &id, &bytes)?
     };
+    conf.weigh(zone);
     log::tell(log_of(r), &patched.events);
     Ok(patched.body)
 }

@@ -3,13 +3,14 @@
 use crate::address::Addresses;
 use crate::conf::MainConf;
 use crate::hold::Hold;
-use crate::nginx::{global, rc, text};
+use crate::nginx::{global, moment, rc, text};
 use crate::peer;
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
 use handoff_core::plus::Server;
 use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
+use handoff_core::slow_start::Share;
 use handoff_core::table::{RowId, SlotId};
 use handoff_core::{Moment, Standing};
 use handoff_wire::Span;
@@ -27,6 +28,7 @@ pub(crate) struct Upstream {
     pub(crate) reuse: Reuse,
     pub(crate) hold: Hold,
     pub(crate) retry: Option<Budget>,
+    pub(crate) slow_start: Option<Span>,
     /// Known from the moment that nothing of this configuration can fail any more.
     peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
@@ -46,6 +48,8 @@ struct Peer {
     number: u32,
     slot: SlotId,
     backup: bool,
+    /// What the configuration says.
+    weight: usize,
     at: NonNull<ngx_http_upstream_rr_peer_t>,
 }
 
@@ -74,6 +78,7 @@ impl Upstream {
         reuse: Reuse,
         queue: Option<Queue>,
         retry: Option<Budget>,
+        slow_start: Option<Span>,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -85,6 +90,7 @@ impl Upstream {
             reuse,
             hold: Hold::new(queue),
             retry,
+            slow_start,
             peers: RefCell::default(),
             us,
             original,
@@ -136,10 +142,28 @@ impl Upstream {
         let all = groups.flat_map(|(group, peers)| listed(peers).map(move |at| (group > 0, at)));
         for (number, (backup, at)) in (0..).zip(all.filter(|&(_, at)| is_lasting(at))) {
             if let Some(slot) = self.addresses.slot(peer_address(at)) {
-                met.push(Peer { number, slot, backup, at });
+                // SAFETY: a peer of a list.
+                let weight = unsafe { at.as_ref() }.weight;
+                met.push(Peer { number, slot, backup, weight: usize::try_from(weight).unwrap_or(1), at });
             }
         }
         self.peers.replace(met);
+    }
+
+    /// Gives each peer the weight that is due to it now. Every process does so, again and again: of two that do so at the same
+    /// time, or beside a balancer, one may write what is a moment old.
+    pub(crate) fn weigh(&self, zone: &Zone, now: Moment) {
+        let Some(length) = self.slow_start else { return };
+        let peers = self.peers.borrow();
+        let slots = || peers.iter().filter_map(|peer| Some((peer, zone.table.slot(peer.slot)?)));
+        // nginx asks the backups when none of the others is left.
+        for backup in [false, true] {
+            let group = || slots().filter(move |(peer, _)| peer.backup == backup);
+            let serving =
+                group().filter(|(peer, slot)| slot.gate.state().serves() && peer.standing().available);
+            let most = serving.map(|(_, slot)| slot.ramp.share(length, now)).max().unwrap_or(Share::WHOLE);
+            group().for_each(|(peer, slot)| peer.weigh(slot.ramp.share(length, now).beside(most)));
+        }
     }
 
     /// Whether there are others, and marks keep requests away from all of these. nginx thinks that it could go there.
@@ -204,8 +228,12 @@ impl Upstream {
     /// Its peers, each address once.
     pub(crate) fn servers(&self, zone: &Zone) -> Vec<Server> {
         let peers = self.peers.borrow();
+        let slow_start = self.slow_start.unwrap_or_default();
         let mut met = HashSet::new();
-        let servers = peers.iter().filter(|peer| met.insert(peer.slot)).filter_map(|peer| peer.server(zone));
+        let servers = peers
+            .iter()
+            .filter(|peer| met.insert(peer.slot))
+            .filter_map(|peer| peer.server(zone, slow_start));
         servers.collect()
     }
 
@@ -252,24 +280,24 @@ impl Peer {
         let rested = ngx_time().saturating_sub(checked) > read(word!(self, fail_timeout));
         let max_fails = read(word!(self, max_fails));
         let unavail = max_fails > 0 && read(word!(self, fails)) >= max_fails && !rested;
-        let weight = u32::try_from(read(word!(self, weight))).unwrap_or_default();
+        let weight = u32::try_from(self.weight).unwrap_or_default();
         let available = read(word!(self, down)) == 0 && !unavail;
         let max_conns = read(word!(self, max_conns));
         let full = max_conns > 0 && read(word!(self, conns)) >= max_conns;
         Standing { slot: self.slot, backup: self.backup, weight, available, unavail, full }
     }
 
-    fn server(&self, zone: &Zone) -> Option<Server> {
+    fn server(&self, zone: &Zone, slow_start: Span) -> Option<Server> {
         let number = |count| u64::try_from(count).unwrap_or_default();
         Some(Server {
             id: self.number,
             address: zone.table.slot(self.slot)?.address(),
             name: text(&read(word!(self, server))).into_owned(),
-            weight: u32::try_from(read(word!(self, weight))).unwrap_or_default(),
+            weight: u32::try_from(self.weight).unwrap_or_default(),
             max_conns: read(word!(self, max_conns)) as u64,
             max_fails: read(word!(self, max_fails)) as u64,
             fail_timeout: Span::from_secs(number(read(word!(self, fail_timeout)))),
-            slow_start: Span::from_millis(read(word!(self, slow_start)) as u64),
+            slow_start,
             backup: self.backup,
             down: read(word!(self, down)) != 0,
         })
@@ -280,6 +308,18 @@ impl Peer {
         write(word!(self, accessed), 0);
         write(word!(self, checked), 0);
         write(word!(self, effective_weight), read(word!(self, weight)));
+    }
+
+    /// What nginx has taken off the weight for failures stays off: it gives it back itself, choice by choice.
+    fn weigh(&self, share: Share) {
+        let due = ngx_int_t::try_from(share.of(self.weight)).unwrap_or(ngx_int_t::MAX);
+        let (was, effective) = (read(word!(self, weight)), read(word!(self, effective_weight)));
+        if due != was {
+            write(word!(self, weight), due);
+        }
+        if due != effective && (effective >= was || effective > due) {
+            write(word!(self, effective_weight), due);
+        }
     }
 }
 
@@ -323,5 +363,10 @@ fn peer_address(peer: NonNull<ngx_http_upstream_rr_peer_t>) -> *const libc::sock
 impl MainConf {
     pub(crate) fn upstream(&self, name: &str) -> Option<&Upstream> {
         self.upstreams().find(|upstream| upstream.name == name)
+    }
+
+    pub(crate) fn weigh(&self, zone: &Zone) {
+        let now = moment();
+        self.upstreams().for_each(|upstream| upstream.weigh(zone, now));
     }
 }

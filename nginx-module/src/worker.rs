@@ -135,4 +135,5 @@ fn watch(conf: &MainConf, log: *mut ngx_log_t) {
             outage::watch(&zone.table, conf, now);
         }
     }
+    conf.weigh(zone);
 }

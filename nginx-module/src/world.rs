@@ -5,6 +5,7 @@ use crate::nginx;
 use handoff_core::hold::Queue;
 use handoff_core::retry::Budget;
 use handoff_core::{Process, Standing};
+use handoff_wire::Span;
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 use std::fs;
@@ -31,6 +32,10 @@ impl handoff_core::World for MainConf {
 
     fn retry(&self, upstream: &str) -> Option<Budget> {
         self.upstream(upstream)?.retry
+    }
+
+    fn slow_start(&self, upstream: &str) -> Option<Span> {
+        self.upstream(upstream)?.slow_start
     }
 
     fn connections(&self) -> u64 {

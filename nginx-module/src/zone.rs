@@ -112,6 +112,7 @@ pub(crate) unsafe extern "C" fn commit(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         && let Some(zone) = conf.zone()
     {
         conf.upstreams().for_each(Upstream::meet_peers);
+        conf.weigh(zone);
         zone.table.header.commit(conf.configuration.get(), moment());
     }
     rc::OK

@@ -43,6 +43,19 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
         )
     };
     let [never, share, percent] = ["never", "budget=20", "budget=101%"].map(retry_says);
+    let slow =
+        |lines: &str| format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\n{lines}; }}");
+    let slow_says = |word: &str| {
+        format!("\"handoff_slow_start\": invalid parameter \"{word}\": use a time, such as 30s, or off")
+    };
+    let [soon_slow, negative] = ["soon", "-1s"].map(slow_says);
+    let fixed = |balancer: &str| {
+        format!(
+            "\nupstream app {{ {balancer}; zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_slow_start 30s; }}"
+        )
+    };
+    let fixed_says = "upstream \"app\" has \"handoff_slow_start\", and its balancing method (hash, ip_hash, random) gives \
+        every peer its share once and for all: use round robin or least_conn, or leave \"handoff_slow_start\" out";
     let mend = "use off, or a number of requests with bytes=64m or timeout=30s after it";
     let queue_says = |word: &str| format!("\"handoff_queue\": invalid parameter \"{word}\": {mend}");
     let [on, soon, size] = ["on", "timeout=soon", "size=64m"].map(queue_says);
@@ -91,6 +104,23 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
             what you want", "handoff_retry budget"),
         ("\nupstream app { server 127.0.0.1:1;\nhandoff_retry off; }".into(),
             "upstream \"app\" has \"handoff_retry\" but no \"handoff\": add \"handoff;\"", "upstream app"),
+        (slow("handoff_slow_start 1s;\nhandoff_slow_start off"), "\"handoff_slow_start\" directive is duplicate",
+            "handoff_slow_start off"),
+        (slow("handoff_slow_start"), "invalid number of arguments in \"handoff_slow_start\" directive",
+            "handoff_slow_start"),
+        (slow("handoff_slow_start soon"), &soon_slow, "handoff_slow_start soon"),
+        (slow("handoff_slow_start -1s"), &negative, "handoff_slow_start -1s"),
+        (slow("handoff_slow_start 0"), "\"handoff_slow_start\": \"0\" is no time at all: say off if that is what you want",
+            "handoff_slow_start 0"),
+        (fixed("hash $uri"), fixed_says, "upstream app"),
+        (fixed("hash $uri consistent"), fixed_says, "upstream app"),
+        (fixed("ip_hash"), fixed_says, "upstream app"),
+        (fixed("random"), fixed_says, "upstream app"),
+        (fixed("random two least_conn"), fixed_says, "upstream app"),
+        ("\nupstream app { server 127.0.0.1:1;\nhandoff_slow_start 30s; }".into(),
+            "upstream \"app\" has \"handoff_slow_start\" but no \"handoff\": add \"handoff;\"", "upstream app"),
+        ("server {\nhandoff_slow_start 30s; }".into(), "\"handoff_slow_start\" directive is not allowed here",
+            "handoff_slow_start"),
         ("handoff_zone 1m;\nhandoff_zone 2m;".into(), "\"handoff_zone\" directive is duplicate", "handoff_zone 2m"),
         ("handoff_zone;".into(), "invalid number of arguments in \"handoff_zone\" directive", "handoff_zone"),
         ("handoff_zone much;".into(), "\"handoff_zone\": invalid size \"much\": write 4m or 512k", "handoff_zone"),
@@ -138,6 +168,31 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
             assert!(!fine, "nginx took {http}: {all}");
             assert_eq!(said(&all, "emerg"), [wanted], "{http}");
         }
+    }
+    Ok(())
+}
+
+/// Since 1.27.3 nginx itself takes `resolve`.
+#[tokio::test]
+async fn a_slow_start_is_not_for_peers_that_a_resolver_finds() -> Result<()> {
+    let site = Site::new("1.28.3").await?;
+    let http = |rest: &str| {
+        format!(
+            "resolver 127.0.0.1;\nupstream app {{ zone app 64k; server localhost:1 resolve; handoff; {rest} }}"
+        )
+    };
+    let (fine, all) = check(&site, &http("handoff_slow_start 30s;")).await?;
+    let wanted = format!(
+        "upstream \"app\" has \"handoff_slow_start\", and a \"server … resolve\", of whose peers nobody can say when they \
+         came: leave one of the two out in {}:{}",
+        site.conf().display(),
+        site.line_of("upstream app")?
+    );
+    assert!(!fine);
+    assert_eq!(said(&all, "emerg"), [wanted]);
+    for rest in ["", "handoff_slow_start off;"] {
+        let (fine, all) = check(&site, &http(rest)).await?;
+        assert!(fine, "{rest}: {all}");
     }
     Ok(())
 }

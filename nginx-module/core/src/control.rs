@@ -11,6 +11,7 @@ use crate::mark::{Claim, MAX_REASON, Mark};
 use crate::orphan::{ORPHANS, Orphan};
 use crate::retry::Budget;
 use crate::slot::Slot;
+use crate::slow_start;
 use crate::table::{Process, RowId, SlotId, Table};
 use handoff_wire::{
     Ack, AckedMark, Code, DEFAULT_LEASE, Event, EventKind, Expect, MAX_LEASE, MIN_LEASE, MarkRequest,
@@ -39,6 +40,8 @@ pub trait World {
     fn queue(&self, upstream: &str) -> Option<Queue>;
     /// How many requests for it are repeated at most, if any are that nginx alone would not repeat.
     fn retry(&self, upstream: &str) -> Option<Budget>;
+    /// How long a new worker of it takes to get its whole share, if that takes any time.
+    fn slow_start(&self, upstream: &str) -> Option<Span>;
 }
 
 /// How nginx itself regards a peer.
@@ -266,6 +269,9 @@ impl<'a, W: World> Control<'a, W> {
     }
 
     fn set(&mut self, id: SlotId, slot: &Slot, claim: &Claim<'_>) {
+        if slow_start::replaces(claim.owner.kind(), claim.state) {
+            slot.ramp.replaced();
+        }
         match slot.mark_of(claim.owner) {
             Some(mark) if mark.state() == Some(claim.state) => mark.change(claim, self.now),
             Some(mark) => {
@@ -335,6 +341,7 @@ impl<'a, W: World> Control<'a, W> {
         if opens(from, to) {
             // Before anybody is let in: what was opened to the old worker is not used for the new one.
             slot.retire(self.world.connections());
+            slot.ramp.begin(self.now);
         }
         slot.gate.set(to);
         if from == State::Up && to != State::Up {

@@ -4,6 +4,7 @@ use crate::hold::Queue;
 use crate::retry::Budget;
 use crate::reuse::Reuse;
 use crate::table::Plan;
+use handoff_wire::Span;
 use std::fmt;
 
 /// `handoff_zone size;` if nobody says otherwise: about a thousand peers.
@@ -34,6 +35,8 @@ pub enum Invalid {
     NoQueue(String),
     Retry(String),
     NoRetry,
+    SlowStart(String),
+    NoSlowStart(String),
 }
 
 impl Api {
@@ -139,6 +142,18 @@ pub fn retry<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Option<
     }
 }
 
+/// Reads `handoff_slow_start time | off;` — `None` is `off`. `time` reads as nginx does, into milliseconds.
+pub fn slow_start(value: &str, time: impl FnOnce(&str) -> Option<u64>) -> Result<Option<Span>, Invalid> {
+    if value == "off" {
+        return Ok(None);
+    }
+    match time(value) {
+        Some(0) => Err(Invalid::NoSlowStart(value.to_owned())),
+        Some(length) => Ok(Some(Span::from_millis(length))),
+        None => Err(Invalid::SlowStart(value.to_owned())),
+    }
+}
+
 /// Digits and nothing else.
 fn number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
@@ -183,6 +198,12 @@ impl fmt::Display for Invalid {
             }
             Self::NoRetry => {
                 write!(f, "\"budget=0% min=0\" would repeat nothing: say off if that is what you want")
+            }
+            Self::SlowStart(text) => {
+                write!(f, "invalid parameter \"{text}\": use a time, such as 30s, or off")
+            }
+            Self::NoSlowStart(text) => {
+                write!(f, "\"{text}\" is no time at all: say off if that is what you want")
             }
             Self::NoIdle(text) => {
                 write!(f, "\"{text}\" would open a connection for every POST: use at least idle=1ms")
@@ -270,6 +291,22 @@ mod tests {
             ("9 timeout=0s", "\"timeout=0s\" would let nobody wait"),
         ] {
             let text = read(value).unwrap_err().to_string();
+            assert!(text.contains(says), "{value}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_slow_start_takes_a_time_or_is_off() {
+        let seconds = |text: &str| Some(text.strip_suffix('s')?.parse::<u64>().ok()? * 1000);
+        assert_eq!(slow_start("off", |_| unreachable!()), Ok(None));
+        assert_eq!(slow_start("30s", seconds), Ok(Some(Span::from_secs(30))));
+        for (value, says) in [
+            ("soon", "invalid parameter \"soon\": use a time, such as 30s, or off"),
+            ("time=30s", "invalid parameter \"time=30s\""),
+            ("", "invalid parameter \"\""),
+            ("0s", "\"0s\" is no time at all: say off"),
+        ] {
+            let text = slow_start(value, seconds).unwrap_err().to_string();
             assert!(text.contains(says), "{value}: {text}");
         }
     }

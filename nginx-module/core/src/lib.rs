@@ -40,6 +40,7 @@ pub mod retry;
 pub mod reuse;
 pub mod room;
 pub mod slot;
+pub mod slow_start;
 pub mod sync;
 pub mod table;
 pub mod text;

@@ -111,6 +111,15 @@ pub const UPSTREAM: &[Family<UpstreamView>] = &[
     counter("handoff_queue_overflowed_total", "Requests that found no room to wait: 503.", |view, out| {
         queue(view, out, |it| it.overflowed);
     }),
+    gauge(
+        "handoff_slow_start_seconds",
+        "How long a new worker takes to get its whole share.",
+        |view, out| {
+            if let Some(length) = view.slow_start {
+                out.one(Seconds(length));
+            }
+        },
+    ),
     gauge("handoff_retries_active", "Repeats under way that nginx alone would not make.", |view, out| {
         retry(view, out, |it| it.active);
     }),
@@ -173,6 +182,11 @@ pub const PEER: &[Family<PeerView>] = &[
             out.one(view.weight);
         },
     ),
+    gauge("handoff_peer_slow_start_percent", "Which part of its weight a new worker has.", |view, out| {
+        if let Some(ramp) = view.slow_start {
+            out.one(ramp.share);
+        }
+    }),
     counter("handoff_peer_requests_total", "Attempts begun on the peer.", |view, out| out.one(view.requests)),
     counter("handoff_peer_responses_total", "Attempts that it answered, by class.", |view, out| {
         let it = view.responses;

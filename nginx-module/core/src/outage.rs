@@ -25,7 +25,7 @@ pub struct Outage {
     downstart: AtomicU64,
 }
 
-/// Looks at every peer. Only a process that serves the running configuration knows how nginx regards them.
+/// Looks at every peer; one that nginx left out gets its share [little by little](crate::slow_start) when it is taken back. Only a process that serves the running configuration knows how nginx regards them.
 pub fn watch<W: World>(table: &Table<'_>, world: &W, now: Moment) {
     let mut standings: HashMap<SlotId, Standing> = HashMap::new();
     for standing in world.upstreams().iter().flat_map(|upstream| world.peers(upstream)) {
@@ -35,6 +35,11 @@ pub fn watch<W: World>(table: &Table<'_>, world: &W, now: Moment) {
         // One that the configuration does not name gets no requests anyway.
         let state = standings.get(&id).map_or(PeerState::Down, |standing| view::state(slot, Some(standing)));
         slot.outage.look(state, now);
+        match state {
+            PeerState::Unavail => slot.ramp.replaced(),
+            PeerState::Up | PeerState::Changing | PeerState::Trial => slot.ramp.begin(now),
+            _ => {}
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use crate::answers::Answers;
 use crate::control::Moment;
 use crate::mark::Mark;
 use crate::outage::Outage;
+use crate::slow_start::Ramp;
 use crate::sync::{AtomicU64, Ordering};
 use crate::text::Text;
 use crate::timing::Timing;
@@ -31,6 +32,7 @@ pub struct Slot {
     resumed: AtomicU64,
     refused: AtomicU64,
     pub outage: Outage,
+    pub ramp: Ramp,
     /// The change that last brought the peer back from a planned replacement.
     readied: AtomicU64,
     /// The last of these after which nginx's passive failures were cleared.
@@ -197,6 +199,7 @@ impl Slot {
         self.answers.reset();
         self.timing.reset();
         self.outage.reset();
+        self.ramp.reset();
         self.upstream.set(upstream);
         self.address.set(address);
         self.see(configuration);

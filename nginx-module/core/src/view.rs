@@ -5,7 +5,7 @@ use crate::mark::Mark;
 use crate::slot::Slot;
 use crate::table::{RowId, SlotId, Table};
 use handoff_wire::{
-    Drained, PeerState, PeerView, ProcessView, Quiet, State, UncoveredView, UpstreamView, Upstreams,
+    Drained, PeerState, PeerView, ProcessView, Quiet, Span, State, UncoveredView, UpstreamView, Upstreams,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -41,6 +41,7 @@ fn one<W: World>(
     slots: Vec<SlotId>,
     living: &[RowId],
 ) -> UpstreamView {
+    let slow_start = world.slow_start(&name);
     let mut standings = HashMap::new();
     for standing in world.peers(&name) {
         standings.entry(standing.slot).or_insert(standing);
@@ -49,7 +50,7 @@ fn one<W: World>(
         let (slot, standing) = (table.slot(id)?, standings.get(&id));
         let in_flight = table.settle(id, living);
         let matters = standing.is_some() || slot.has_marks() || in_flight > 0;
-        matters.then(|| peer(slot, standing, in_flight, now))
+        matters.then(|| peer(slot, standing, in_flight, slow_start, now))
     });
     let peers: Vec<PeerView> = peers.collect();
     let active = peers.iter().map(|peer| peer.in_flight).sum();
@@ -58,7 +59,7 @@ fn one<W: World>(
     let pause = holds.and_then(|(room, _)| room.pause.view(now));
     let queue = holds.map(|(room, queue)| room.view(&queue));
     let retry = room.map(|room| room.retry_view(world.retry(&name), active));
-    UpstreamView { name, peers, queue, pause, retry }
+    UpstreamView { name, peers, queue, pause, retry, slow_start }
 }
 
 /// What a peer is, by its marks and by nginx's own verdict.
@@ -70,7 +71,13 @@ pub(crate) fn state(slot: &Slot, standing: Option<&Standing>) -> PeerState {
     }
 }
 
-fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -> PeerView {
+fn peer(
+    slot: &Slot,
+    standing: Option<&Standing>,
+    in_flight: u64,
+    slow_start: Option<Span>,
+    now: Moment,
+) -> PeerView {
     PeerView {
         address: slot.address(),
         state: state(slot, standing),
@@ -87,6 +94,7 @@ fn peer(slot: &Slot, standing: Option<&Standing>, in_flight: u64, now: Moment) -
         configured: standing.is_some(),
         weight: standing.map_or(0, |standing| standing.weight),
         backup: standing.is_some_and(|standing| standing.backup),
+        slow_start: slow_start.and_then(|length| slot.ramp.view(length, now)),
     }
 }
 

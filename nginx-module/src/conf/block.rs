@@ -28,6 +28,17 @@ pub(super) fn addresses(
     addrs.iter().map(|addr| (text(&addr.name).into_owned(), addr.sockaddr.cast_const().cast()))
 }
 
+/// Whether its addresses come and go with what a resolver says.
+#[cfg(nginx1_27_3)]
+pub(super) fn is_resolved(server: &ngx_http_upstream_server_t) -> bool {
+    server.host.len > 0
+}
+
+#[cfg(not(nginx1_27_3))]
+pub(super) fn is_resolved(_: &ngx_http_upstream_server_t) -> bool {
+    false
+}
+
 /// "file:line" of an upstream; without a block, of what passes to it.
 pub(super) fn place_of(us: &ngx_http_upstream_srv_conf_t) -> String {
     if us.file_name.is_null() {

@@ -1,6 +1,6 @@
 //! What a configuration must hold as a whole, when nginx has read all of it (postconfiguration).
 
-use super::block::{addresses, place_of, servers};
+use super::block::{addresses, is_resolved, place_of, servers};
 use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
@@ -11,8 +11,9 @@ use handoff_core::retry::Budget;
 use handoff_core::slot::MAX_NAME;
 use handoff_core::{directive, view};
 use nginx_sys::{
-    NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_addr_t, ngx_http_conf_port_t,
-    ngx_http_core_srv_conf_t, ngx_http_upstream_srv_conf_t, ngx_shared_memory_add, ngx_str_t,
+    NGX_HTTP_UPSTREAM_BACKUP, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_http_conf_addr_t,
+    ngx_http_conf_port_t, ngx_http_core_srv_conf_t, ngx_http_upstream_srv_conf_t, ngx_shared_memory_add,
+    ngx_str_t, ngx_uint_t,
 };
 use ngx::http::{HttpModule, HttpModuleMainConf, NgxHttpCoreModule, NgxHttpUpstreamModule};
 use ngx::ngx_log_error;
@@ -60,6 +61,7 @@ fn wants_handoff(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> Result<(
         ("handoff_reuse", conf.reuse.is_some()),
         ("handoff_queue", conf.queue.is_some()),
         ("handoff_retry", conf.retry.is_some()),
+        ("handoff_slow_start", conf.slow_start.is_some()),
     ];
     let Some((directive, _)) = says.into_iter().find(|(_, is_said)| *is_said) else { return Ok(()) };
     let (name, at) = (text(&us.host), place_of(us));
@@ -96,7 +98,30 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
     let reuse = server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default();
     let queue = server_conf(us).and_then(|conf| conf.queue).unwrap_or_else(|| Some(Queue::default()));
     let retry = server_conf(us).and_then(|conf| conf.retry).unwrap_or_else(|| Some(Budget::default()));
-    Upstream::wrap(name, us, addresses, reuse, queue, retry).ok_or(Refused)
+    let slow_start = server_conf(us).and_then(|conf| conf.slow_start).flatten();
+    if let Some(why) = slow_start.and_then(|_| never_starts_slowly(us)) {
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            cf.log,
+            "upstream \"{name}\" has \"handoff_slow_start\", and {why} in {at}"
+        );
+        return Err(Refused);
+    }
+    Upstream::wrap(name, us, addresses, reuse, queue, retry, slow_start).ok_or(Refused)
+}
+
+/// Why the peers of an upstream cannot get their share little by little. A share is a weight that changes; nginx lets those
+/// balancers have backups that look at the weights at each request.
+fn never_starts_slowly(us: &ngx_http_upstream_srv_conf_t) -> Option<&'static str> {
+    if us.flags & NGX_HTTP_UPSTREAM_BACKUP as ngx_uint_t == 0 {
+        return Some(
+            "its balancing method (hash, ip_hash, random) gives every peer its share once and for all: use round robin or \
+             least_conn, or leave \"handoff_slow_start\" out",
+        );
+    }
+    servers(us).iter().any(is_resolved).then_some(
+        "a \"server … resolve\", of whose peers nobody can say when they came: leave one of the two out",
+    )
 }
 
 /// Every socket that a control API listens on.

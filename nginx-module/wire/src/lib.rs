@@ -27,7 +27,8 @@ pub use timeline::{Deploy, Step, Timeline, Track};
 pub use view::{
     Ack, AckedMark, Drained, GrantedView, HEADER_BOUNDS, HeaderTimes, MarkView, OutageView, Overview,
     PauseAck, PauseView, PausedUpstream, PeerView, ProcessView, QueueView, Quiet, RefusedView, Responses,
-    ResumeAck, ResumedUpstream, RetryView, TimingView, UncoveredView, UpstreamView, Upstreams, Was, ZoneView,
+    ResumeAck, ResumedUpstream, RetryView, SlowStartView, TimingView, UncoveredView, UpstreamView, Upstreams,
+    Was, ZoneView,
 };
 
 /// The version in every path. It changes only when an old client could misunderstand the new server.

@@ -77,6 +77,9 @@ pub struct UpstreamView {
     /// Absent: the zone had no room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryView>,
+    /// How long a new worker takes to get its whole share. Absent: no time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Span>,
 }
 
 /// Nobody begins a request on any peer of the upstream.
@@ -190,6 +193,18 @@ pub struct PeerView {
     pub configured: bool,
     pub weight: u32,
     pub backup: bool,
+    /// Absent: the peer has its whole share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStartView>,
+}
+
+/// A new worker gets its share little by little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowStartView {
+    /// Of its weight, in percent.
+    pub share: u32,
+    /// Until it is the whole. Before the worker serves, all of the time.
+    pub left: Span,
 }
 
 /// Answers by class. An attempt without an answer is in none of them.

@@ -123,6 +123,14 @@ fn a_retry_says_what_was_decided_and_why() {
 }
 
 #[test]
+fn a_new_worker_has_a_part_of_its_share() {
+    let text = r#"{"name":"myapp","peers":[],"slow_start":"30s"}"#;
+    assert_eq!(to_string(&from_str::<UpstreamView>(text).unwrap()).unwrap(), text);
+    let text = r#"{"share":40,"left":"18s"}"#;
+    assert_eq!(to_string(&from_str::<SlowStartView>(text).unwrap()).unwrap(), text);
+}
+
+#[test]
 fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
     let text = r#"{"1xx":1,"2xx":2,"3xx":3,"4xx":4,"5xx":5}"#;
     let responses: Responses = from_str(text).unwrap();

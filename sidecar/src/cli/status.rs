@@ -19,7 +19,7 @@ use crate::{
     survey::{self, Survey},
     worker::Worker,
 };
-use handoff_wire::{MarkView, PauseView, PeerState, UpstreamView, Upstreams};
+use handoff_wire::{MarkView, PauseView, PeerState, SlowStartView, UpstreamView, Upstreams};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,6 +110,9 @@ struct PeerStatus {
     state: PeerState,
     in_flight: u64,
     marks: Vec<MarkView>,
+    /// Of its weight, while it has not the whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_start: Option<SlowStartView>,
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
@@ -301,6 +304,7 @@ impl Scene<'_> {
             state: peer.state,
             in_flight: peer.in_flight,
             marks: peer.marks.clone(),
+            slow_start: peer.slow_start.filter(|_| peer.state.serves()),
         });
         status.collect()
     }
@@ -461,12 +465,17 @@ impl PeerStatus {
         format!("{} by {}{reason}", mark.state, mark.owner)
     }
 
+    fn state(&self) -> String {
+        let share = self.slow_start.map(|ramp| format!(" {} %", ramp.share)).unwrap_or_default();
+        format!("{}{share}", self.state)
+    }
+
     fn cells(&self) -> Vec<String> {
         let marks: Vec<String> = self.marks.iter().map(Self::mark).collect();
         vec![
             self.address.clone(),
             self.upstream.clone(),
-            self.state.to_string(),
+            self.state(),
             self.in_flight.to_string(),
             marks.join(", "),
         ]

@@ -126,6 +126,11 @@ QUEUE "handoff-queue" Warning
     "Whoever comes while nobody serves is answered 502 at once, or 503 before the new worker is there."
     "a `timeout` above `kill_timeout` and the start"
     "docs/api/directives.md#who-waits";
+SLOW_START "handoff-slow-start" Note
+    "`handoff_slow_start` where one address is all that nginx has"
+    "nginx gives a new worker its share by the weight of its address. In cluster mode, or with one server, there is no other address that could have the rest."
+    "fork mode, a port and a server for each worker; or without it"
+    "docs/decisions/slow-start.md";
 CONTROL "control-missing" Error
     "no location with `handoff_api write=on`"
     "Nobody can tell nginx anything: `handoff` in the upstream does nothing."

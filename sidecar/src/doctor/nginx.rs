@@ -43,6 +43,7 @@ pub struct Upstream {
     pub handoff: bool,
     pub reuse: Option<(Spot, Reuse)>,
     pub queue: Option<(Spot, Queue)>,
+    pub slow_start: Option<Spot>,
     /// It is in a `stream` block.
     pub is_stream: bool,
 }
@@ -357,6 +358,9 @@ fn upstream(directive: &Directive, name: &str, names: &Names, is_stream: bool) -
             };
             Some((inner.spot.clone(), reuse))
         }),
+        slow_start: inner("handoff_slow_start")
+            .filter(|inner| first(inner) != "off")
+            .map(|inner| inner.spot.clone()),
         queue: inner("handoff_queue").map(|inner| {
             let timeout = inner.args.iter().find_map(|arg| time(arg.strip_prefix("timeout=")?));
             let queue = match first(inner).as_str() {

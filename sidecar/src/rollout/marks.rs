@@ -44,6 +44,8 @@ pub struct Views {
     pub others: Vec<PeerView>,
     /// In each of these upstreams somebody else serves.
     pub somebody_else: bool,
+    /// How long a new worker takes to get its whole share of the requests.
+    pub slow_start: Duration,
 }
 
 /// It was so without a break until now.
@@ -57,6 +59,15 @@ pub struct Fenced {
 /// the one that we know.
 const CONNECTIONS: usize = 4;
 const BEAT: Duration = Duration::from_secs(1);
+
+impl Views {
+    /// Until each of the others that serve has its whole share, and the one for which that takes longest.
+    pub fn growing(&self) -> Option<(&PeerView, Duration)> {
+        let serving = self.others.iter().filter(|peer| peer.state.serves());
+        let growing = serving.filter_map(|peer| Some((peer, peer.slow_start?.left.duration())));
+        growing.max_by_key(|&(_, left)| left)
+    }
+}
 
 impl Marks {
     pub fn new(address: Address, owner: Owner, peers: BTreeSet<Peer>, reason: &str) -> Self {
@@ -167,9 +178,11 @@ impl Marks {
 
     pub async fn views(&mut self) -> Result<Views, ControlError> {
         let upstreams: BTreeSet<&str> = self.peers.iter().map(|peer| peer.upstream.as_str()).collect();
-        let mut views = Views { ours: Vec::new(), others: Vec::new(), somebody_else: true };
+        let mut views =
+            Views { ours: Vec::new(), others: Vec::new(), somebody_else: true, slow_start: Duration::ZERO };
         for name in upstreams {
             let upstream = self.control.upstream(name).await?;
+            views.slow_start = views.slow_start.max(upstream.slow_start.unwrap_or_default().duration());
             let is_ours = |view: &PeerView| self.peers.contains(&Peer::new(name, &view.address));
             let (ours, others): (Vec<_>, Vec<_>) = upstream.peers.into_iter().partition(is_ours);
             views.somebody_else &= others.iter().any(|peer| peer.state == PeerState::Up && !peer.backup);

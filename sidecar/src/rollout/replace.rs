@@ -21,7 +21,7 @@ use super::{
     logs::Logs,
     marks::{Fenced, Marks, Set, Views},
     stop::{Broken, How, Stop},
-    verdict::Answers,
+    verdict::{self, Answers},
     world::Seen,
 };
 use crate::{
@@ -125,6 +125,7 @@ impl Turn {
     // --- until it may be stopped
 
     pub async fn drained(&mut self) -> Result<Fenced, Stop> {
+        self.relieved().await?;
         let process = self.grip.seen()?.process;
         let deadline = Instant::now() + self.grip.options().drain_timeout.duration();
         for _ in 0..TRIES {
@@ -147,6 +148,32 @@ impl Turn {
             "nginx forgets the mark on {} again and again: is it being restarted? `handoff events` shows more",
             self.grip.name
         )))
+    }
+
+    /// Waits while others have not their whole share (`handoff_slow_start`): else the last worker of the old release would
+    /// have nearly all of it. Not longer than that takes now, whatever comes up meanwhile.
+    async fn relieved(&mut self) -> Result<(), Stop> {
+        let mut until = None;
+        while self.serves {
+            let views = self.marks.views().await?;
+            let Some((peer, left)) = views.growing() else { break };
+            if until.is_none() {
+                let share = peer.slow_start.map_or(0, |ramp| ramp.share);
+                self.grip.note(format!(
+                    "{} waits: {} has {share} % of its share, and the whole in {:.1} s (handoff_slow_start)",
+                    self.grip.name,
+                    peer.address,
+                    left.as_secs_f64()
+                ));
+            }
+            let until = *until.get_or_insert(Instant::now() + left);
+            self.go_on()?;
+            if Instant::now() >= until {
+                break;
+            }
+            time::sleep(left.min(COUNT_PAUSE)).await;
+        }
+        Ok(())
     }
 
     /// Waits while nobody else serves.
@@ -329,13 +356,15 @@ impl Turn {
     /// Before it is given to users: what it gets now can be tried elsewhere, and is, if its answer is an error.
     async fn tried(&mut self, expected: &mut Expected) -> Result<(), Stop> {
         let enough = if self.is_first { ENOUGH_ANSWERS_OF_THE_FIRST } else { ENOUGH_ANSWERS };
-        if !self.marks.views().await?.somebody_else || self.marks.peers().is_empty() {
+        let views = self.marks.views().await?;
+        if !views.somebody_else || self.marks.peers().is_empty() {
             return Ok(());
         }
+        let long = verdict::trial(views.slow_start, WATCH);
         self.marks.trial().await?;
         self.grip.step(Step::Trial);
         let views = self.until(PeerState::Trial, expected).await?;
-        self.watched(expected, views, WATCH, enough).await
+        self.watched(expected, views, long, enough).await
     }
 
     /// Waits until nginx has it so. Whoever else holds it back by choice is left to do so.

@@ -1,6 +1,7 @@
 //! Whether a new worker answers users worse than the others do.
 
 use handoff_wire::PeerView;
+use std::time::Duration;
 
 /// Answers since some moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,15 @@ pub enum Worse {
 
 /// Fewer prove nothing.
 const ENOUGH: u64 = 3;
+
+/// How long it takes a worker to answer as much as it would in the time `long`, if its share grows from nothing within
+/// `slow_start`: that much is half of the time's square.
+pub fn trial(slow_start: Duration, long: Duration) -> Duration {
+    if slow_start <= 2 * long {
+        return long + slow_start / 2;
+    }
+    Duration::from_secs_f64((2.0 * slow_start.as_secs_f64() * long.as_secs_f64()).sqrt())
+}
 
 impl Answers {
     pub fn of(peers: &[PeerView]) -> Self {
@@ -56,6 +66,12 @@ mod tests {
         assert!(is_worse((3, 3), (0, 90)));
         assert!(is_worse((3, 10), (0, 0)));
         assert!(is_worse((5, 20), (3, 90)));
+    }
+
+    #[test]
+    fn a_trial_is_so_much_longer_as_the_share_is_smaller() {
+        let trial = |slow_start| trial(Duration::from_secs(slow_start), Duration::from_secs(1)).as_millis();
+        assert_eq!([0, 1, 2, 8, 50].map(trial), [1000, 1500, 2000, 4000, 10_000]);
     }
 
     #[test]

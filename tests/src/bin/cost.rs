@@ -1,7 +1,7 @@
 //! What Handoff costs a request: instructions, and throughput in interleaved pairs, each with an A/A control.
 //!
-//! Four set-ups of one nginx: stock, stock again (what differs between these two is noise), the module loaded but unused,
-//! and an upstream with `handoff` and no marks. Four peers, a `zone`, keepalive on both sides; the backend is another nginx.
+//! Five set-ups of one nginx: stock, stock again (what differs between these two is noise), the module loaded but unused,
+//! and an upstream with `handoff` and no marks, without and with a slow start. Four peers, a `zone`, keepalive on both sides; the backend is another nginx.
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -33,7 +33,8 @@ struct Arguments {
     seconds: f64,
 }
 
-const SETUPS: [&str; 4] = ["stock", "stock again", "module loaded, unused", "handoff, no marks"];
+const SETUPS: [&str; 5] =
+    ["stock", "stock again", "module loaded, unused", "handoff, no marks", "handoff, slow start"];
 const CONNECTIONS: usize = 16;
 /// Instructions are counted as the difference of two runs: what nginx needs to start and to end is in both.
 const FEW: usize = 500;
@@ -252,7 +253,11 @@ fn proxy_conf(setup: &str, version: &str, address: SocketAddr, peers: &[SocketAd
         "stock" | "stock again" => String::new(),
         _ => format!("load_module {};", place::module(version)?.display()),
     };
-    let handoff = if setup.starts_with("handoff") { "handoff;" } else { "" };
+    let handoff = match setup {
+        "handoff, no marks" => "handoff;",
+        "handoff, slow start" => "handoff; handoff_slow_start 30s;",
+        _ => "",
+    };
     let servers: String = peers.iter().map(|peer| format!("server {peer}; ")).collect();
     Ok(format!(
         "{load} {COMMON}

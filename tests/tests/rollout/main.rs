@@ -14,6 +14,7 @@ mod listing;
 mod locks;
 mod reload;
 mod single;
+mod slow_start;
 mod soak;
 mod stage;
 mod visits;

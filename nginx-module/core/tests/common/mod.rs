@@ -44,6 +44,7 @@ pub struct Script {
     pub connections: u64,
     pub queue: Option<Queue>,
     pub retry: Option<Budget>,
+    pub slow_start: Option<Span>,
 }
 
 /// One configuration, one nginx process, and a clock.
@@ -110,6 +111,10 @@ impl World for Script {
 
     fn retry(&self, _upstream: &str) -> Option<Budget> {
         self.retry
+    }
+
+    fn slow_start(&self, _upstream: &str) -> Option<Span> {
+        self.slow_start
     }
 }
 

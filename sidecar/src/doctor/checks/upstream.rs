@@ -23,7 +23,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = facts
         .upstreams()
         .flat_map(|upstream| {
-            let checks = [one_server, balancer, bans, zone, keepalive, reuse, queue];
+            let checks = [one_server, balancer, bans, zone, keepalive, reuse, queue, slow_start];
             checks.into_iter().filter_map(|check| check(facts, upstream)).chain(servers(facts, upstream))
         })
         .collect();
@@ -158,6 +158,19 @@ fn queue(facts: &Facts, upstream: &Upstream) -> Option<Finding> {
     );
     let text = format!("handoff_queue 4096 timeout={}s;", (needs.as_secs() + 1).max(30));
     (has < needs).then(|| Finding::nginx(QUEUE, at, found).with(Step::replace(at, text)))
+}
+
+fn slow_start(facts: &Facts, upstream: &Upstream) -> Option<Finding> {
+    let at = upstream.slow_start.as_ref().filter(|_| has_handoff(facts, upstream))?;
+    let peers: Vec<&str> = upstream.peers().collect();
+    let cluster = facts.apps_behind(&upstream.name, &peers).find(|app| app.is_cluster());
+    let why = match cluster {
+        Some(app) => format!("the workers of {}, which is in cluster mode, share an address", app.name),
+        None if upstream.primary_peers() == 1 => "there is one server".to_owned(),
+        None => return None,
+    };
+    let found = format!("{} in upstream {:?}: {why}", at.source, upstream.name);
+    Some(Finding::nginx(SLOW_START, at, found).with(Step::replace(at, "")))
 }
 
 /// Those on which nobody listens.
@@ -329,6 +342,20 @@ mod tests {
             only_in("handoff-queue", &with("handoff_queue 10 timeout=10s;"), &with("handoff_queue 10;"));
         assert!(finding.found.contains("11 s"), "{}", finding.found);
         only_in("handoff-queue", &with("handoff_queue off;"), &good());
+    }
+
+    #[test]
+    fn a_slow_start_needs_another_address() {
+        let with = |text: &str| text.replace("        handoff;", "        handoff; handoff_slow_start 30s;");
+        let single = GOOD.replace("        server 127.0.0.1:3001 max_fails=0;\n", "");
+        let finding = only_in("handoff-slow-start", &facts(&with(&single)), &facts(&with(GOOD)));
+        assert!(finding.found.ends_with("there is one server"), "{}", finding.found);
+        let off = with(&single).replace("30s", "off");
+        only_in("handoff-slow-start", &facts(&with(&single)), &facts(&off));
+        let mut cluster = facts(&with(GOOD));
+        cluster.apps[0].workers.iter_mut().for_each(|worker| worker.settings.cluster = true);
+        let finding = only_in("handoff-slow-start", &cluster, &facts(&with(GOOD)));
+        assert!(finding.found.contains("share an address"), "{}", finding.found);
     }
 
     #[test]
