@@ -4,7 +4,7 @@ use crate::conf::MainConf;
 use crate::nginx;
 use handoff_core::hold::Queue;
 use handoff_core::retry::Budget;
-use handoff_core::{Process, Standing};
+use handoff_core::{Process, Slots, Standing};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 use std::fs;
@@ -18,7 +18,7 @@ impl handoff_core::World for MainConf {
         let (Some(upstream), Some(zone)) = (self.upstream(upstream), self.zone()) else { return Vec::new() };
         // Who came back a moment ago is not judged by what was before.
         upstream.refresh(zone);
-        upstream.standings()
+        upstream.standings(zone)
     }
 
     fn upstreams(&self) -> Vec<String> {
@@ -31,6 +31,12 @@ impl handoff_core::World for MainConf {
 
     fn retry(&self, upstream: &str) -> Option<Budget> {
         self.upstream(upstream)?.retry
+    }
+
+    fn slots(&self, upstream: &str) -> Option<Slots> {
+        let seats = &self.upstream(upstream)?.seats;
+        let slots = Slots { ids: seats.slots().to_vec(), weighs: seats.weighs() };
+        (seats.count > 0).then_some(slots)
     }
 
     fn connections(&self) -> u64 {

@@ -4,6 +4,7 @@ use super::block::{addresses, place_of, servers};
 use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
+use crate::seat::{self, Seats};
 use crate::upstream::Upstream;
 use crate::{Handoff, name, socket, zone};
 use handoff_core::hold::Queue;
@@ -60,6 +61,7 @@ fn wants_handoff(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> Result<(
         ("handoff_reuse", conf.reuse.is_some()),
         ("handoff_queue", conf.queue.is_some()),
         ("handoff_retry", conf.retry.is_some()),
+        ("handoff_slots", conf.slots.is_some()),
     ];
     let Some((directive, _)) = says.into_iter().find(|(_, is_said)| *is_said) else { return Ok(()) };
     let (name, at) = (text(&us.host), place_of(us));
@@ -96,7 +98,29 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
     let reuse = server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default();
     let queue = server_conf(us).and_then(|conf| conf.queue).unwrap_or_else(|| Some(Queue::default()));
     let retry = server_conf(us).and_then(|conf| conf.retry).unwrap_or_else(|| Some(Budget::default()));
-    Upstream::wrap(name, us, addresses, reuse, queue, retry).ok_or(Refused)
+    let slots = server_conf(us).and_then(|conf| conf.slots).unwrap_or_default();
+    if slots > 0 && has_names(us) {
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            cf.log,
+            "upstream \"{name}\" has \"handoff_slots\" and a server with \"resolve\", and nginx would let only one of them say \
+             who its peers are: leave one out in {at}"
+        );
+        return Err(Refused);
+    }
+    let seats = Seats::new(slots, slots > 0 && seat::is_fixed(cf, us));
+    Upstream::wrap(name, us, addresses, seats, reuse, queue, retry).ok_or(Refused)
+}
+
+/// Whether nginx resolves the name of a server while it runs.
+#[cfg(nginx1_27_3)]
+fn has_names(us: &ngx_http_upstream_srv_conf_t) -> bool {
+    servers(us).iter().any(|server| server.host.len > 0)
+}
+
+#[cfg(not(nginx1_27_3))]
+fn has_names(_: &ngx_http_upstream_srv_conf_t) -> bool {
+    false
 }
 
 /// Every socket that a control API listens on.
