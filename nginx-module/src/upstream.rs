@@ -164,8 +164,7 @@ impl Upstream {
 
     /// Those that are there: a seat is a peer while somebody sits in it.
     fn members<'a>(&'a self, zone: &'a Zone, peers: &'a [Peer]) -> impl Iterator<Item = &'a Peer> + Clone {
-        let is_there =
-            |peer: &&Peer| !peer.is_seat || self.seats.occupant(&zone.table, peer.slot).is_some();
+        let is_there = |peer: &&Peer| !peer.is_seat || self.seats.occupant(&zone.table, peer.slot).is_some();
         peers.iter().filter(is_there)
     }
 

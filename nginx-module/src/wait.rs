@@ -29,8 +29,13 @@ pub(crate) struct Wait {
 
 /// What is looked up by its name each time: a slot may be given to another peer while we wait.
 pub(crate) enum Awaited {
-    Drained { upstream: String, peer: String },
-    Quiet { upstream: String },
+    Drained {
+        upstream: String,
+        peer: String,
+    },
+    Quiet {
+        upstream: String,
+    },
     /// A peer that was removed, until its last request is over.
     Gone(PeerAck),
 }

@@ -41,7 +41,8 @@ impl Endpoint {
         if let Ok(address) = text.parse::<SocketAddr>() {
             return inet(address, text);
         }
-        if text.parse::<IpAddr>().is_ok() || unbracketed(text).is_some_and(|ip| ip.parse::<IpAddr>().is_ok()) {
+        if text.parse::<IpAddr>().is_ok() || unbracketed(text).is_some_and(|ip| ip.parse::<IpAddr>().is_ok())
+        {
             return Err(Invalid::NoPort);
         }
         let host = text.rsplit_once(':').map_or(text, |(host, _)| host);

@@ -3,9 +3,9 @@
 use crate::admission::Gate;
 use crate::answers::Answers;
 use crate::control::Moment;
+use crate::endpoint::Endpoint;
 use crate::mark::Mark;
 use crate::outage::Outage;
-use crate::endpoint::Endpoint;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tenancy::{Tenancy, Tenure, Terms};
 use crate::text::Text;

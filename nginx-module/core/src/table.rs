@@ -13,8 +13,8 @@ use crate::event::{EVENTS, Entry, KINDS};
 use crate::orphan::Orphans;
 use crate::room::Room;
 use crate::slot::Slot;
-use crate::tenancy::Tenure;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::tenancy::Tenure;
 use handoff_wire::{Event, EventCounts, Events};
 
 /// How many nginx processes can have a row: the workers of a running nginx and of those still finishing after reloads.
@@ -571,7 +571,7 @@ mod tests {
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes =
             [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (9, [680, 2544, 2576, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (10, [696, 2600, 2584, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

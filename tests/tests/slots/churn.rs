@@ -88,7 +88,13 @@ async fn run(version: &str, rounds: usize, meanwhile: Meanwhile) -> Result<Outco
                 let (acknowledged, in_flight) = (Moment::now(), ack.in_flight);
                 ensure!(wait.is_empty() || in_flight == 0, "{ack:?}");
                 let peer = peer.to_owned();
-                removals.push(Removal { upstream, peer, acknowledged, in_flight, over: Moment::from_nanos(u64::MAX) });
+                removals.push(Removal {
+                    upstream,
+                    peer,
+                    acknowledged,
+                    in_flight,
+                    over: Moment::from_nanos(u64::MAX),
+                });
             }
         }
         if meanwhile == Meanwhile::Reloads && round % 4 == 1 {
@@ -117,7 +123,9 @@ async fn site(version: &str, farm: &Farm) -> Result<Site> {
     let servers = farm.peers().into_iter().take(2).map(|peer| format!("server {peer}; "));
     let servers: String = servers.collect();
     let upstreams = BALANCERS.iter().enumerate().map(|(number, balancer)| {
-        format!("upstream u{number} {{ zone u{number} 128k; {balancer} {servers} handoff_slots 4; handoff; }}\n")
+        format!(
+            "upstream u{number} {{ zone u{number} 128k; {balancer} {servers} handoff_slots 4; handoff; }}\n"
+        )
     });
     site.write(&format!(
         "{}split_clients $request_id $up {{ {split} * u{last}; }}\n{}\n{}",
@@ -193,4 +201,3 @@ async fn no_request_of_a_hundred_thousand_notices() -> Result<()> {
     }
     Ok(())
 }
-

@@ -69,7 +69,8 @@ async fn a_peer_that_is_added_is_a_peer_like_any_other() -> Result<()> {
         let told = site.told();
         let line = format!("add of operator: peer {v4} in upstream \"app\" down -> up, 0 in flight ()");
         assert!(told.contains(&line), "{told:?}");
-        let line = format!("remove of operator: peer {v4} in upstream \"app\" up -> down, 0 in flight (a test)");
+        let line =
+            format!("remove of operator: peer {v4} in upstream \"app\" up -> down, 0 in flight (a test)");
         assert!(told.contains(&line), "{told:?}");
         let counts = site.overview().await?.events;
         assert_eq!((counts.add, counts.remove), (4, 3));
@@ -95,7 +96,11 @@ async fn a_request_outlives_the_removal_of_its_peer_and_keeps_its_slot() -> Resu
         assert!(!peers.remove(one, "?timeout=20ms").await?.changed, "it is on its way already");
         assert_eq!(peers.taken().await?, (0, 1));
         let full = peers.adds(&PeerAdd::new(Owner::operator(), two)).await?;
-        refused(&full, Code::SlotsFull, "all 1 slots of the upstream \"app\" are taken; 1 of them by peers that were removed")?;
+        refused(
+            &full,
+            Code::SlotsFull,
+            "all 1 slots of the upstream \"app\" are taken; 1 of them by peers that were removed",
+        )?;
         assert_eq!(peers.view().await?.slots.context("slots")?.refused, 1);
         site.says("handoff: all 1 slots of the upstream \"app\" are taken").await?;
         assert_eq!(site.visitors().get("/").await?.status, 502, "nobody gets there any more");
@@ -243,7 +248,10 @@ async fn a_peer_that_was_added_resumes_its_own_tls_sessions() -> Result<()> {
         let mut site = Site::new(version).await?;
         site.write(&format!(
             "upstream app {{ zone app 256k; handoff_slots 1; handoff; }}\n{}\n{}",
-            site.front("proxy_pass https://app;").replace("proxy_set_header Connection", "proxy_ssl_session_reuse on; proxy_set_header Connection"),
+            site.front("proxy_pass https://app;").replace(
+                "proxy_set_header Connection",
+                "proxy_ssl_session_reuse on; proxy_set_header Connection"
+            ),
             site.api("write=on")
         ))?;
         site.start().await?;

@@ -53,10 +53,12 @@ async fn peers_that_were_added_outlive_reloads_good_and_bad() -> Result<()> {
 
         // Fewer than there are peers is refused, and nothing has changed.
         site.write(&http(&site, &lines(1)))?;
-        site.reload_in_vain("upstream \"app\" has 3 peers that were added, and \"handoff_slots\" for 1").await?;
+        site.reload_in_vain("upstream \"app\" has 3 peers that were added, and \"handoff_slots\" for 1")
+            .await?;
         assert_eq!(shares(&site, 30).await?, even(&[one, two, four], 10));
         site.write(&http(&site, &format!("server {one};")))?;
-        site.reload_in_vain("upstream \"app\" has 3 peers that were added, and \"handoff_slots\" for 0").await?;
+        site.reload_in_vain("upstream \"app\" has 3 peers that were added, and \"handoff_slots\" for 0")
+            .await?;
         site.write(&http(&site, &format!("{} bad directive;", lines(3))))?;
         site.reload_in_vain("unknown directive \"bad\"").await?;
         assert_eq!(shares(&site, 30).await?, even(&[one, two, four], 10));

@@ -79,7 +79,10 @@ async fn visitors_live_where_they_would_if_nginx_conf_named_the_peers() -> Resul
                 // nobody has goes to anybody.
                 let is_fixed = balancer.contains("consistent") && version == "1.22.1";
                 let moved = without + moved(&here, &there) + strayed;
-                ensure!(if is_fixed { strayed * 20 < VISITS } else { moved == 0 }, "{balancer}: {moved}, {strayed}");
+                ensure!(
+                    if is_fixed { strayed * 20 < VISITS } else { moved == 0 },
+                    "{balancer}: {moved}, {strayed}"
+                );
             }
             site.end().await?;
         }
@@ -106,13 +109,19 @@ async fn everybody_gets_what_is_due() -> Result<()> {
                 }
                 let homes = homes(&site, block.name()).await?;
                 let counts = count(&homes);
-                eprintln!("nginx {version}, {balancer} {slots} slots: {:?}", counts.values().collect::<Vec<_>>());
+                eprintln!(
+                    "nginx {version}, {balancer} {slots} slots: {:?}",
+                    counts.values().collect::<Vec<_>>()
+                );
                 let due = VISITS / peers.len();
                 for peer in &peers {
                     let got = counts.get(peer).copied().unwrap_or_default();
                     // Chance gives or takes four times its own deviation.
                     let off = if balancer.is_empty() { 0 } else { due / 2 };
-                    ensure!(got.abs_diff(due) <= off, "{balancer} {slots}: {peer} is due {due} and got {counts:?}");
+                    ensure!(
+                        got.abs_diff(due) <= off,
+                        "{balancer} {slots}: {peer} is due {due} and got {counts:?}"
+                    );
                 }
             }
             site.end().await?;

@@ -63,7 +63,8 @@ impl<'a, W: World> Control<'a, W> {
             Some(known) => known,
             None => {
                 let id = find(&self.table, upstream, peer)?;
-                let gone = || Code::PeerNotFound.says(format!("the upstream {upstream:?} has no peer {peer:?}"));
+                let gone =
+                    || Code::PeerNotFound.says(format!("the upstream {upstream:?} has no peer {peer:?}"));
                 (id, self.table.slot(id).ok_or_else(gone)?)
             }
         };
