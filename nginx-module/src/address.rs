@@ -1,5 +1,6 @@
 //! Addresses as nginx has them, and which slot each of them is.
 
+use crate::seat::Seats;
 use handoff_core::table::SlotId;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
@@ -45,6 +46,17 @@ impl Addresses {
         }
     }
 
+    /// Gives each seat its slot.
+    pub(crate) fn seat(&self, seats: &Seats) {
+        self.unix.borrow_mut().extend(seats.paths());
+    }
+
+    /// The slots of the peers that the configuration names.
+    pub(crate) fn slots(&self) -> Vec<SlotId> {
+        let (inet, unix) = (self.inet.borrow(), self.unix.borrow());
+        inet.values().chain(unix.values()).copied().collect()
+    }
+
     #[inline]
     pub(crate) fn slot(&self, at: *const libc::sockaddr) -> Option<SlotId> {
         if let Some(address) = inet(at) {
@@ -66,7 +78,7 @@ fn family(at: *const libc::sockaddr) -> libc::c_int {
 }
 
 #[inline]
-fn inet(at: *const libc::sockaddr) -> Option<SocketAddr> {
+pub(crate) fn inet(at: *const libc::sockaddr) -> Option<SocketAddr> {
     match family(at) {
         libc::AF_INET => {
             // SAFETY: an address of this family is of this size.

@@ -12,7 +12,7 @@ pub(crate) use complete::complete;
 use crate::nginx::{array, text};
 use crate::upstream::Upstream;
 use crate::zone::Zone;
-use crate::{Handoff, control};
+use crate::{Handoff, control, seat};
 use handoff_core::access::Access;
 use handoff_core::directive::{self, Api, Invalid};
 use handoff_core::hold::Queue;
@@ -69,6 +69,7 @@ pub(crate) struct ServerConf {
     retry: Option<Option<Budget>>,
     /// The same.
     slow_start: Option<Option<Span>>,
+    slots: Option<usize>,
     upstream: Cell<Option<NonNull<Upstream>>>,
 }
 
@@ -93,7 +94,7 @@ struct ApiPlace {
 /// The configuration was refused, and nginx has logged why.
 pub(crate) struct Refused;
 
-pub(crate) static mut COMMANDS: [ngx_command_t; 8] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 9] = [
     ngx_command_t {
         name: ngx::ngx_string!("handoff"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_NOARGS) as ngx_uint_t,
@@ -130,6 +131,14 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 8] = [
         name: ngx::ngx_string!("handoff_slow_start"),
         type_: (NGX_HTTP_UPS_CONF | NGX_CONF_TAKE1) as ngx_uint_t,
         set: Some(set_slow_start),
+        conf: NGX_HTTP_SRV_CONF_OFFSET,
+        offset: 0,
+        post: ptr::null_mut(),
+    },
+    ngx_command_t {
+        name: ngx::ngx_string!("handoff_slots"),
+        type_: (NGX_HTTP_UPS_CONF | NGX_CONF_TAKE1) as ngx_uint_t,
+        set: Some(set_slots),
         conf: NGX_HTTP_SRV_CONF_OFFSET,
         offset: 0,
         post: ptr::null_mut(),
@@ -240,6 +249,33 @@ unsafe extern "C" fn set_slow_start(
         Err(invalid) => return refuse(cf, "handoff_slow_start", &invalid),
     }
     NGX_CONF_OK
+}
+
+/// `handoff_slots number;`
+unsafe extern "C" fn set_slots(
+    cf: *mut ngx_conf_t,
+    _cmd: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes what create_srv_conf made for this block.
+    let conf = unsafe { &mut *conf.cast::<ServerConf>() };
+    if conf.slots.is_some() {
+        return DUPLICATE;
+    }
+    let Some(argument) = arguments(cf).first() else { return NGX_CONF_ERROR };
+    let count = match directive::slots(&text(argument)) {
+        Ok(count) => count,
+        Err(invalid) => return refuse(cf, "handoff_slots", &invalid),
+    };
+    conf.slots = Some(count);
+    // SAFETY: nginx passes a valid pointer, and nobody else uses it now.
+    let context = unsafe { &*cf };
+    let Some(us) = NgxHttpUpstreamModule::server_conf(context) else { return NGX_CONF_ERROR };
+    // A block of which nobody else is named must not be empty when it ends; and the balancer is to count them.
+    match seat::place(context, us.servers, count) {
+        Some(()) => NGX_CONF_OK,
+        None => NGX_CONF_ERROR,
+    }
 }
 
 /// A size as nginx reads it.

@@ -11,15 +11,16 @@ use handoff_core::control::{Applied, Control, find, unknown_upstream};
 use handoff_core::{Table, metrics, timeline, view};
 use handoff_wire::path::Path;
 use handoff_wire::{
-    API_VERSION, Code, Event, MAX_WAIT, MarkSet, OrphanSet, Overview, Pause, Refusal, Renew, Resume, Span,
-    ZoneView,
+    API_VERSION, Code, Event, MAX_WAIT, MarkSet, OrphanSet, Overview, Owner, Pause, PeerAdd, PeerRemove,
+    Refusal, Renew, Resume, Span, ZoneView,
 };
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE, ngx_connection_t,
-    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
-    ngx_http_request_t, ngx_int_t, ngx_uint_t,
+    NGX_HTTP_DELETE, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_POST, NGX_HTTP_PUT, NGX_HTTP_SPECIAL_RESPONSE,
+    NGX_LOG_WARN, ngx_connection_t, ngx_http_discard_request_body, ngx_http_finalize_request,
+    ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t, ngx_uint_t,
 };
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
+use ngx::ngx_log_error;
 use serde::{Serialize, de::DeserializeOwned};
 use std::slice;
 
@@ -41,24 +42,26 @@ enum Read {
     Wait { awaited: Awaited, timeout: Span },
 }
 
-#[derive(Clone, Copy)]
 enum Write {
     Marks,
     Renew,
     Orphans,
     Pause,
     Resume,
+    Add { upstream: String },
+    Remove { upstream: String, peer: String, timeout: Span },
 }
 
-/// What a write did: the answer, and what is to be logged.
+/// What a write did: the answer, what is to be logged, and what is waited for before the answer goes.
 struct Written {
     ack: Option<Vec<u8>>,
     events: Vec<Event>,
+    wait: Option<Wait>,
 }
 
 impl<A: Serialize> From<Applied<A>> for Written {
     fn from(applied: Applied<A>) -> Self {
-        Self { ack: json(&applied.ack), events: applied.events }
+        Self { ack: json(&applied.ack), events: applied.events, wait: None }
     }
 }
 
@@ -148,6 +151,13 @@ fn parse(r: &ngx_http_request_t) -> Result<Call, Rejected> {
         Path::Orphans if method == NGX_HTTP_POST => Call::Write(Write::Orphans),
         Path::Pause if method == NGX_HTTP_PUT => Call::Write(Write::Pause),
         Path::Resume if method == NGX_HTTP_POST => Call::Write(Write::Resume),
+        Path::Peers(upstream) if method == NGX_HTTP_POST => Call::Write(Write::Add { upstream }),
+        Path::Peer { upstream, peer } if method == NGX_HTTP_DELETE => {
+            let timeout = timeout(query)?;
+            return Ok(Call::Write(Write::Remove { upstream, peer, timeout }));
+        }
+        Path::Peers(_) => return Err(not_allowed(r, "POST")),
+        Path::Peer { .. } if !read => return Err(not_allowed(r, "GET, HEAD, DELETE")),
         Path::Marks | Path::Pause => return Err(not_allowed(r, "PUT")),
         Path::Renew | Path::Orphans | Path::Resume => return Err(not_allowed(r, "POST")),
         _ if !read => return Err(not_allowed(r, "GET, HEAD")),
@@ -166,12 +176,16 @@ fn parse(r: &ngx_http_request_t) -> Result<Call, Rejected> {
 }
 
 fn waiting(query: &str, awaited: Awaited) -> Result<Call, Rejected> {
+    Ok(Call::Read(Read::Wait { awaited, timeout: timeout(query)? }))
+}
+
+fn timeout(query: &str) -> Result<Span, Refusal> {
     let timeout = parameter(query, "timeout")?.unwrap_or_default();
     if timeout > MAX_WAIT {
         let text = format!("\"timeout\" is {timeout}, more than {MAX_WAIT}: ask again when that has passed");
-        return Err(Code::BadRequest.says(text).into());
+        return Err(Code::BadRequest.says(text));
     }
-    Ok(Call::Read(Read::Wait { awaited, timeout }))
+    Ok(timeout)
 }
 
 fn without_query(query: &str, call: Call) -> Result<Call, Rejected> {
@@ -338,9 +352,17 @@ unsafe extern "C" fn apply(r: *mut ngx_http_request_t) {
     let status = match write(request) {
         Ok(written) => {
             log::tell(log_of(request), &written.events);
-            reply::send(request, 200, written.ack)
+            match written.wait {
+                Some(wait) => wait::begin(request, wait),
+                None => reply::send(request, 200, written.ack),
+            }
         }
-        Err(rejected) => reject(request, rejected),
+        Err(rejected) => {
+            if rejected.refusal.code == Code::SlotsFull {
+                ngx_log_error!(NGX_LOG_WARN, log_of(request), "handoff: {}", rejected.refusal.text);
+            }
+            reject(request, rejected)
+        }
     };
     // SAFETY: the count that reading the body added is given back here.
     unsafe { ngx_http_finalize_request(r, status) };
@@ -381,7 +403,51 @@ fn write(r: &ngx_http_request_t) -> Result<Written, Rejected> {
             let _locked = lock(zone)?;
             Control::begin(zone.table, conf, moment()).resume(&set)?.into()
         }
+        Write::Add { upstream } => {
+            let add: PeerAdd = read(&bytes)?;
+            let applied = {
+                let _locked = lock(zone)?;
+                is_running(conf, zone)?;
+                Control::begin(zone.table, conf, moment()).add(&upstream, &add)?
+            };
+            follow(conf, zone, &upstream);
+            conf.weigh(zone);
+            applied.into()
+        }
+        Write::Remove { upstream, peer, timeout } => {
+            // Nothing need be said but who goes.
+            let remove = match bytes.as_slice() {
+                [] => PeerRemove { owner: Owner::operator(), reason: String::new(), force: false },
+                bytes => read(bytes)?,
+            };
+            let applied = {
+                let _locked = lock(zone)?;
+                is_running(conf, zone)?;
+                Control::begin(zone.table, conf, moment()).remove_peer(&upstream, &peer, &remove)?
+            };
+            follow(conf, zone, &upstream);
+            let waits = timeout > Span::default() && applied.ack.in_flight > 0;
+            let awaited = waits.then(|| Awaited::Gone(applied.ack.clone()));
+            let wait = awaited.map(|awaited| Wait { conf, table: zone.table, awaited, timeout });
+            Written { wait, ..applied.into() }
+        }
     })
+}
+
+/// Who has slots is said by the newest configuration; a worker that finishes an older one does not know.
+fn is_running(conf: &MainConf, zone: &Zone) -> Result<(), Refusal> {
+    if zone.table.header.is_running(conf.configuration.get()) {
+        return Ok(());
+    }
+    Err(Code::Busy.says("nginx was reloaded, and this worker is about to end: try again on a new connection"))
+}
+
+/// nginx's list of the peers follows, before anybody is told. Whoever is at it may keep us from it for a moment: then each
+/// process has it follow before its next request.
+fn follow(conf: &MainConf, zone: &Zone, upstream: &str) {
+    if let Some(upstream) = conf.upstream(upstream) {
+        upstream.refresh(zone);
+    }
 }
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {

@@ -25,6 +25,7 @@ mod plus;
 mod reply;
 mod retry;
 mod reuse;
+mod seat;
 mod socket;
 mod trial;
 mod upstream;

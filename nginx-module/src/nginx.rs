@@ -3,17 +3,18 @@
 use crate::Handoff;
 use crate::conf::MainConf;
 use crate::hooks::Hooks;
+use crate::seat::Occupant;
 use handoff_core::Moment;
 use handoff_core::plus::Visitors;
 use nginx_sys::{
     nginx_version, ngx_array_t, ngx_connection_local_sockaddr, ngx_connection_t, ngx_cycle_t, ngx_hash_key,
     ngx_http_get_variable, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_peer_connection_t,
-    ngx_str_t, ngx_uint_t, sockaddr,
+    ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
 };
 use ngx::http::HttpModuleMainConf;
 use std::borrow::Cow;
 use std::ffi::c_void;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 /// Reads one of nginx's global variables, which Rust sees as mutable statics.
 macro_rules! global {
@@ -209,6 +210,29 @@ impl PeerConnection {
         pc.connection = connection;
         pc.sockaddr = address;
         pc.set_cached(0);
+    }
+
+    /// Sends the attempt to a peer that was added, and answers where the balancer wanted it to go.
+    pub(crate) fn seat(self, occupant: NonNull<Occupant>) -> Option<(NonNull<sockaddr>, socklen_t)> {
+        let at = occupant.as_ptr();
+        let pc = self.get();
+        let seat = NonNull::new(pc.sockaddr)?;
+        let len = std::mem::replace(&mut pc.socklen, {
+            // SAFETY: made for this attempt, in the pool of its request.
+            unsafe { (*at).len }
+        });
+        // SAFETY: as above; it lives as long as the request.
+        pc.sockaddr = unsafe { &raw mut (*at).address }.cast();
+        // SAFETY: as above.
+        pc.name = unsafe { &raw mut (*at).name };
+        Some((seat, len))
+    }
+
+    /// Gives the balancer back where it wanted the attempt to go. Its name stays that of the peer: it is logged later.
+    pub(crate) fn unseat(self, seat: NonNull<sockaddr>, len: socklen_t) {
+        let pc = self.get();
+        pc.sockaddr = seat.as_ptr();
+        pc.socklen = len;
     }
 
     /// Whether the keepalive cache gave the connection.

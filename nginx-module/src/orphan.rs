@@ -90,7 +90,9 @@ fn is(connection: &ngx_connection_t, orphan: Orphan, conf: &MainConf) -> bool {
     }
     let is_there = |address: &libc::sockaddr_storage| {
         let at = std::ptr::from_ref(address).cast();
-        conf.upstreams().any(|upstream| upstream.addresses.slot(at) == Some(orphan.peer))
+        let leads_there =
+            |zone: &Zone| conf.upstreams().any(|upstream| upstream.leads_to(&zone.table, at, orphan.peer));
+        conf.zone().is_some_and(leads_there)
     };
     name(connection, libc::getsockname).and_then(|own| port(&own)) == Some(orphan.port)
         && name(connection, libc::getpeername).is_some_and(|peer| is_there(&peer))

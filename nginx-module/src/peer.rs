@@ -12,6 +12,7 @@ use crate::nginx::{PeerConnection, global, rc, unix};
 use crate::orphan;
 use crate::retry::{Next, Retry};
 use crate::reuse::{self, Ridden};
+use crate::seat::{self, Occupant};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::Admission;
@@ -25,10 +26,13 @@ use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
     NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t,
-    ngx_uint_t,
+    ngx_uint_t, sockaddr, socklen_t,
 };
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
+
+/// How often a request begins anew because peers came or went, at one attempt.
+const BEGINNINGS: usize = 3;
 
 /// What we keep for one request, in its pool.
 pub(crate) struct PeerData {
@@ -37,6 +41,10 @@ pub(crate) struct PeerData {
     pub(crate) request: NonNull<ngx_http_request_t>,
     inner: Hooks,
     claimed: Option<SlotId>,
+    /// Where the balancer thinks that this attempt goes, if its peer was added.
+    seat: Option<(NonNull<sockaddr>, socklen_t)>,
+    /// Of nginx's list, when the balancer began.
+    version: ngx_uint_t,
     pub(crate) last: Option<SlotId>,
     /// Where the last attempt broke off, until another one begins.
     broken: Option<SlotId>,
@@ -56,7 +64,11 @@ pub(crate) struct PeerData {
 layer!(PeerData);
 
 /// Stands before the hooks that the balancer has just set for a request.
-pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> ngx_int_t {
+pub(crate) fn wrap(
+    r: *mut ngx_http_request_t,
+    upstream: &'static Upstream,
+    version: ngx_uint_t,
+) -> ngx_int_t {
     // A worker that could not take its place serves as nginx alone would.
     let (Some(place), Some(request)) = (upstream.place(), NonNull::new(r)) else { return rc::OK };
     // SAFETY: nginx passes a valid request.
@@ -74,6 +86,8 @@ pub(crate) fn wrap(r: *mut ngx_http_request_t, upstream: &'static Upstream) -> n
         request,
         inner,
         claimed: None,
+        seat: None,
+        version,
         last: None,
         broken: None,
         tries: 0,
@@ -159,7 +173,7 @@ impl PeerData {
         if !was_sent_on && self.upstream.hold.flows() && self.joins(pc) {
             return rc::AGAIN;
         }
-        match self.attempt(pc) {
+        match self.attempt_with_all(pc) {
             rc::BUSY => {
                 self.give_back_place();
                 self.wait(pc, was_sent_on)
@@ -173,7 +187,23 @@ impl PeerData {
         }
     }
 
-    fn attempt(&mut self, pc: PeerConnection) -> ngx_int_t {
+    /// nginx gives nobody to a request whose balancer began before peers came or went. It begins once more with those that are
+    /// there now; not with the peer that failed it last.
+    fn attempt_with_all(&mut self, pc: PeerConnection) -> ngx_int_t {
+        let mut status = self.attempt(pc, None);
+        for _ in 0..BEGINNINGS {
+            if status != rc::BUSY || self.version == self.upstream.seats.version() {
+                break;
+            }
+            if self.begin_anew(pc) != rc::OK {
+                return rc::ERROR;
+            }
+            status = self.attempt(pc, self.last);
+        }
+        status
+    }
+
+    fn attempt(&mut self, pc: PeerConnection, failed: Option<SlotId>) -> ngx_int_t {
         // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
         for _ in 0..=self.upstream.addresses.len() {
             if self.is_paused() {
@@ -185,6 +215,10 @@ impl PeerData {
                 return status;
             }
             let chosen = self.upstream.addresses.slot(pc.sockaddr().cast());
+            if chosen.is_some() && chosen == failed {
+                self.hand_back(pc, status);
+                continue;
+            }
             if chosen.is_none_or(|id| self.admit(pc, id)) {
                 self.resume();
                 if self.tries == 0 {
@@ -192,11 +226,26 @@ impl PeerData {
                 }
                 self.last = chosen;
                 self.tries = self.tries.saturating_add(1);
+                if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
+                    return rc::ERROR;
+                }
                 return self.connection(pc, status);
             }
             self.hand_back(pc, status);
         }
         rc::BUSY
+    }
+
+    /// Puts the peer that was added in the place of the seat that the balancer chose. `None`: there is no memory.
+    fn sit(&mut self, pc: PeerConnection) -> Option<()> {
+        if !seat::is_seat(pc.sockaddr().cast()) {
+            return Some(());
+        }
+        let slot = self.claimed.and_then(|id| self.slot(id))?;
+        // SAFETY: the request lives while its upstream calls us.
+        let pool = unsafe { self.request.as_ref() }.pool;
+        self.seat = pc.seat(Occupant::read(slot, pool)?);
+        Some(())
     }
 
     /// The balancer forgets whom it has tried for this request, and what it knew of the peers when that began to wait.
@@ -206,6 +255,7 @@ impl PeerData {
         self.was_refused = false;
         self.generation = self.place.zone.table.header.generation();
         pc.set_data(ptr::null_mut());
+        self.version = self.upstream.seats.version();
         let status = self.upstream.begin(self.request.as_ptr());
         if status == rc::OK {
             self.inner = pc.hooks();
@@ -366,6 +416,10 @@ impl PeerData {
             }
         }
         let ridden = Ridden::of(pc);
+        // The cache keeps a connection by the address that the balancer will choose again.
+        if let Some((seat, len)) = self.seat.take() {
+            pc.unseat(seat, len);
+        }
         self.inner.free(pc, state);
         if is_orphan {
             self.go_on(pc);

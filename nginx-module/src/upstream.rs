@@ -1,10 +1,11 @@
 //! An upstream that takes part: its peers, and the way in for every request.
 
-use crate::address::Addresses;
+use crate::address::{Addresses, inet};
 use crate::conf::MainConf;
 use crate::hold::Hold;
 use crate::nginx::{global, moment, rc, text};
 use crate::peer;
+use crate::seat::{Seats, is_seat};
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
 use handoff_core::plus::Server;
@@ -12,7 +13,7 @@ use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::slow_start::Share;
 use handoff_core::table::{RowId, SlotId};
-use handoff_core::{Moment, Standing};
+use handoff_core::{Moment, Standing, Table};
 use handoff_wire::Span;
 use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
@@ -25,6 +26,7 @@ use std::ptr::NonNull;
 pub(crate) struct Upstream {
     pub(crate) name: String,
     pub(crate) addresses: Addresses,
+    pub(crate) seats: Seats,
     pub(crate) reuse: Reuse,
     pub(crate) hold: Hold,
     pub(crate) retry: Option<Budget>,
@@ -48,18 +50,21 @@ struct Peer {
     number: u32,
     slot: SlotId,
     backup: bool,
+    /// Whether it is a peer only while somebody sits there.
+    is_seat: bool,
     /// What the configuration says.
     weight: usize,
     at: NonNull<ngx_http_upstream_rr_peer_t>,
 }
 
-/// The place of a field of a peer.
+/// The place of a field of a peer, or of a list.
 macro_rules! word {
-    ($peer:expr, $field:ident) => {
-        // SAFETY: peers of the configuration live as long as their cycle.
-        unsafe { &raw mut (*$peer.at.as_ptr()).$field }
+    ($at:expr, $field:ident) => {
+        // SAFETY: lists and the peers of the configuration live as long as their cycle.
+        unsafe { &raw mut (*$at.as_ptr()).$field }
     };
 }
+pub(crate) use word;
 
 /// Where a process counts.
 #[derive(Clone, Copy)]
@@ -75,6 +80,7 @@ impl Upstream {
         name: String,
         us: &mut ngx_http_upstream_srv_conf_t,
         addresses: Vec<(String, *const libc::sockaddr)>,
+        seats: Seats,
         reuse: Reuse,
         queue: Option<Queue>,
         retry: Option<Budget>,
@@ -87,6 +93,7 @@ impl Upstream {
         Some(Self {
             name,
             addresses: Addresses::new(addresses),
+            seats,
             reuse,
             hold: Hold::new(queue),
             retry,
@@ -113,17 +120,26 @@ impl Upstream {
         unsafe { &raw mut (*self.us.as_ptr()).host }
     }
 
-    /// A peer is not punished for failures of the worker that was replaced. Of the processes that share a list of peers one
-    /// clears them; those of an older cycle, which has a list of its own, each look for themselves.
+    /// A peer is not punished for failures of the worker that was replaced, and nginx's list has those peers that were added. Of
+    /// the processes that share a list of peers one clears and writes them; those of an older cycle, which has a list of its own,
+    /// each look for themselves.
     #[inline]
     pub(crate) fn refresh(&self, zone: &Zone) {
         let readied = zone.table.header.readied();
         if readied != self.seen.get() {
-            self.forgive(zone, self.seen.replace(readied));
+            self.catch_up(zone, readied);
         }
     }
 
     #[cold]
+    fn catch_up(&self, zone: &Zone, readied: u64) {
+        let since = self.seen.replace(readied);
+        self.forgive(zone, since);
+        if !self.seats.follow(&zone.table) {
+            self.seen.set(since);
+        }
+    }
+
     fn forgive(&self, zone: &Zone, since: u64) {
         let is_running =
             self.place.get().is_some_and(|place| zone.table.header.is_running(place.configuration));
@@ -136,18 +152,36 @@ impl Upstream {
 
     /// nginx has replaced its lists by the shared copies, and there are no workers of this configuration yet: the lists
     /// are ours alone.
-    pub(crate) fn meet_peers(&self) {
+    pub(crate) fn meet_peers(&self, zone: &Zone) {
         let mut met = Vec::new();
         let groups = self.groups().enumerate();
         let all = groups.flat_map(|(group, peers)| listed(peers).map(move |at| (group > 0, at)));
         for (number, (backup, at)) in (0..).zip(all.filter(|&(_, at)| is_lasting(at))) {
-            if let Some(slot) = self.addresses.slot(peer_address(at)) {
-                // SAFETY: a peer of a list.
-                let weight = unsafe { at.as_ref() }.weight;
-                met.push(Peer { number, slot, backup, weight: usize::try_from(weight).unwrap_or(1), at });
+            let address = peer_address(at);
+            if let Some(slot) = self.addresses.slot(address) {
+                let is_seat = self.seats.count > 0 && is_seat(address);
+                let weight = usize::try_from(read(word!(at, weight))).unwrap_or(1);
+                met.push(Peer { number, slot, backup, is_seat, weight, at });
             }
         }
         self.peers.replace(met);
+        self.seats.meet(self.groups().next(), |at| self.addresses.slot(at));
+        self.seats.follow(&zone.table);
+    }
+
+    /// Those that are there: a seat is a peer while somebody sits in it.
+    fn members<'a>(&'a self, zone: &'a Zone, peers: &'a [Peer]) -> impl Iterator<Item = &'a Peer> + Clone {
+        let is_there = |peer: &&Peer| !peer.is_seat || self.seats.occupant(&zone.table, peer.slot).is_some();
+        peers.iter().filter(is_there)
+    }
+
+    /// Whether a connection to this address leads to that peer.
+    pub(crate) fn leads_to(&self, table: &Table<'_>, at: *const libc::sockaddr, id: SlotId) -> bool {
+        let is_added = || {
+            let peer = self.seats.slots().contains(&id).then(|| self.seats.occupant(table, id)).flatten();
+            peer.and_then(|slot| slot.tenancy.inet()).is_some_and(|peer| inet(at) == Some(peer))
+        };
+        self.addresses.slot(at) == Some(id) || is_added()
     }
 
     /// Gives each peer the weight that is due to it now. Every process does so, again and again: of two that do so at the same
@@ -155,14 +189,18 @@ impl Upstream {
     pub(crate) fn weigh(&self, zone: &Zone, now: Moment) {
         let Some(length) = self.slow_start else { return };
         let peers = self.peers.borrow();
-        let slots = || peers.iter().filter_map(|peer| Some((peer, zone.table.slot(peer.slot)?)));
+        let slots =
+            || self.members(zone, &peers).filter_map(|peer| Some((peer, zone.table.slot(peer.slot)?)));
         // nginx asks the backups when none of the others is left.
         for backup in [false, true] {
             let group = || slots().filter(move |(peer, _)| peer.backup == backup);
             let serving =
-                group().filter(|(peer, slot)| slot.gate.state().serves() && peer.standing().available);
+                group().filter(|(peer, slot)| slot.gate.state().serves() && peer.standing(zone).available);
             let most = serving.map(|(_, slot)| slot.ramp.share(length, now)).max().unwrap_or(Share::WHOLE);
-            group().for_each(|(peer, slot)| peer.weigh(slot.ramp.share(length, now).beside(most)));
+            group().for_each(|(peer, slot)| {
+                let share = slot.ramp.share(length, now).beside(most);
+                peer.weigh(share.of(peer.weight(zone)));
+            });
         }
     }
 
@@ -171,15 +209,17 @@ impl Upstream {
         let peers = self.peers.borrow();
         let serves = |slot| zone.table.slot(slot).is_some_and(|slot| slot.gate.state().serves());
         // An address may be there twice.
-        let others = || peers.iter().map(|peer| peer.slot).filter(|&slot| slot != id);
-        others().count().saturating_add(1) == peers.len() && peers.len() > 1 && !others().any(serves)
+        let members = || self.members(zone, &peers);
+        let others = || members().map(|peer| peer.slot).filter(|&slot| slot != id);
+        let count = members().count();
+        others().count().saturating_add(1) == count && count > 1 && !others().any(serves)
     }
 
     /// How many other peers could serve now.
     pub(crate) fn serving_beside(&self, zone: &Zone, id: SlotId) -> usize {
         let is_open = |id| zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves());
-        let serves = |peer: &&Peer| peer.slot != id && is_open(peer.slot) && peer.standing().available;
-        self.peers.borrow().iter().filter(serves).count()
+        let serves = |peer: &&Peer| peer.slot != id && is_open(peer.slot) && peer.standing(zone).available;
+        self.members(zone, &self.peers.borrow()).filter(serves).count()
     }
 
     /// Whether nobody may begin a request here, whatever the marks of its peers say.
@@ -191,14 +231,14 @@ impl Upstream {
     /// Whether this peer may serve, and no other one. `after_failing`: once more, and nginx does not leave it out for that.
     pub(crate) fn is_alone(&self, zone: &Zone, id: SlotId, after_failing: bool) -> bool {
         let peers = self.peers.borrow();
-        let is_single = peers.len() == 1;
+        let is_single = self.members(zone, &peers).nth(1).is_none();
         let serves = |peer: &Peer| {
-            let standing = peer.standing();
-            let stays = !after_failing || is_single || read(word!(peer, max_fails)) == 0;
+            let standing = peer.standing(zone);
+            let stays = !after_failing || is_single || read(word!(peer.at, max_fails)) == 0;
             standing.available && !standing.full && stays
         };
         zone.table.slot(id).is_some_and(|slot| slot.gate.state().serves())
-            && peers.iter().filter(|peer| peer.slot == id).any(serves)
+            && self.members(zone, &peers).filter(|peer| peer.slot == id).any(serves)
             && self.serving_beside(zone, id) == 0
     }
 
@@ -215,7 +255,8 @@ impl Upstream {
 
     pub(crate) fn outlook_of_peers(&self, zone: &Zone, now: Moment) -> Outlook {
         let peers = self.peers.borrow();
-        Outlook::of(peers.iter().filter_map(|peer| Some((peer.standing(), zone.table.slot(peer.slot)?))), now)
+        let members = self.members(zone, &peers);
+        Outlook::of(members.filter_map(|peer| Some((peer.standing(zone), zone.table.slot(peer.slot)?))), now)
     }
 
     /// Lets the balancer begin with a request.
@@ -228,13 +269,9 @@ impl Upstream {
     /// Its peers, each address once.
     pub(crate) fn servers(&self, zone: &Zone) -> Vec<Server> {
         let peers = self.peers.borrow();
-        let slow_start = self.slow_start.unwrap_or_default();
         let mut met = HashSet::new();
-        let servers = peers
-            .iter()
-            .filter(|peer| met.insert(peer.slot))
-            .filter_map(|peer| peer.server(zone, slow_start));
-        servers.collect()
+        let members = self.members(zone, &peers).filter(|peer| met.insert(peer.slot));
+        members.filter_map(|peer| self.server(zone, peer)).collect()
     }
 
     /// Where nginx keeps its peers.
@@ -245,8 +282,21 @@ impl Upstream {
         unsafe { zone.as_ref() }.map(|zone| text(&zone.shm.name).into_owned()).unwrap_or_default()
     }
 
-    pub(crate) fn standings(&self) -> Vec<Standing> {
-        self.peers.borrow().iter().map(Peer::standing).collect()
+    /// As the configuration says, and those who added peers.
+    fn server(&self, zone: &Zone, peer: &Peer) -> Option<Server> {
+        let mut server = peer.server(zone, self.slow_start.unwrap_or_default())?;
+        if peer.is_seat {
+            let slot = self.seats.occupant(&zone.table, peer.slot)?;
+            server.name.clone_from(&server.address);
+            server.max_fails = slot.tenancy.terms().max_fails.into();
+        } else if let Some(max_fails) = self.seats.max_fails(peer.at) {
+            server.max_fails = max_fails as u64;
+        }
+        Some(server)
+    }
+
+    pub(crate) fn standings(&self, zone: &Zone) -> Vec<Standing> {
+        self.members(zone, &self.peers.borrow()).map(|peer| peer.standing(zone)).collect()
     }
 
     /// The primary peers, then the backups. With a `zone`, which `handoff` demands, nginx itself takes this data for
@@ -265,26 +315,36 @@ impl Upstream {
 unsafe extern "C" fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {
     // SAFETY: nginx passes the block of the upstream.
     let Some(upstream) = crate::conf::upstream_of(unsafe { &*us }) else { return rc::ERROR };
+    if let Some(place) = upstream.place().filter(|_| upstream.seats.count > 0) {
+        upstream.refresh(&place.zone);
+    }
+    let version = upstream.seats.version();
     let status = upstream.begin(r);
     if status != rc::OK {
         return status;
     }
-    peer::wrap(r, upstream)
+    peer::wrap(r, upstream, version)
 }
 
 // === impl Peer ===
 
 impl Peer {
-    fn standing(&self) -> Standing {
-        let checked = read(word!(self, checked));
-        let rested = ngx_time().saturating_sub(checked) > read(word!(self, fail_timeout));
-        let max_fails = read(word!(self, max_fails));
-        let unavail = max_fails > 0 && read(word!(self, fails)) >= max_fails && !rested;
-        let weight = u32::try_from(self.weight).unwrap_or_default();
-        let available = read(word!(self, down)) == 0 && !unavail;
-        let max_conns = read(word!(self, max_conns));
-        let full = max_conns > 0 && read(word!(self, conns)) >= max_conns;
+    fn standing(&self, zone: &Zone) -> Standing {
+        let checked = read(word!(self.at, checked));
+        let rested = ngx_time().saturating_sub(checked) > read(word!(self.at, fail_timeout));
+        let max_fails = read(word!(self.at, max_fails));
+        let unavail = max_fails > 0 && read(word!(self.at, fails)) >= max_fails && !rested;
+        let weight = u32::try_from(self.weight(zone)).unwrap_or_default();
+        let available = read(word!(self.at, down)) == 0 && !unavail;
+        let max_conns = read(word!(self.at, max_conns));
+        let full = max_conns > 0 && read(word!(self.at, conns)) >= max_conns;
         Standing { slot: self.slot, backup: self.backup, weight, available, unavail, full }
+    }
+
+    /// As the configuration says, or whoever added it: what nginx has is less while a slow start lasts.
+    fn weight(&self, zone: &Zone) -> usize {
+        let slot = zone.table.slot(self.slot).filter(|_| self.is_seat);
+        slot.map_or(self.weight, |slot| slot.tenancy.terms().weight as usize)
     }
 
     fn server(&self, zone: &Zone, slow_start: Span) -> Option<Server> {
@@ -292,43 +352,43 @@ impl Peer {
         Some(Server {
             id: self.number,
             address: zone.table.slot(self.slot)?.address(),
-            name: text(&read(word!(self, server))).into_owned(),
-            weight: u32::try_from(self.weight).unwrap_or_default(),
-            max_conns: read(word!(self, max_conns)) as u64,
-            max_fails: read(word!(self, max_fails)) as u64,
-            fail_timeout: Span::from_secs(number(read(word!(self, fail_timeout)))),
+            name: text(&read(word!(self.at, server))).into_owned(),
+            weight: u32::try_from(self.weight(zone)).unwrap_or_default(),
+            max_conns: read(word!(self.at, max_conns)) as u64,
+            max_fails: read(word!(self.at, max_fails)) as u64,
+            fail_timeout: Span::from_secs(number(read(word!(self.at, fail_timeout)))),
             slow_start,
             backup: self.backup,
-            down: read(word!(self, down)) != 0,
+            down: read(word!(self.at, down)) != 0,
         })
     }
 
     fn forgive(&self) {
-        write(word!(self, fails), 0);
-        write(word!(self, accessed), 0);
-        write(word!(self, checked), 0);
-        write(word!(self, effective_weight), read(word!(self, weight)));
+        write(word!(self.at, fails), 0);
+        write(word!(self.at, accessed), 0);
+        write(word!(self.at, checked), 0);
+        write(word!(self.at, effective_weight), read(word!(self.at, weight)));
     }
 
     /// What nginx has taken off the weight for failures stays off: it gives it back itself, choice by choice.
-    fn weigh(&self, share: Share) {
-        let due = ngx_int_t::try_from(share.of(self.weight)).unwrap_or(ngx_int_t::MAX);
-        let (was, effective) = (read(word!(self, weight)), read(word!(self, effective_weight)));
+    fn weigh(&self, due: usize) {
+        let due = ngx_int_t::try_from(due).unwrap_or(ngx_int_t::MAX);
+        let (was, effective) = (read(word!(self.at, weight)), read(word!(self.at, effective_weight)));
         if due != was {
-            write(word!(self, weight), due);
+            write(word!(self.at, weight), due);
         }
         if due != effective && (effective >= was || effective > due) {
-            write(word!(self, effective_weight), due);
+            write(word!(self.at, effective_weight), due);
         }
     }
 }
 
-fn read<T: Copy>(at: *const T) -> T {
+pub(crate) fn read<T: Copy>(at: *const T) -> T {
     // SAFETY: a word of a peer, which other processes write as a whole.
     unsafe { at.read_volatile() }
 }
 
-fn write<T: Copy>(at: *mut T, value: T) {
+pub(crate) fn write<T: Copy>(at: *mut T, value: T) {
     // SAFETY: as above, and they read it as a whole.
     unsafe { at.write_volatile(value) };
 }

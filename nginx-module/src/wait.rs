@@ -1,4 +1,4 @@
-//! A call that waits: "tell me when it is drained", or quiet.
+//! A call that waits: "tell me when it is drained", or quiet, or gone.
 //!
 //! It polls the ledger every few milliseconds, answers when nothing is in flight, when its time is over, or when the
 //! worker is asked to go; a client that hangs up ends it at once.
@@ -8,7 +8,7 @@ use crate::nginx::{is_exiting, moment, rc};
 use crate::reply;
 use handoff_core::control::{find, unknown_upstream};
 use handoff_core::{Table, view};
-use handoff_wire::{Drained, Quiet, Refusal, Span};
+use handoff_wire::{Drained, PeerAck, Quiet, Refusal, Span};
 use nginx_sys::{
     NGX_HTTP_INTERNAL_SERVER_ERROR, ngx_add_timer, ngx_del_timer, ngx_event_t, ngx_http_cleanup_add,
     ngx_http_finalize_request, ngx_http_request_t, ngx_http_run_posted_requests, ngx_http_test_reading,
@@ -29,11 +29,19 @@ pub(crate) struct Wait {
 
 /// What is looked up by its name each time: a slot may be given to another peer while we wait.
 pub(crate) enum Awaited {
-    Drained { upstream: String, peer: String },
-    Quiet { upstream: String },
+    Drained {
+        upstream: String,
+        peer: String,
+    },
+    Quiet {
+        upstream: String,
+    },
+    /// A peer that was removed, until its last request is over.
+    Gone(PeerAck),
 }
 
 enum Seen {
+    Gone(PeerAck),
     Drained(Drained),
     Quiet(Quiet),
 }
@@ -65,6 +73,12 @@ fn look(wait: &Wait) -> Result<Seen, Refusal> {
             let slot = find(table, upstream, peer)?;
             Ok(Seen::Drained(view::drained(table, *conf, slot)))
         }
+        Awaited::Gone(ack) => {
+            // Nobody, or somebody else, has its slot by now.
+            let drained = find(table, &ack.upstream, &ack.peer).map(|slot| view::drained(table, *conf, slot));
+            let in_flight = drained.map_or(0, |drained| drained.in_flight);
+            Ok(Seen::Gone(PeerAck { in_flight, ..ack.clone() }))
+        }
         Awaited::Quiet { upstream } if conf.upstream(upstream).is_none() => Err(unknown_upstream(upstream)),
         Awaited::Quiet { upstream } => Ok(Seen::Quiet(view::quiet(table, *conf, moment(), upstream))),
     }
@@ -72,6 +86,7 @@ fn look(wait: &Wait) -> Result<Seen, Refusal> {
 
 fn is_over(seen: &Result<Seen, Refusal>, now: u64, until: u64) -> bool {
     let has_come = match seen {
+        Ok(Seen::Gone(ack)) => ack.in_flight == 0,
         Ok(Seen::Drained(drained)) => drained.drained,
         // Without a pause it will not come.
         Ok(Seen::Quiet(quiet)) => quiet.quiet || quiet.left.is_none(),
@@ -82,6 +97,7 @@ fn is_over(seen: &Result<Seen, Refusal>, now: u64, until: u64) -> bool {
 
 fn answer(r: &mut ngx_http_request_t, seen: Result<Seen, Refusal>) -> ngx_int_t {
     match seen {
+        Ok(Seen::Gone(ack)) => reply::send(r, 200, reply::json(&ack)),
         Ok(Seen::Drained(drained)) => reply::send(r, 200, reply::json(&drained)),
         Ok(Seen::Quiet(quiet)) => reply::send(r, 200, reply::json(&quiet)),
         Err(refusal) => reply::refusal(r, refusal),

@@ -4,7 +4,7 @@ use crate::conf::MainConf;
 use crate::nginx;
 use handoff_core::hold::Queue;
 use handoff_core::retry::Budget;
-use handoff_core::{Process, Standing};
+use handoff_core::{Process, Slots, Standing};
 use handoff_wire::Span;
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -19,7 +19,7 @@ impl handoff_core::World for MainConf {
         let (Some(upstream), Some(zone)) = (self.upstream(upstream), self.zone()) else { return Vec::new() };
         // Who came back a moment ago is not judged by what was before.
         upstream.refresh(zone);
-        upstream.standings()
+        upstream.standings(zone)
     }
 
     fn upstreams(&self) -> Vec<String> {
@@ -36,6 +36,12 @@ impl handoff_core::World for MainConf {
 
     fn slow_start(&self, upstream: &str) -> Option<Span> {
         self.upstream(upstream)?.slow_start
+    }
+
+    fn slots(&self, upstream: &str) -> Option<Slots> {
+        let seats = &self.upstream(upstream)?.seats;
+        let slots = Slots { ids: seats.slots().to_vec(), weighs: seats.weighs() };
+        (seats.count > 0).then_some(slots)
     }
 
     fn connections(&self) -> u64 {

@@ -5,7 +5,6 @@
 
 use crate::conf::MainConf;
 use crate::nginx::{global, main_conf, moment, rc};
-use crate::upstream::Upstream;
 use crate::world::alive;
 use handoff_core::event::{EVENTS, Entry};
 use handoff_core::room::Room;
@@ -36,6 +35,13 @@ pub(crate) struct Locked {
     mutex: NonNull<ngx_shmtx_t>,
     /// Released by the process that took it.
     not_send: PhantomData<*const ()>,
+}
+
+/// More peers were added than a configuration has slots for.
+struct TooFewSlots {
+    upstream: String,
+    taken: usize,
+    slots: usize,
 }
 
 /// How often a busy lock is tried before a control call gives up. Its holders need microseconds; one that is stopped
@@ -80,7 +86,15 @@ pub(crate) unsafe extern "C" fn init(shm_zone: *mut ngx_shm_zone_t, old: *mut c_
                 "handoff_zone is held by a process that does not go on: going on without"
             );
         }
-        conf.adopt(zone);
+        if let Err(TooFewSlots { upstream, taken, slots }) = conf.adopt(zone) {
+            ngx_log_error!(
+                NGX_LOG_EMERG,
+                log,
+                "upstream \"{upstream}\" has {taken} peers that were added, and \"handoff_slots\" for {slots}: remove some with \
+                 \"handoff peers remove\" first, or leave room for them"
+            );
+            return rc::ERROR;
+        }
     }
     if conf.without_slot.get() > 0 {
         ngx_log_error!(
@@ -111,9 +125,21 @@ pub(crate) unsafe extern "C" fn commit(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     if let Some(conf) = main_conf(cycle)
         && let Some(zone) = conf.zone()
     {
-        conf.upstreams().for_each(Upstream::meet_peers);
+        let named = {
+            let _locked = zone.lock_patiently();
+            zone.table.commit(conf.configuration.get(), moment())
+        };
+        if named > 0 {
+            // SAFETY: nginx passes a cycle, which has a log.
+            let log = unsafe { (*cycle).log };
+            ngx_log_error!(
+                NGX_LOG_NOTICE,
+                log,
+                "handoff: {named} peers that were added are named by the configuration now"
+            );
+        }
+        conf.upstreams().for_each(|upstream| upstream.meet_peers(zone));
         conf.weigh(zone);
-        zone.table.header.commit(conf.configuration.get(), moment());
     }
     rc::OK
 }
@@ -220,7 +246,7 @@ impl Drop for Locked {
 
 impl MainConf {
     /// Finds or makes the slots of this configuration's peers.
-    fn adopt(&mut self, zone: Zone) {
+    fn adopt(&mut self, zone: Zone) -> Result<(), TooFewSlots> {
         let configuration = zone.table.header.next_configuration();
         self.configuration.set(configuration);
         let mut without_slot = 0u32;
@@ -231,10 +257,25 @@ impl MainConf {
                 slot
             });
         }
+        for upstream in self.upstreams() {
+            let named = upstream.addresses.slots();
+            let count = upstream.seats.count;
+            let reserved = zone.table.reserve(&upstream.name, count, configuration, alive);
+            let slots = reserved.map_err(|taken| TooFewSlots {
+                upstream: upstream.name.clone(),
+                taken,
+                slots: count,
+            })?;
+            let missing = count.saturating_sub(slots.len());
+            without_slot = without_slot.saturating_add(u32::try_from(missing).unwrap_or(u32::MAX));
+            upstream.seats.reserve(slots, named);
+            upstream.addresses.seat(&upstream.seats);
+        }
         self.without_slot.set(without_slot);
         let room = |name| zone.table.open_room(name, configuration, alive);
         self.without_room
             .set(self.upstreams().filter(|upstream| !upstream.hold.set_room(room(&upstream.name))).count());
         self.set_zone(zone);
+        Ok(())
     }
 }

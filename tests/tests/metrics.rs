@@ -100,7 +100,9 @@ fn catalogued() -> Result<Families> {
 async fn the_catalogue_is_what_is_told_and_promtool_has_nothing_against_it() -> Result<()> {
     let backend = Backend::start(2).await?;
     for version in VERSIONS {
-        let site = Site::with(version, &backend).await?;
+        let mut site = Site::new(version).await?;
+        site.write(&site.usual(&backend).replace("handoff;", "handoff; handoff_slots 1;"))?;
+        site.start().await?;
         site.visitors().get("/").await?;
         // What is told only while there is one.
         let pause = r#"{"owner":"operator","upstreams":["app"],"max":"10s"}"#;

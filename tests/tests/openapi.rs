@@ -195,9 +195,10 @@ async fn play(site: &Site, backend: &Backend, document: &Document) -> Result<()>
     let get = async |path: &str| ask(Method::GET, path, &Value::Null).await?.json::<Value>();
     let (a, b) = (backend.peer(0), backend.peer(1));
     let (peer, drained) = (path::peer("app", &a), path::drained("app", &a));
+    let peers = path::peers("app");
 
     // Every method on every path.
-    let written = [path::MARKS, path::RENEW, path::ORPHANS, path::PAUSE, path::RESUME];
+    let written = [path::MARKS, path::RENEW, path::ORPHANS, path::PAUSE, path::RESUME, &peers];
     let read = [
         "/",
         "/metrics",
@@ -289,6 +290,22 @@ async fn play(site: &Site, backend: &Backend, document: &Document) -> Result<()>
     says(404, "UpstreamNotFound", Method::POST, path::RESUME, &resume("plus", "no")).await?;
     ask(Method::POST, path::RESUME, &resume("operator", "app")).await?.json::<Value>()?;
     says(409, "TooLong", Method::PUT, path::PAUSE, &pause("plus", "app", "31s")).await?;
+    let add = |peer: &str| json!({"owner": "operator", "peer": peer, "weight": 2, "reason": "host 7"});
+    let new = path::peer("app", "127.0.0.1:9");
+    ask(Method::POST, &peers, &add("127.0.0.1:9")).await?.json::<Value>()?;
+    ask(Method::POST, &peers, &add("127.0.0.1:9")).await?.json::<Value>()?;
+    ensure!(get(&new).await?["dynamic"] == true, "not dynamic");
+    get("/v1/upstreams/app").await?;
+    says(507, "SlotsFull", Method::POST, &peers, &add("127.0.0.1:10")).await?;
+    says(409, "Configured", Method::POST, &peers, &add(&a)).await?;
+    says(409, "NoSlots", Method::POST, &path::peers("hasty"), &add(&a)).await?;
+    says(404, "UpstreamNotFound", Method::POST, &path::peers("no"), &add(&a)).await?;
+    let remove = json!({"owner": "operator", "force": true});
+    says(409, "Configured", Method::DELETE, &peer, &remove).await?;
+    says(404, "PeerNotFound", Method::DELETE, "/v1/upstreams/app/peers/x", &remove).await?;
+    says(403, "Forbidden", Method::DELETE, &format!("/readonly{new}"), &remove).await?;
+    says(413, "TooLarge", Method::DELETE, &new, &json!({"owner": "x".repeat(MAX_BODY)})).await?;
+    ask(Method::DELETE, &format!("{new}?timeout=1s"), &remove).await?.json::<Value>()?;
     let events = get("/v1/events").await?;
     ensure!(events["events"].as_array().is_some_and(|events| events.len() > 10), "{events}");
     Ok(())
@@ -304,7 +321,7 @@ async fn every_answer_is_as_it_is_written_and_everything_that_is_written_is_answ
     for version in VERSIONS {
         let mut site = Site::new(version).await?;
         site.write(&format!(
-            "upstream app {{ zone app 256k; {} handoff; }}\n\
+            "upstream app {{ zone app 256k; {} handoff; handoff_slots 1; }}\n\
              upstream hasty {{ zone hasty 64k; server 127.0.0.1:9; handoff; handoff_queue off; }}\n\
              upstream around {{ {} }}\n{}\n\
              server {{ listen unix:{}; access_log off; lingering_timeout 200ms;\n\
@@ -347,6 +364,7 @@ async fn what_is_written_of_a_body_is_what_nginx_takes() -> Result<()> {
     let backend = Backend::start(2).await?;
     let peer = backend.peer(0);
     let mark = json!({"peer": peer, "state": "draining"});
+    let peers = path::peers("app");
     let bodies = [
         (Method::PUT, path::MARKS, "MarkSet", json!({"owner": "pm2:1", "marks": [mark]})),
         (Method::POST, path::RENEW, "Renew", json!({"owner": "pm2:1"})),
@@ -358,9 +376,12 @@ async fn what_is_written_of_a_body_is_what_nginx_takes() -> Result<()> {
         ),
         (Method::PUT, path::PAUSE, "PauseSet", json!({"owner": "pm2:1", "upstreams": ["app"]})),
         (Method::POST, path::RESUME, "Resume", json!({"owner": "pm2:1", "upstreams": ["app"]})),
+        (Method::POST, &peers, "PeerAdd", json!({"owner": "pm2:1", "peer": "127.0.0.1:9", "weight": 2})),
     ];
     for version in VERSIONS {
-        let site = Site::with(version, &backend).await?;
+        let mut site = Site::new(version).await?;
+        site.write(&site.usual(&backend).replace("handoff;", "handoff; handoff_slots 1;"))?;
+        site.start().await?;
         for (method, path, name, good) in &bodies {
             let good = good.as_object().context("an object")?;
             let with = |key: &str, value: Value| {

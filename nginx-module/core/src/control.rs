@@ -4,6 +4,7 @@
 //! is done; then marks change, gates follow, and only then is the ledger read for the acknowledgement.
 
 mod pause;
+mod peers;
 
 use crate::floor::{self, Leaver};
 use crate::hold::Queue;
@@ -38,10 +39,20 @@ pub trait World {
     fn connections(&self) -> u64;
     /// How requests for an upstream of the running configuration wait, if they do.
     fn queue(&self, upstream: &str) -> Option<Queue>;
+    /// The slots that the running configuration has in an upstream for peers that are added; `None` without `handoff_slots`.
+    fn slots(&self, upstream: &str) -> Option<Slots>;
     /// How many requests for it are repeated at most, if any are that nginx alone would not repeat.
     fn retry(&self, upstream: &str) -> Option<Budget>;
     /// How long a new worker of it takes to get its whole share, if that takes any time.
     fn slow_start(&self, upstream: &str) -> Option<Span>;
+}
+
+/// What an upstream has for peers that are added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slots {
+    pub ids: Vec<SlotId>,
+    /// Whether its balancer minds the weights of such peers.
+    pub weighs: bool,
 }
 
 /// How nginx itself regards a peer.
@@ -201,7 +212,8 @@ impl<'a, W: World> Control<'a, W> {
         for slot in self.table.ids().filter_map(|id| self.table.slot(id)) {
             self.turn(slot, slot.effective());
         }
-        self.table.header.bump();
+        // Nor may nginx's lists.
+        self.table.header.ready(self.table.header.bump());
     }
 
     fn serves(&self, upstream: &str) -> bool {
@@ -401,7 +413,7 @@ pub fn unknown_upstream(name: &str) -> Refusal {
 }
 
 fn everywhere(table: &Table<'_>, peer: &str) -> Result<Vec<SlotId>, Refusal> {
-    let is_it = |&id: &SlotId| table.slot(id).is_some_and(|slot| slot.seen() != 0 && slot.address() == peer);
+    let is_it = |&id: &SlotId| table.slot(id).is_some_and(|slot| slot.is_at(peer));
     let ids: Vec<SlotId> = table.ids().filter(is_it).collect();
     if ids.is_empty() {
         return Err(Code::PeerNotFound

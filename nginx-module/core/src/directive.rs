@@ -12,6 +12,9 @@ pub const DEFAULT_ZONE: usize = 4 * 1024 * 1024;
 /// The smallest zone: a few dozen peers.
 pub const MIN_ZONE: usize = 512 * 1024;
 
+/// The most slots that `handoff_slots` gives an upstream: its balancer walks over all of them.
+pub const MAX_SLOTS: usize = 512;
+
 /// `handoff_api [write=on|off] [user=name] [group=name] [tcp=allow];`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Api {
@@ -37,6 +40,7 @@ pub enum Invalid {
     NoRetry,
     SlowStart(String),
     NoSlowStart(String),
+    Slots(String),
 }
 
 impl Api {
@@ -154,6 +158,12 @@ pub fn slow_start(value: &str, time: impl FnOnce(&str) -> Option<u64>) -> Result
     }
 }
 
+/// Reads `handoff_slots number;`.
+pub fn slots(value: &str) -> Result<usize, Invalid> {
+    let count = number(value).map(|count| count as usize);
+    count.filter(|count| (1..=MAX_SLOTS).contains(count)).ok_or_else(|| Invalid::Slots(value.to_owned()))
+}
+
 /// Digits and nothing else.
 fn number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
@@ -204,6 +214,9 @@ impl fmt::Display for Invalid {
             }
             Self::NoSlowStart(text) => {
                 write!(f, "\"{text}\" is no time at all: say off if that is what you want")
+            }
+            Self::Slots(text) => {
+                write!(f, "invalid number \"{text}\": use 1 to {MAX_SLOTS}")
             }
             Self::NoIdle(text) => {
                 write!(f, "\"{text}\" would open a connection for every POST: use at least idle=1ms")
@@ -335,6 +348,15 @@ mod tests {
         ] {
             let text = read(value).unwrap_err().to_string();
             assert!(text.contains(says), "{value}: {text}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_has_some_slots_and_not_too_many() {
+        assert_eq!((slots("1"), slots("512")), (Ok(1), Ok(MAX_SLOTS)));
+        for value in ["0", "513", "-1", "+8", "8k", "", "many"] {
+            let text = slots(value).unwrap_err().to_string();
+            assert_eq!(text, format!("invalid number \"{value}\": use 1 to 512"));
         }
     }
 }

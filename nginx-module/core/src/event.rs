@@ -25,8 +25,15 @@ pub struct Entry {
 }
 
 /// In the order of `EventCounts`.
-pub(crate) const KINDS: [EventKind; 5] =
-    [EventKind::Mark, EventKind::Ready, EventKind::Lapse, EventKind::Pause, EventKind::Resume];
+pub(crate) const KINDS: [EventKind; 7] = [
+    EventKind::Mark,
+    EventKind::Ready,
+    EventKind::Lapse,
+    EventKind::Pause,
+    EventKind::Resume,
+    EventKind::Add,
+    EventKind::Remove,
+];
 
 /// No state.
 const NONE: u32 = u32::MAX;

@@ -4,8 +4,8 @@
 //! its size, all others by the words of the contract. Units are seconds and bytes.
 
 use handoff_wire::{
-    HEADER_BOUNDS, HeaderTimes, Overview, OwnerKind, PeerState, PeerView, QueueView, RetryView, Span,
-    UpstreamView, Upstreams,
+    HEADER_BOUNDS, HeaderTimes, Overview, OwnerKind, PeerState, PeerView, QueueView, RetryView, SlotsView,
+    Span, UpstreamView, Upstreams,
 };
 use std::fmt::{self, Display, Write as _};
 
@@ -43,7 +43,7 @@ pub const INSTANCE: &[Family<Overview>] = &[
     gauge("handoff_generation", "Grows with every change of a mark or of the configuration.", |view, out| {
         out.one(view.generation);
     }),
-    counter("handoff_events_total", "Changes of marks and pauses, by kind.", |view, out| {
+    counter("handoff_events_total", "Changes of marks, pauses and peers, by kind.", |view, out| {
         let it = view.events;
         out.each(
             "kind",
@@ -53,6 +53,8 @@ pub const INSTANCE: &[Family<Overview>] = &[
                 ("lapse", it.lapse),
                 ("pause", it.pause),
                 ("resume", it.resume),
+                ("add", it.add),
+                ("remove", it.remove),
             ],
         );
     }),
@@ -88,6 +90,22 @@ pub const UPSTREAM: &[Family<UpstreamView>] = &[
         if let Some(pause) = &view.pause {
             out.one(Seconds(pause.left));
         }
+    }),
+    gauge("handoff_slots", "How many peers can be added while nginx runs.", |view, out| {
+        slots(view, out, |it| it.max.into());
+    }),
+    gauge("handoff_slots_taken", "Slots of peers that were added.", |view, out| {
+        slots(view, out, |it| it.taken.into());
+    }),
+    gauge(
+        "handoff_slots_leaving",
+        "Slots of peers that were removed and have requests still.",
+        |view, out| {
+            slots(view, out, |it| it.leaving.into());
+        },
+    ),
+    counter("handoff_slots_refused_total", "Peers for which no slot was free.", |view, out| {
+        slots(view, out, |it| it.refused);
     }),
     gauge("handoff_queue_held", "Requests that wait for a peer.", |view, out| queue(view, out, |it| it.held)),
     gauge("handoff_queue_held_max", "How many may wait.", |view, out| queue(view, out, |it| it.held_max)),
@@ -293,6 +311,12 @@ const fn histogram<T>(
 fn queue(view: &UpstreamView, out: &mut Samples<'_>, number: impl Fn(&QueueView) -> u64) {
     if let Some(queue) = &view.queue {
         out.one(number(queue));
+    }
+}
+
+fn slots(view: &UpstreamView, out: &mut Samples<'_>, count: impl Fn(&SlotsView) -> u64) {
+    if let Some(slots) = &view.slots {
+        out.one(count(slots));
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Room {
     pub pause: Pause,
     counters: [AtomicU64; Ending::ALL.len()],
     overflowed: AtomicU64,
+    /// Peers that found no slot.
+    without_slot: AtomicU64,
     bytes: [AtomicU64; PROCESSES],
     requests: [AtomicU32; PROCESSES],
     /// Requests that are repeated though nginx alone would not have done so.
@@ -48,6 +50,7 @@ impl Default for Room {
             pause: Pause::default(),
             counters: array::from_fn(|_| AtomicU64::default()),
             overflowed: AtomicU64::default(),
+            without_slot: AtomicU64::default(),
             bytes: array::from_fn(|_| AtomicU64::default()),
             requests: array::from_fn(|_| AtomicU32::default()),
             repeats: array::from_fn(|_| AtomicU32::default()),
@@ -86,7 +89,8 @@ impl Room {
     pub(crate) fn take(&self, upstream: &str, configuration: u64) {
         self.see(0);
         self.pause.end();
-        for counter in self.counters.iter().chain([&self.overflowed]).chain(&self.bytes) {
+        let counters = self.counters.iter().chain([&self.overflowed, &self.without_slot]);
+        for counter in counters.chain(&self.bytes) {
             counter.store(0, Ordering::Relaxed);
         }
         self.requests.iter().chain(&self.repeats).for_each(|cell| cell.store(0, Ordering::Relaxed));
@@ -186,6 +190,14 @@ impl Room {
 
     pub fn count_overflow(&self) {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_without_slot(&self) {
+        self.without_slot.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn without_slot(&self) -> u64 {
+        self.without_slot.load(Ordering::Relaxed)
     }
 
     /// With so many requests at the peers. No budget: `handoff_retry off`.

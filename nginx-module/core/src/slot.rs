@@ -3,10 +3,12 @@
 use crate::admission::Gate;
 use crate::answers::Answers;
 use crate::control::Moment;
+use crate::endpoint::Endpoint;
 use crate::mark::Mark;
 use crate::outage::Outage;
 use crate::slow_start::Ramp;
 use crate::sync::{AtomicU64, Ordering};
+use crate::tenancy::{Tenancy, Tenure, Terms};
 use crate::text::Text;
 use crate::timing::Timing;
 use handoff_wire::{Owner, State};
@@ -41,12 +43,18 @@ pub struct Slot {
     seen: AtomicU64,
     upstream: Text<MAX_NAME>,
     address: Text<MAX_NAME>,
+    pub tenancy: Tenancy,
     marks: [Mark; MARKS],
 }
 
 impl Slot {
     pub fn is(&self, upstream: &str, address: &str) -> bool {
-        self.is_of(upstream) && self.address.is(address)
+        self.is_of(upstream) && self.is_at(address)
+    }
+
+    /// Nobody is in a vacant slot, whatever stood there.
+    pub fn is_at(&self, address: &str) -> bool {
+        self.seen() != 0 && self.tenancy.tenure() != Tenure::Vacant && self.address.is(address)
     }
 
     pub fn is_of(&self, upstream: &str) -> bool {
@@ -59,6 +67,12 @@ impl Slot {
 
     pub fn address(&self) -> String {
         self.address.get()
+    }
+
+    /// The same, for whoever must not ask for memory: how many bytes of `room` it takes.
+    #[inline]
+    pub fn copy_address(&self, room: &mut [u8]) -> usize {
+        self.address.copy_to(room)
     }
 
     pub fn seen(&self) -> u64 {
@@ -81,8 +95,11 @@ impl Slot {
         self.marks.iter().any(|mark| mark.state().is_some())
     }
 
-    /// The most severe of all marks.
+    /// The most severe of all marks. Nobody serves in a slot that has no peer.
     pub fn effective(&self) -> State {
+        if !self.tenancy.is_here() {
+            return State::Down;
+        }
         self.marks.iter().filter_map(Mark::state).max().unwrap_or(State::Up)
     }
 
@@ -182,8 +199,42 @@ impl Slot {
     /// Gives the slot to a peer that has none. `seen` is written last: until then nobody finds it.
     pub(crate) fn take(&self, upstream: &str, address: &str, configuration: u64) {
         self.seen.store(0, Ordering::Release);
-        self.marks.iter().for_each(Mark::remove);
+        self.forget();
+        self.tenancy.configure();
         self.gate.set(State::Up);
+        self.upstream.set(upstream);
+        self.address.set(address);
+        self.see(configuration);
+    }
+
+    /// Makes it a slot of the upstream that nobody has yet.
+    pub(crate) fn reserve(&self, upstream: &str, configuration: u64) {
+        self.seen.store(0, Ordering::Release);
+        self.forget();
+        self.tenancy.vacate();
+        self.gate.set(State::Down);
+        self.upstream.set(upstream);
+        self.see(configuration);
+    }
+
+    /// Lets a peer have a reserved slot that nobody has. The gate stays closed: it follows.
+    pub(crate) fn let_to(&self, at: &Endpoint, terms: &Terms, connections: u64) {
+        self.tenancy.vacate();
+        self.forget();
+        // nginx keeps connections by the address of the slot's place in its list: those of the peer that was there before.
+        self.retire(connections);
+        self.address.set(&at.to_string());
+        self.ramp.replaced();
+        self.tenancy.take(at, terms);
+    }
+
+    /// Of a peer that is gone.
+    pub(crate) fn forget_marks(&self) {
+        self.marks.iter().for_each(Mark::remove);
+    }
+
+    fn forget(&self) {
+        self.forget_marks();
         for counter in [
             &self.retired_before,
             &self.requests,
@@ -200,8 +251,5 @@ impl Slot {
         self.timing.reset();
         self.outage.reset();
         self.ramp.reset();
-        self.upstream.set(upstream);
-        self.address.set(address);
-        self.see(configuration);
     }
 }

@@ -4,7 +4,8 @@
 //! configuration each time it reads one; it [commits](Header::commit) the configuration once nothing can fail any more.
 //! Each worker then [joins](Table::join) with a row of its own and counts there, alone. Nothing is freed when a
 //! configuration goes: the reload may yet fail, and old workers go on for as long as their requests do. A slot is given to
-//! another peer only when no living process can know it any more.
+//! another peer only when no living process can know it any more. Those that are [reserved](Table::reserve) for peers that come
+//! at run time change hands while processes know them, by the rules of [`tenancy`](crate::tenancy).
 
 use crate::admission::{self, Admission, Gate, InFlight};
 use crate::control::Moment;
@@ -13,6 +14,7 @@ use crate::orphan::Orphans;
 use crate::room::Room;
 use crate::slot::Slot;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::tenancy::Tenure;
 use handoff_wire::{Event, EventCounts, Events};
 
 /// How many nginx processes can have a row: the workers of a running nginx and of those still finishing after reloads.
@@ -142,9 +144,9 @@ impl Header {
 
     /// How many events there were.
     pub fn told(&self) -> EventCounts {
-        let [mark, ready, lapse, pause, resume] =
+        let [mark, ready, lapse, pause, resume, add, remove] =
             self.told.each_ref().map(|counter| counter.load(Ordering::Relaxed));
-        EventCounts { mark, ready, lapse, pause, resume }
+        EventCounts { mark, ready, lapse, pause, resume, add, remove }
     }
 
     pub fn generation(&self) -> u64 {
@@ -159,8 +161,9 @@ impl Header {
         self.epochs.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
     }
 
-    /// The last change that brought a peer back from a planned replacement. The request path compares it with what it saw
-    /// last, to clear nginx's passive failures without being told.
+    /// The last change that every process is to look at: it brought a peer back from a planned replacement, and nginx's passive
+    /// failures are to be cleared; or a peer was added or removed, and nginx's lists are to follow. The request path compares it
+    /// with what it saw last.
     #[inline]
     pub fn readied(&self) -> u64 {
         self.readied.load(Ordering::Acquire)
@@ -279,19 +282,74 @@ impl<'a> Table<'a> {
         alive: impl Fn(Process) -> bool,
     ) -> Option<SlotId> {
         if let Some(id) = self.find(upstream, address) {
-            self.slot(id)?.see(configuration);
+            let slot = self.slot(id)?;
+            slot.see(configuration);
+            slot.tenancy.name(configuration);
             return Some(id);
         }
-        let used = self.used();
-        let id = if (used as usize) < self.slots.len() {
-            self.header.used.store(used.wrapping_add(1), Ordering::Release);
-            SlotId(used)
-        } else {
-            let oldest = self.oldest_configuration(alive);
-            self.ids().find(|&id| self.slot(id).is_some_and(|slot| slot.seen() < oldest))?
-        };
+        let id = self.free_slot(alive)?;
         self.slot(id)?.take(upstream, address, configuration);
         Some(id)
+    }
+
+    /// So many slots for peers that come at run time; those that a peer has come first. Fewer: the zone is full. Refused: so many
+    /// peers are there, besides those that the configuration names itself.
+    pub fn reserve(
+        &self,
+        upstream: &str,
+        count: usize,
+        configuration: u64,
+        alive: impl Fn(Process) -> bool,
+    ) -> Result<Vec<SlotId>, usize> {
+        let tenure = |id: SlotId| self.slot(id).map(|slot| slot.tenancy.tenure());
+        let is_its = |slot: &Slot| {
+            slot.is_of(upstream)
+                && slot.tenancy.tenure() != Tenure::Configured
+                && slot.tenancy.named() != configuration
+        };
+        let ids = || self.ids().filter(|&id| self.slot(id).is_some_and(is_its));
+        let (taken, others): (Vec<_>, Vec<_>) = ids().partition(|&id| tenure(id) == Some(Tenure::Taken));
+        if taken.len() > count {
+            return Err(taken.len());
+        }
+        let mut reserved = taken;
+        reserved.extend(others);
+        reserved.truncate(count);
+        for slot in reserved.iter().filter_map(|&id| self.slot(id)) {
+            slot.see(configuration);
+        }
+        while reserved.len() < count {
+            let Some(id) = self.free_slot(&alive) else { break };
+            let Some(slot) = self.slot(id) else { break };
+            slot.reserve(upstream, configuration);
+            reserved.push(id);
+        }
+        Ok(reserved)
+    }
+
+    /// A slot that nobody can know. `None`: the zone is full.
+    fn free_slot(&self, alive: impl Fn(Process) -> bool) -> Option<SlotId> {
+        let used = self.used();
+        if (used as usize) < self.slots.len() {
+            self.header.used.store(used.wrapping_add(1), Ordering::Release);
+            return Some(SlotId(used));
+        }
+        let oldest = self.oldest_configuration(alive);
+        self.ids().find(|&id| self.slot(id).is_some_and(|slot| slot.seen() < oldest))
+    }
+
+    /// The configuration is the running one now. Peers that were added before, and that it names, are as any other that it names;
+    /// how many they are. Alone in the control lock.
+    pub fn commit(&self, configuration: u64, now: Moment) -> usize {
+        let slots = self.ids().filter_map(|id| self.slot(id));
+        let named = slots.filter(|slot| slot.tenancy.is_dynamic() && slot.tenancy.named() == configuration);
+        let named = named.map(|slot| {
+            slot.tenancy.configure();
+            slot.gate.set(slot.effective());
+        });
+        let named = named.count();
+        self.header.commit(configuration, now);
+        named
     }
 
     /// Finds or makes the room of an upstream that a new configuration names. `None`: the zone is full.
@@ -513,7 +571,7 @@ mod tests {
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes =
             [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (10, [680, 2560, 2576, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (10, [696, 2616, 2584, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

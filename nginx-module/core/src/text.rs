@@ -36,6 +36,15 @@ impl<const N: usize> Text<N> {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Copies the bytes, as far as there is room, and says how many there were. It asks for no memory.
+    pub fn copy_to(&self, room: &mut [u8]) -> usize {
+        let len = self.len().min(room.len());
+        for (place, byte) in room.iter_mut().zip(self.bytes.iter().take(len)) {
+            *place = byte.load(Ordering::Relaxed);
+        }
+        len
+    }
+
     fn len(&self) -> usize {
         self.len.load(Ordering::Acquire) as usize
     }

@@ -21,6 +21,15 @@ pub fn timeline(table: &Table<'_>, now: Moment) -> Timeline {
 pub fn deploys(events: Vec<Event>) -> Vec<Deploy> {
     let mut deploys = Vec::new();
     for event in events {
+        match event.kind {
+            // A peer that is new is no deploy, and nobody waits for one that is gone.
+            EventKind::Add => continue,
+            EventKind::Remove => {
+                leave(&mut deploys, &event);
+                continue;
+            }
+            _ => {}
+        }
         // A pause is about no peer.
         let Some(to) = event.to.filter(|_| !event.peer.is_empty()) else { continue };
         match home(&mut deploys, &event) {
@@ -31,6 +40,18 @@ pub fn deploys(events: Vec<Event>) -> Vec<Deploy> {
         }
     }
     deploys
+}
+
+/// The deploys of the upstream go on without a peer that was removed while it was away.
+fn leave(deploys: &mut Vec<Deploy>, event: &Event) {
+    for deploy in deploys.iter_mut().filter(|deploy| deploy.upstream == event.upstream) {
+        deploy.peers.retain(|track| track.peer != event.peer || track.state() == State::Up);
+        let is_over = deploy.peers.iter().all(|track| track.state() == State::Up);
+        if is_over && deploy.ended.is_none() {
+            deploy.ended = Some(event.at);
+        }
+    }
+    deploys.retain(|deploy| !deploy.peers.is_empty());
 }
 
 /// Where the event belongs.

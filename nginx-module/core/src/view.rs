@@ -2,10 +2,13 @@
 
 use crate::control::{Moment, Standing, World};
 use crate::mark::Mark;
+use crate::room::Room;
 use crate::slot::Slot;
 use crate::table::{RowId, SlotId, Table};
+use crate::tenancy::Tenure;
 use handoff_wire::{
-    Drained, PeerState, PeerView, ProcessView, Quiet, Span, State, UncoveredView, UpstreamView, Upstreams,
+    Drained, PeerState, PeerView, ProcessView, Quiet, SlotsView, Span, State, UncoveredView, UpstreamView,
+    Upstreams,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -59,7 +62,28 @@ fn one<W: World>(
     let pause = holds.and_then(|(room, _)| room.pause.view(now));
     let queue = holds.map(|(room, queue)| room.view(&queue));
     let retry = room.map(|room| room.retry_view(world.retry(&name), active));
-    UpstreamView { name, peers, queue, pause, retry, slow_start }
+    let slots = slots_view(table, world, &name, room.map_or(0, Room::without_slot), living);
+    UpstreamView { name, peers, queue, pause, retry, slow_start, slots }
+}
+
+fn slots_view<W: World>(
+    table: &Table<'_>,
+    world: &W,
+    name: &str,
+    refused: u64,
+    living: &[RowId],
+) -> Option<SlotsView> {
+    let slots = world.slots(name)?.ids;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let tenure = move |id: SlotId| table.slot(id).map(|slot| slot.tenancy.tenure());
+    let count = |is: Tenure| slots.iter().filter(move |&&id| tenure(id) == Some(is));
+    let leaving = count(Tenure::Leaving).filter(|&&id| table.settle(id, living) > 0);
+    Some(SlotsView {
+        max: number(slots.len()),
+        taken: number(count(Tenure::Taken).count()),
+        leaving: number(leaving.count()),
+        refused,
+    })
 }
 
 /// What a peer is, by its marks and by nginx's own verdict.
@@ -92,6 +116,7 @@ fn peer(
         outage: slot.outage.view(now),
         retired_before: slot.retired_before(),
         configured: standing.is_some(),
+        dynamic: slot.tenancy.is_dynamic(),
         weight: standing.map_or(0, |standing| standing.weight),
         backup: standing.is_some_and(|standing| standing.backup),
         slow_start: slow_start.and_then(|length| slot.ramp.view(length, now)),

@@ -1,6 +1,7 @@
 //! An upstream block, as nginx has read it.
 
 use crate::nginx::{array, text};
+use crate::seat::is_seat;
 use nginx_sys::{
     NGX_HTTP_UPSTREAM_CREATE, ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_uint_t,
 };
@@ -16,6 +17,7 @@ pub(super) fn servers(us: &ngx_http_upstream_srv_conf_t) -> &[ngx_http_upstream_
     unsafe { array(us.servers) }
 }
 
+/// Those of a server; the seats that `handoff_slots` puts among them are none.
 pub(super) fn addresses(
     server: &ngx_http_upstream_server_t,
 ) -> impl Iterator<Item = (String, *const libc::sockaddr)> {
@@ -25,7 +27,8 @@ pub(super) fn addresses(
         // SAFETY: the server line's addresses, resolved when the configuration was read.
         unsafe { std::slice::from_raw_parts(server.addrs, server.naddrs) }
     };
-    addrs.iter().map(|addr| (text(&addr.name).into_owned(), addr.sockaddr.cast_const().cast()))
+    let addrs = addrs.iter().filter(|addr| !is_seat(addr.sockaddr.cast_const().cast()));
+    addrs.map(|addr| (text(&addr.name).into_owned(), addr.sockaddr.cast_const().cast()))
 }
 
 /// Whether its addresses come and go with what a resolver says.

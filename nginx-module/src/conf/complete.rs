@@ -4,6 +4,7 @@ use super::block::{addresses, is_resolved, place_of, servers};
 use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
+use crate::seat::{self, Seats, Weights};
 use crate::upstream::Upstream;
 use crate::{Handoff, name, socket, zone};
 use handoff_core::hold::Queue;
@@ -62,6 +63,7 @@ fn wants_handoff(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> Result<(
         ("handoff_queue", conf.queue.is_some()),
         ("handoff_retry", conf.retry.is_some()),
         ("handoff_slow_start", conf.slow_start.is_some()),
+        ("handoff_slots", conf.slots.is_some()),
     ];
     let Some((directive, _)) = says.into_iter().find(|(_, is_said)| *is_said) else { return Ok(()) };
     let (name, at) = (text(&us.host), place_of(us));
@@ -107,7 +109,23 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         );
         return Err(Refused);
     }
-    Upstream::wrap(name, us, addresses, reuse, queue, retry, slow_start).ok_or(Refused)
+    let slots = server_conf(us).and_then(|conf| conf.slots).unwrap_or_default();
+    if slots > 0 && servers(us).iter().any(is_resolved) {
+        ngx_log_error!(
+            NGX_LOG_EMERG,
+            cf.log,
+            "upstream \"{name}\" has \"handoff_slots\" and a server with \"resolve\", and nginx would let only one of them say \
+             who its peers are: leave one out in {at}"
+        );
+        return Err(Refused);
+    }
+    let weights = match slow_start {
+        Some(_) => Weights::Grown,
+        None if slots > 0 && seat::is_fixed(cf, us) => Weights::Fixed,
+        None => Weights::Heeded,
+    };
+    let seats = Seats::new(slots, weights);
+    Upstream::wrap(name, us, addresses, seats, reuse, queue, retry, slow_start).ok_or(Refused)
 }
 
 /// Why the peers of an upstream cannot get their share little by little. A share is a weight that changes; nginx lets those

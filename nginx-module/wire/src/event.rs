@@ -45,6 +45,10 @@ pub enum EventKind {
     Pause,
     /// A pause was ended.
     Resume,
+    /// An owner added a peer, or changed one that was.
+    Add,
+    /// An owner removed a peer that was added.
+    Remove,
 }
 
 /// How many there were since the instance began.
@@ -55,6 +59,10 @@ pub struct EventCounts {
     pub lapse: u64,
     pub pause: u64,
     pub resume: u64,
+    #[serde(default)]
+    pub add: u64,
+    #[serde(default)]
+    pub remove: u64,
 }
 
 impl EventKind {
@@ -65,6 +73,8 @@ impl EventKind {
             Self::Lapse => "lapse",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Add => "add",
+            Self::Remove => "remove",
         }
     }
 }

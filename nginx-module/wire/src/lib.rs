@@ -20,15 +20,17 @@ mod view;
 pub use event::{Event, EventCounts, EventKind, Events};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use refusal::{Code, ErrorBody, Refusal};
-pub use request::{MarkRequest, MarkSet, OrphanRequest, OrphanSet, Pause, Renew, RenewMark, Resume};
+pub use request::{
+    MarkRequest, MarkSet, OrphanRequest, OrphanSet, Pause, PeerAdd, PeerRemove, Renew, RenewMark, Resume,
+};
 pub use span::{Span, SpanError};
 pub use state::{Expect, PeerState, State};
 pub use timeline::{Deploy, Step, Timeline, Track};
 pub use view::{
     Ack, AckedMark, Drained, GrantedView, HEADER_BOUNDS, HeaderTimes, MarkView, OutageView, Overview,
-    PauseAck, PauseView, PausedUpstream, PeerView, ProcessView, QueueView, Quiet, RefusedView, Responses,
-    ResumeAck, ResumedUpstream, RetryView, SlowStartView, TimingView, UncoveredView, UpstreamView, Upstreams,
-    Was, ZoneView,
+    PauseAck, PauseView, PausedUpstream, PeerAck, PeerView, ProcessView, QueueView, Quiet, RefusedView,
+    Responses, ResumeAck, ResumedUpstream, RetryView, SlotsView, SlowStartView, TimingView, UncoveredView,
+    UpstreamView, Upstreams, Was, ZoneView,
 };
 
 /// The version in every path. It changes only when an old client could misunderstand the new server.

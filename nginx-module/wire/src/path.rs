@@ -24,6 +24,7 @@ pub enum Path {
     Upstreams,
     Upstream(String),
     Quiet(String),
+    Peers(String),
     Peer {
         upstream: String,
         peer: String,
@@ -42,13 +43,14 @@ pub enum Path {
 }
 
 /// Every path, as documentation writes it.
-pub const TEMPLATES: [&str; 15] = [
+pub const TEMPLATES: [&str; 16] = [
     PAGE,
     METRICS,
     OVERVIEW,
     UPSTREAMS,
     "/v1/upstreams/{upstream}",
     "/v1/upstreams/{upstream}/quiet",
+    "/v1/upstreams/{upstream}/peers",
     "/v1/upstreams/{upstream}/peers/{peer}",
     "/v1/upstreams/{upstream}/peers/{peer}/drained",
     MARKS,
@@ -70,6 +72,7 @@ impl Path {
             upstreams,
             upstream,
             quiet,
+            peers,
             peer,
             drained,
             marks,
@@ -87,6 +90,7 @@ impl Path {
             Self::Upstreams => upstreams,
             Self::Upstream(_) => upstream,
             Self::Quiet(_) => quiet,
+            Self::Peers(_) => peers,
             Self::Peer { .. } => peer,
             Self::Drained { .. } => drained,
             Self::Marks => marks,
@@ -119,6 +123,7 @@ impl Path {
             ["upstreams"] => Self::Upstreams,
             ["upstreams", name] => Self::Upstream(name.to_owned()),
             ["upstreams", name, "quiet"] => Self::Quiet(name.to_owned()),
+            ["upstreams", name, "peers"] => Self::Peers(name.to_owned()),
             ["upstreams", upstream, "peers", peer] => {
                 Self::Peer { upstream: upstream.to_owned(), peer: peer.to_owned() }
             }
@@ -143,6 +148,10 @@ pub fn upstream(upstream: &str) -> String {
 
 pub fn quiet(upstream: &str) -> String {
     format!("{UPSTREAMS}/{}/quiet", encode(upstream))
+}
+
+pub fn peers(upstream: &str) -> String {
+    format!("{UPSTREAMS}/{}/peers", encode(upstream))
 }
 
 pub fn peer(upstream: &str, peer: &str) -> String {

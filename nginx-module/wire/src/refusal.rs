@@ -36,6 +36,12 @@ pub enum Code {
     /// Those who come first would not wait until the end of such a pause.
     TooLong,
     TooLarge,
+    /// nginx.conf names the peer: it is neither added nor removed here.
+    Configured,
+    /// The upstream has no `handoff_slots`.
+    NoSlots,
+    /// Its slots are all taken.
+    SlotsFull,
     /// The zone has no room for one more mark on this peer.
     MarksFull,
     /// Another process held the zone too long: try again.
@@ -52,9 +58,15 @@ impl Code {
             Self::Forbidden => 403,
             Self::PathNotFound | Self::UpstreamNotFound | Self::PeerNotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::Floor | Self::Lapsed | Self::Paused | Self::NoQueue | Self::TooLong => 409,
+            Self::Floor
+            | Self::Lapsed
+            | Self::Paused
+            | Self::NoQueue
+            | Self::TooLong
+            | Self::Configured
+            | Self::NoSlots => 409,
             Self::TooLarge => 413,
-            Self::MarksFull => 507,
+            Self::MarksFull | Self::SlotsFull => 507,
             Self::Busy => 503,
             Self::Unknown => 500,
         }

@@ -99,6 +99,65 @@ pub struct Resume {
     pub force: bool,
 }
 
+/// `POST /v1/upstreams/{upstream}/peers`: the upstream has this peer from now on. To say the same again changes nothing; to say
+/// it otherwise changes the peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerAdd {
+    pub owner: Owner,
+    /// An address and a port, or `unix:` and a path; never a name.
+    pub peer: String,
+    /// This and the next three as the parameters of nginx's `server`, and with its defaults.
+    #[serde(default = "one")]
+    pub weight: u32,
+    #[serde(default = "one")]
+    pub max_fails: u32,
+    #[serde(default = "default_fail_timeout")]
+    pub fail_timeout: Span,
+    /// 0 is no limit.
+    #[serde(default)]
+    pub max_conns: u32,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// `DELETE /v1/upstreams/{upstream}/peers/{peer}`: a peer that was added is so no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerRemove {
+    pub owner: Owner,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Do it even if nobody is left to serve.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn default_fail_timeout() -> Span {
+    Span::from_secs(10)
+}
+
 fn default_pause() -> Span {
     DEFAULT_PAUSE
+}
+
+// === impl PeerAdd ===
+
+impl PeerAdd {
+    /// With nginx's defaults.
+    pub fn new(owner: Owner, peer: impl Into<String>) -> Self {
+        Self {
+            owner,
+            peer: peer.into(),
+            weight: one(),
+            max_fails: one(),
+            fail_timeout: default_fail_timeout(),
+            max_conns: 0,
+            reason: String::new(),
+        }
+    }
 }

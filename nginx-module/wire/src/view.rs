@@ -80,6 +80,22 @@ pub struct UpstreamView {
     /// How long a new worker takes to get its whole share. Absent: no time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Span>,
+    /// Absent: it has no `handoff_slots`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotsView>,
+}
+
+/// Places for peers that are added while nginx runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotsView {
+    /// As `handoff_slots` says.
+    pub max: u32,
+    /// By peers that are there.
+    pub taken: u32,
+    /// By peers that were removed, with requests still.
+    pub leaving: u32,
+    /// Peers that found no slot, since the upstream has its room in the zone.
+    pub refused: u64,
 }
 
 /// Nobody begins a request on any peer of the upstream.
@@ -189,8 +205,12 @@ pub struct PeerView {
     pub outage: OutageView,
     /// Connections opened before this number are not reused (nginx's connection counter).
     pub retired_before: u64,
-    /// Whether the running configuration names this peer; one that was removed stays until its requests end.
+    /// Whether nginx has this peer now: the running configuration names it, or it was added. One that was removed stays until
+    /// its requests end.
     pub configured: bool,
+    /// Whether it was added while nginx runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dynamic: bool,
     pub weight: u32,
     pub backup: bool,
     /// Absent: the peer has its whole share.
@@ -290,6 +310,20 @@ pub struct AckedMark {
     pub state: State,
     /// The epoch of the owner's mark; 0 if it now holds none.
     pub epoch: u64,
+    pub in_flight: u64,
+}
+
+/// The answer to `POST` and `DELETE` of a peer. Once a `DELETE` is answered, no nginx process begins a request on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAck {
+    pub instance: String,
+    pub generation: u64,
+    pub upstream: String,
+    /// As nginx writes it.
+    pub peer: String,
+    /// False: it was so before.
+    pub changed: bool,
+    pub state: State,
     pub in_flight: u64,
 }
 

@@ -140,7 +140,7 @@ fn answers_are_counted_in_the_words_of_the_nginx_plus_api() {
 
 #[test]
 fn the_overview_names_the_ways_around_the_marks() {
-    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","started":1795372600000,"generation":2,"events":{"mark":1,"ready":2,"lapse":3,"pause":4,"resume":5},"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
+    let text = r#"{"api":1,"version":"0.1.0","nginx":"1.22.1","instance":"00c0ffee","started":1795372600000,"generation":2,"events":{"mark":1,"ready":2,"lapse":3,"pause":4,"resume":5,"add":6,"remove":7},"zone":{"size":4194304,"peers":4,"peers_max":1268,"peers_uncovered":0,"processes_max":128},"processes":[{"pid":812,"in_flight":3}],"uncovered":[{"peer":"127.0.0.1:3000","by":"upstream \"other\" in /etc/nginx/nginx.conf:12","more":1}]}"#;
     assert_eq!(to_string(&from_str::<Overview>(text).unwrap()).unwrap(), text);
 }
 
@@ -156,4 +156,26 @@ fn what_an_older_module_says_is_read() {
     assert_eq!((overview.started, overview.uncovered), (0, vec![]));
     let upstream: UpstreamView = from_str(r#"{"name":"myapp","peers":[]}"#).unwrap();
     assert_eq!((upstream.queue, upstream.retry), (None, None));
+}
+
+#[test]
+fn a_peer_is_added_with_the_terms_of_a_server() {
+    let text = r#"{"owner":"operator","peer":"10.0.0.7:3000","weight":2,"max_fails":0,"fail_timeout":"30s","max_conns":64,"reason":"host 7"}"#;
+    assert_eq!(to_string(&from_str::<PeerAdd>(text).unwrap()).unwrap(), text);
+    let short: PeerAdd = from_str(r#"{"owner":"operator","peer":"10.0.0.7:3000"}"#).unwrap();
+    assert_eq!(short, PeerAdd::new(Owner::operator(), "10.0.0.7:3000"));
+    assert_eq!(
+        (short.weight, short.max_fails, short.fail_timeout, short.max_conns),
+        (1, 1, Span::from_secs(10), 0)
+    );
+    let backup = r#"{"owner":"operator","peer":"10.0.0.7:3000","backup":true}"#;
+    assert!(from_str::<PeerAdd>(backup).unwrap_err().to_string().contains("unknown field `backup`"));
+    let remove = r#"{"owner":"operator","reason":"host 7","force":true}"#;
+    assert_eq!(to_string(&from_str::<PeerRemove>(remove).unwrap()).unwrap(), remove);
+}
+
+#[test]
+fn an_answer_about_a_peer_says_whether_anything_changed() {
+    let text = r#"{"instance":"00c0ffee","generation":12,"upstream":"myapp","peer":"10.0.0.7:3000","changed":true,"state":"up","in_flight":0}"#;
+    assert_eq!(to_string(&from_str::<PeerAck>(text).unwrap()).unwrap(), text);
 }

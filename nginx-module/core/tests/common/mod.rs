@@ -17,7 +17,7 @@ use handoff_core::retry::Budget;
 use handoff_core::room::Room;
 use handoff_core::slot::Slot;
 use handoff_core::table::{Header, PROCESSES, Row, RowId, SlotId};
-use handoff_core::{Admission, Applied, InFlight, Moment, Process, Standing, Table, World};
+use handoff_core::{Admission, Applied, InFlight, Moment, Process, Slots, Standing, Table, World};
 use handoff_wire::*;
 use std::collections::{BTreeMap, HashSet};
 
@@ -45,6 +45,8 @@ pub struct Script {
     pub queue: Option<Queue>,
     pub retry: Option<Budget>,
     pub slow_start: Option<Span>,
+    /// Of `app`, for peers that are added.
+    pub slots: Option<Slots>,
 }
 
 /// One configuration, one nginx process, and a clock.
@@ -115,6 +117,10 @@ impl World for Script {
 
     fn slow_start(&self, _upstream: &str) -> Option<Span> {
         self.slow_start
+    }
+
+    fn slots(&self, upstream: &str) -> Option<Slots> {
+        self.slots.clone().filter(|_| upstream == APP)
     }
 }
 

@@ -1,0 +1,7 @@
+//! Peers that come and go while nginx runs: `handoff_slots`, `POST` and `DELETE` of a peer.
+
+mod churn;
+mod life;
+mod reload;
+mod shares;
+mod stage;
