@@ -18,6 +18,7 @@ pub mod control;
 pub mod danger;
 pub mod deploy;
 pub mod doctor;
+pub mod exec;
 pub mod host;
 pub mod level;
 pub mod look;
