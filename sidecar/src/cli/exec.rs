@@ -67,7 +67,8 @@ pub(super) fn launch(args: &Launch) -> ExitCode {
 impl Args {
     fn settings(&self, context: &Context) -> Result<Settings, Failure> {
         if let Some(relative) = self.socket.iter().find(|path| !path.starts_with('/')) {
-            let text = format!("--socket {relative} is no absolute path: write it as in nginx's server directive");
+            let text =
+                format!("--socket {relative} is no absolute path: write it as in nginx's server directive");
             return Err(Failure::new(Exit::Usage, text));
         }
         let ports = self.port.iter().map(|&port| Wanted::Port(port));

@@ -181,7 +181,8 @@ impl Gate {
         self.log.warn(format!("nginx was not told: {error}"));
         self.view = None;
         self.failures = self.failures.saturating_add(1);
-        let is_gone = matches!(error, ControlError::Absent(_) | ControlError::Dead(_)) || error.is_forbidden();
+        let is_gone =
+            matches!(error, ControlError::Absent(_) | ControlError::Dead(_)) || error.is_forbidden();
         if is_gone || self.failures >= TRIES {
             self.is_at(wish, Stage::Alone);
             return BEAT;
@@ -282,7 +283,8 @@ impl Gate {
         if self.coming.after_a_death != Some(true) {
             return true;
         }
-        let stays = self.coming.listens_since.is_some_and(|since| since.elapsed() >= Settle::default().stay_up());
+        let stays =
+            self.coming.listens_since.is_some_and(|since| since.elapsed() >= Settle::default().stay_up());
         let mut where_we_are = upstreams
             .upstreams
             .iter()

@@ -32,7 +32,8 @@ impl Manager {
             };
         }
         // Set for the process that systemd started, and for it alone.
-        let is_systemd = variable("SYSTEMD_EXEC_PID").is_some_and(|pid| pid == std::process::id().to_string());
+        let is_systemd =
+            variable("SYSTEMD_EXEC_PID").is_some_and(|pid| pid == std::process::id().to_string());
         let unit = cgroup().filter(|_| is_systemd).and_then(|text| {
             let path = text.lines().next()?.rsplit(':').next()?;
             path.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned)

@@ -153,7 +153,10 @@ impl Manager {
         Self(socket.and_then(|socket| match Self::at(socket.as_bytes()) {
             Ok(manager) => Some(manager),
             Err(error) => {
-                tracing::warn!("the service manager at {} cannot be told anything: {error}", socket.display());
+                tracing::warn!(
+                    "the service manager at {} cannot be told anything: {error}",
+                    socket.display()
+                );
                 None
             }
         }))

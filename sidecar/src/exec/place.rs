@@ -145,14 +145,16 @@ mod tests {
 
     #[test]
     fn a_port_is_every_peer_of_this_host_with_it() {
-        let view = upstreams(&["127.0.0.1:3001", "[::1]:3001", "192.0.2.77:3001", "127.0.0.1:3002", "unix:/a"]);
+        let view =
+            upstreams(&["127.0.0.1:3001", "[::1]:3001", "192.0.2.77:3001", "127.0.0.1:3002", "unix:/a"]);
         assert_eq!(addresses(&named(&view, &[Wanted::Port(3001)])), ["127.0.0.1:3001", "[::1]:3001"]);
         assert_eq!(addresses(&named(&view, &[Wanted::Socket("/a".into())])), ["unix:/a"]);
     }
 
     #[test]
     fn a_peer_is_ours_if_nobody_else_listens_there() {
-        let (one, other) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("0.0.0.0:0").unwrap());
+        let (one, other) =
+            (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("0.0.0.0:0").unwrap());
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
         let names = [format!("127.0.0.1:{}", port(&one)), format!("127.0.0.1:{}", port(&other))];
         let view = upstreams(&[&names[0], &names[1], "127.0.0.1:1"]);

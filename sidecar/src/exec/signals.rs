@@ -136,7 +136,8 @@ mod tests {
     #[test]
     fn the_kernel_says_what_a_process_handles() {
         // HUP (bit 0) is ignored, USR1 (bit 9) is caught.
-        let status = "Name:\tnode\nSigBlk:\t0000000000000008\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000000200\n";
+        let status =
+            "Name:\tnode\nSigBlk:\t0000000000000008\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000000200\n";
         assert!(is_in(status, Signal::HUP) && is_in(status, Signal::USR1));
         assert!(!is_in(status, Signal::USR2) && !is_in(status, Signal::ALARM));
     }
