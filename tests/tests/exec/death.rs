@@ -55,7 +55,7 @@ async fn killed_itself_it_leaves_nobody_behind_and_nothing_shut() -> Result<()> 
     stage.is(0, PeerState::Draining).await?;
     worker.signal(Signal::KILL);
     worker.ended().await?;
-    stage.is(0, PeerState::Up).await?;
+    stage.is_unmarked(0).await?;
     assert!(
         stage.site.told().iter().any(|line| line.starts_with("lapse of worker:")),
         "{:?}",

@@ -11,16 +11,20 @@ async fn restart_each(version: &str, with_handoff: bool) -> Result<(Vec<String>,
     let stage = Stage::set(version).await?;
     let options = ["--health", "/health"];
     let start = |worker| stage.start(stage.app(worker, with_handoff, &options)?, &format!("worker-{worker}"));
+    let is_back = async |number| match with_handoff {
+        true => stage.serves(number).await,
+        false => stage.listens(number).await,
+    };
     let mut workers = [start(0)?, start(1)?];
     for number in [0, 1] {
-        stage.serves(number).await?;
+        is_back(number).await?;
     }
     let load = stage.load();
     for (number, worker) in (0..).zip(&mut workers) {
         worker.signal(Signal::TERM);
         worker.ended().await?;
         *worker = start(number)?;
-        stage.serves(number).await?;
+        is_back(number).await?;
     }
     let visits = load.stop().await;
     let failed = stage.judge(&visits)?;

@@ -107,11 +107,26 @@ impl Stage {
     }
 
     pub async fn serves(&self, worker: u16) -> Result<()> {
-        self.is(worker, PeerState::Up).await?;
+        self.listens(worker).await?;
+        // Not before: a peer of which nothing was said yet is up.
+        self.is(worker, PeerState::Up).await.map(drop)
+    }
+
+    /// Whatever nginx makes of it.
+    pub async fn listens(&self, worker: u16) -> Result<()> {
         let health = async || {
             http::status(ports::address(self.port(worker)), "/health").await.filter(StatusCode::is_success)
         };
         wait::until("a worker to serve", PATIENCE, health).await.map(drop)
+    }
+
+    /// Nobody says anything of it any more.
+    pub async fn is_unmarked(&self, worker: u16) -> Result<()> {
+        let what = format!("worker {worker} to have no mark");
+        wait::until(&what, PATIENCE, async || {
+            self.peer(worker).await.ok().filter(|peer| peer.marks.is_empty()).map(drop)
+        })
+        .await
     }
 
     pub async fn is(&self, worker: u16, state: PeerState) -> Result<PeerView> {
