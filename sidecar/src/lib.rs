@@ -22,6 +22,7 @@ pub mod exec;
 pub mod host;
 pub mod level;
 pub mod look;
+pub mod manager;
 pub mod mapping;
 pub mod memory;
 pub mod nginx;

@@ -7,3 +7,4 @@ mod notify;
 mod process;
 mod restart;
 mod stage;
+mod systemd;
