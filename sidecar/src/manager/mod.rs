@@ -17,6 +17,9 @@ use systemd::SystemdError;
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ManagerError>> + Send + 'a>>;
 
 pub trait Manager: fmt::Debug + Send + Sync {
+    /// What people call it.
+    fn called(&self) -> &'static str;
+
     /// What it calls a worker.
     fn name(&self, app: &str, id: PmId) -> String;
 

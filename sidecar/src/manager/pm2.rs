@@ -30,6 +30,10 @@ impl Pm2 {
 }
 
 impl Manager for Pm2 {
+    fn called(&self) -> &'static str {
+        "PM2"
+    }
+
     fn name(&self, app: &str, id: PmId) -> String {
         format!("{app}:{id}")
     }

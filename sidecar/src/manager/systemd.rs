@@ -170,6 +170,10 @@ fn refused(output: &Output) -> SystemdError {
 // === impl Systemd ===
 
 impl Manager for Systemd {
+    fn called(&self) -> &'static str {
+        "systemd"
+    }
+
     fn name(&self, _app: &str, id: PmId) -> String {
         self.unit(id).to_owned()
     }

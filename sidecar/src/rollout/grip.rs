@@ -80,6 +80,11 @@ impl Grip {
         &self.shared.options
     }
 
+    /// What it is called.
+    pub fn manager(&self) -> &'static str {
+        self.shared.manager.called()
+    }
+
     pub fn world(&self) -> Result<Arc<World>, Stop> {
         self.shared.worlds.borrow().clone().ok_or(Stop::Pm2(RpcError::Closed))
     }
@@ -118,7 +123,7 @@ impl Grip {
         self.shared.brake.pulled().map_or(Ok(()), |halt| Err(halt.into()))
     }
 
-    // --- asking PM2
+    // --- asking the process manager
 
     /// Its process is to be replaced.
     pub fn reload(&self, was: &Seen, env: Option<Sealed>) -> Call {
@@ -144,7 +149,11 @@ impl Grip {
         self.ask_to_stop().await?;
         while !self.is_stopped()? {
             if Instant::now() >= until {
-                return Err(Stop::Refused(format!("PM2 could not stop {} within {waits:?}", self.name)));
+                return Err(Stop::Refused(format!(
+                    "{} could not stop {} within {waits:?}",
+                    self.manager(),
+                    self.name
+                )));
             }
             if self.seen()?.listed.status == Status::Online {
                 self.ask_to_stop().await?;
@@ -176,7 +185,9 @@ impl Grip {
     pub async fn delete(&self) -> Result<(), Stop> {
         self.in_hand.expect_end();
         let deleted = time::timeout(KILL_GRACE, self.shared.manager.forget(self.id)).await;
-        let late = || Stop::Refused(format!("PM2 could not delete {} within {KILL_GRACE:?}", self.name));
+        let late = || {
+            Stop::Refused(format!("{} could not delete {} within {KILL_GRACE:?}", self.manager(), self.name))
+        };
         deleted.map_err(|_| late())??;
         // While it is in hand, so that nobody takes it for somebody else's deed.
         self.fresh_look().await
@@ -186,7 +197,8 @@ impl Grip {
         let patience = self.seen()?.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
         self.in_hand.expect_stop();
         let stopped = time::timeout(patience, self.shared.manager.stop(self.id)).await;
-        let late = || Stop::Refused(format!("PM2 could not stop {} within {patience:?}", self.name));
+        let late =
+            || Stop::Refused(format!("{} could not stop {} within {patience:?}", self.manager(), self.name));
         stopped.map_err(|_| late())??;
         // So that the next thing that is known of it is how it is now.
         self.fresh_look().await

@@ -215,3 +215,76 @@ async fn a_stop_that_takes_longer_than_systemd_waits_is_given_the_time() -> Resu
     assert_eq!(result.trim(), "Result=success");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a Debian of its own; `make exec-test` runs it"]
+async fn a_reload_of_a_template_replaces_each_unit_and_a_broken_release_meets_nobody() -> Result<()> {
+    let _alone = alone::take()?;
+    let machine = server().await?;
+    let [shop, ..] = &APPS;
+    machine.succeeds("systemctl start shop@1 shop@2").await?;
+    let pids = "systemctl show --property MainPID --value shop@1 shop@2";
+    let before = machine.succeeds(pids).await?;
+    let said = machine.succeeds("handoff reload shop@ --dry-run").await?;
+    assert!(said.contains("would be drained and replaced: 127.0.0.1:3001 in shop"), "{said}");
+    let load = begin(&machine, shop).await?;
+    let said = machine.succeeds("handoff reload shop@ --health /health").await?;
+    println!("{said}");
+    assert!(said.contains("all 2 workers of shop@ are new, and nothing was cut"), "{said}");
+    let after = machine.succeeds(pids).await?;
+    assert!(
+        before.lines().zip(after.lines()).all(|(old, new)| old.is_empty() || old != new),
+        "{before}{after}"
+    );
+
+    // Three releases that are not fit: one crashes, one never listens, one is not well.
+    let health = "const h = require('http'); h.createServer((q, s) => { s.statusCode = 503; s.end(); }).listen(process.env.PORT, '127.0.0.1')";
+    for (release, exit, options) in [
+        ("throw new Error('broken')", 10, ""),
+        ("setInterval(() => {}, 1000)", 11, "--start-timeout 3s"),
+        (health, 12, "--health /ready --health-timeout 2s"),
+    ] {
+        machine.succeeds("cp /srv/shop/server.js /srv/shop/good.js").await?;
+        fs::write(machine.file("/srv/shop/server.js"), release)?;
+        if exit == 12 {
+            // Of itself it is not asked, so that it comes up for exec.
+            with(
+                &machine,
+                "shop",
+                &format!(
+                    "ExecStart=\nExecStart={}\n",
+                    without_health(&file("/etc/systemd/system/shop@.service")?)?
+                ),
+            )?;
+        }
+        machine.succeeds("systemctl daemon-reload").await?;
+        let untouched = machine.succeeds("systemctl show --property MainPID --value shop@2").await?;
+        let said = machine.run(None, &format!("handoff reload shop@ {options}")).await?;
+        println!("{}", said.text);
+        assert_eq!(said.code, Some(exit), "{}", said.text);
+        let state = machine.succeeds("systemctl show --property ActiveState,MainPID --value shop@2").await?;
+        assert!(state.contains("active") && state.contains(untouched.trim()), "{state}");
+        // Mended, and reloaded again: it begins with the one that was stopped.
+        machine.succeeds("mv /srv/shop/good.js /srv/shop/server.js").await?;
+        with(&machine, "shop", "")?;
+        machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
+    }
+    let visits = load.stop().await;
+    let failed = failed(&machine, &visits)?;
+    println!(
+        "a reload of shop@, three broken releases and three mended: {} of {} failed",
+        failed.len(),
+        visits.len()
+    );
+    assert_eq!(failed, [""; 0]);
+    let said = machine.run(None, "handoff reload shop@7").await?;
+    assert_eq!(said.code, Some(6), "{}", said.text);
+    let said = machine.run(None, "handoff reload shop@ --update-env").await?;
+    assert_eq!(said.code, Some(2), "{}", said.text);
+    Ok(())
+}
+
+fn without_health(unit: &str) -> Result<String> {
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart="));
+    Ok(start.context("no ExecStart")?.replace("--health /health ", ""))
+}
