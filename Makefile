@@ -50,6 +50,13 @@ packages-test: packages ## installs, upgrades and removes them on a Debian of it
 	build/clean-root
 	cargo test $(LOCKED) -p e2e --test packages_clean -- --ignored --nocapture --test-threads=1
 
+.PHONY: exec-test
+exec-test: packages ## `handoff exec` with the real systemd, Node, gunicorn and puma, on a Debian of its own; needs root
+	build/setup debootstrap systemd-container
+	build/packages 2 target/packages/next
+	build/clean-root
+	cargo test $(LOCKED) -p e2e --test exec systemd:: -- --ignored --nocapture --test-threads=1
+
 .PHONY: module
 module: setup ## the module for both pinned nginx, or for yours: NGINX_SOURCE_DIR=…
 ifdef NGINX_SOURCE_DIR

@@ -4,6 +4,7 @@ use crate::{
     config::ConfigError,
     control::ControlError,
     deploy::{self, ground::GroundError},
+    manager::systemd::SystemdError,
     pm2::{orders::OrdersError, rpc::RpcError},
     rollout::{Stop, lock::LockError},
     survey::SurveyError,
@@ -111,6 +112,22 @@ impl From<&RpcError> for Exit {
             RpcError::TimedOut { .. } => Self::NoPm2,
             _ => Self::Failed,
         }
+    }
+}
+
+impl From<&SystemdError> for Exit {
+    fn from(error: &SystemdError) -> Self {
+        match error {
+            SystemdError::NoTemplate(_) => Self::Usage,
+            SystemdError::Unknown(_) => Self::UnknownTarget,
+            SystemdError::Absent(_) | SystemdError::Silent | SystemdError::Refused(_) => Self::Failed,
+        }
+    }
+}
+
+impl From<SystemdError> for Failure {
+    fn from(error: SystemdError) -> Self {
+        Self::new(Exit::from(&error), error.to_string())
     }
 }
 

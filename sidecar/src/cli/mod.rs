@@ -6,6 +6,7 @@ mod deploys;
 mod doctor;
 mod drain;
 mod events;
+mod exec;
 pub mod exit;
 mod pause;
 pub(crate) mod preload;
@@ -23,6 +24,7 @@ use crate::{
     config::{File, Override},
     control::{Address, Control},
     deploy::settings::Settings,
+    exec::family::Ended,
     pm2::home::Home,
     rollout::brake::Brake,
     telemetry::{Format, Level},
@@ -71,6 +73,11 @@ struct Global {
 enum Command {
     /// Watch PM2 and tell nginx in time: runs beside PM2 for as long as it does
     Run(run::Args),
+    /// Run one worker under any supervisor: nginx is told before it is
+    Exec(exec::Args),
+    /// Become the command of `exec`
+    #[command(hide = true)]
+    Launch(exec::Launch),
     /// Show apps, workers, peers, and what each app is protected against
     Status(status::Args),
     /// Give a worker no new requests, until `ready`
@@ -109,9 +116,9 @@ struct Context {
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let is_service = matches!(cli.command, Command::Run(_));
+    let is_service = matches!(cli.command, Command::Run(_) | Command::Exec(_));
     let done = cli.global.context(is_service).and_then(|context| {
-        if is_service {
+        if matches!(cli.command, Command::Run(_)) {
             run::come_first();
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,7 +132,7 @@ pub fn main() -> ExitCode {
         exit
     });
     match done {
-        Ok(exit) => exit.into(),
+        Ok(exit) => exit,
         Err(failure) => {
             complain(&failure);
             failure.exit.into()
@@ -160,8 +167,11 @@ fn brake_on_signals() -> Result<Brake, Failure> {
 // === impl Command ===
 
 impl Command {
-    async fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        match self {
+    async fn run(&self, context: &Context) -> Result<ExitCode, Failure> {
+        let exit = match self {
+            // They end as their command does.
+            Self::Exec(args) => return exec::run(context, args).await.map(Ended::repeat),
+            Self::Launch(args) => return Ok(exec::launch(args)),
             Self::Run(args) => run::run(context, args).await,
             Self::Status(args) => status::run(context, args).await,
             Self::Drain(args) => drain::run(context, args).await,
@@ -174,7 +184,8 @@ impl Command {
             Self::Events(args) => events::run(context, args).await,
             Self::Doctor(args) => doctor::run(context, args).await,
             Self::Preload => preload::run(),
-        }
+        };
+        exit.map(ExitCode::from)
     }
 }
 

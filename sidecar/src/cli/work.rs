@@ -3,6 +3,7 @@
 use super::{Context, Failure, complain};
 use crate::{
     cli::exit::Exit,
+    manager::{Manager, Pm2},
     pm2::{
         PmId,
         home::Home,
@@ -17,7 +18,10 @@ use crate::{
         plan::{Planned, Relief},
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio::time;
 
 /// What an operator says.
@@ -105,7 +109,12 @@ pub(super) fn is_file(target: &str) -> bool {
 
 impl Context {
     pub(super) fn site(&self, home: &Home) -> Site {
-        Site { home: home.clone(), control: self.control.clone(), overrides: self.overrides.clone() }
+        self.site_of(home, Arc::new(Pm2::new(home.clone())))
+    }
+
+    pub(super) fn site_of(&self, home: &Home, manager: Arc<dyn Manager>) -> Site {
+        let (control, overrides) = (self.control.clone(), self.overrides.clone());
+        Site { home: home.clone(), manager, control, overrides }
     }
 }
 

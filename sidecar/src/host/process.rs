@@ -20,6 +20,8 @@ pub(super) struct Stat {
     has_memory: bool,
 }
 
+const GENERATIONS: usize = 64;
+
 impl Process {
     /// The living process with this number. One that ended and waits for its parent is not alive.
     pub fn find(proc: &Proc, pid: u32) -> Option<Self> {
@@ -42,6 +44,13 @@ impl Process {
     pub fn own() -> Option<Self> {
         Self::find(&Proc::default(), std::process::id())
     }
+}
+
+/// Whether a process is that one, or was started by it, or by one that it started.
+pub fn is_below(proc: &Proc, pid: u32, ancestor: u32) -> bool {
+    let parents = std::iter::successors(Some(pid), |&pid| Some(Stat::read(proc, pid)?.parent));
+    // There is no longer line of parents, unless they change while we look.
+    parents.take(GENERATIONS).any(|pid| pid == ancestor)
 }
 
 /// The user that a process runs as.

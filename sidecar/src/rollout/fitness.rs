@@ -73,7 +73,7 @@ impl Expected {
         let new = seen.process.filter(|&process| Some(process) != self.old);
         let crashed = |text: &str| Fitness::Broken(How::Crashed, text.to_owned());
         if seen.listed.status == Status::Errored {
-            return crashed("it crashed, and PM2 gave it up");
+            return crashed("it crashed, and was given up");
         }
         if seen.listed.settings.restarts > self.restarts || (self.met.is_some() && new != self.met) {
             return crashed("it crashed");

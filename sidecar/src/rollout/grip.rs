@@ -8,12 +8,9 @@ use super::{
     stop::{Broken, How, Role, Stop},
     world::{Hands, InHand, Seen, World, Worlds},
 };
-use crate::pm2::{
-    PmId,
-    home::Home,
-    monitor::Status,
-    orders::Sealed,
-    rpc::{Rpc, RpcError},
+use crate::{
+    manager::{Manager, ManagerError},
+    pm2::{PmId, home::Home, monitor::Status, orders::Sealed, rpc::RpcError},
 };
 use std::{
     future::Future,
@@ -37,6 +34,7 @@ pub struct Grip {
 #[derive(Debug)]
 pub struct Shared {
     pub home: Home,
+    pub manager: Arc<dyn Manager>,
     pub options: Options,
     pub worlds: Worlds,
     pub brake: Brake,
@@ -52,10 +50,10 @@ pub enum Said {
     Note(String),
 }
 
-/// PM2, at work.
+/// The process manager, at work.
 #[derive(Debug)]
 pub struct Call<T = ()> {
-    task: Option<JoinHandle<Result<T, RpcError>>>,
+    task: Option<JoinHandle<Result<T, ManagerError>>>,
     answer: Option<T>,
 }
 
@@ -67,13 +65,24 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 impl Grip {
     pub fn new(app: &str, id: PmId, hands: &Hands, shared: Arc<Shared>) -> Self {
-        Self { id, name: format!("{app}:{id}"), in_hand: hands.take(id), shared, since: Instant::now() }
+        Self {
+            id,
+            name: shared.manager.name(app, id),
+            in_hand: hands.take(id),
+            shared,
+            since: Instant::now(),
+        }
     }
 
     // --- looking
 
     pub fn options(&self) -> &Options {
         &self.shared.options
+    }
+
+    /// What it is called.
+    pub fn manager(&self) -> &'static str {
+        self.shared.manager.called()
     }
 
     pub fn world(&self) -> Result<Arc<World>, Stop> {
@@ -114,25 +123,22 @@ impl Grip {
         self.shared.brake.pulled().map_or(Ok(()), |halt| Err(halt.into()))
     }
 
-    // --- asking PM2
+    // --- asking the process manager
 
     /// Its process is to be replaced.
     pub fn reload(&self, was: &Seen, env: Option<Sealed>) -> Call {
         if matches!(was.listed.status, Status::Online | Status::Launching) {
             self.in_hand.expect_stop();
         }
-        let (home, id) = (self.shared.home.clone(), self.id);
-        Call::begin(async move {
-            let mut rpc = Rpc::connect(&home).await.map_err(RpcError::from)?;
-            rpc.reload(id, env.as_deref()).await
-        })
+        let (manager, id) = (self.shared.manager.clone(), self.id);
+        Call::begin(async move { manager.replace(id, env).await })
     }
 
     /// PM2 is asked to stop it. That it has, is to be seen.
     pub fn begin_to_stop(&self) -> Call {
         self.in_hand.expect_stop();
-        let (home, id) = (self.shared.home.clone(), self.id);
-        Call::begin(async move { Rpc::connect(&home).await.map_err(RpcError::from)?.stop(id).await })
+        let (manager, id) = (self.shared.manager.clone(), self.id);
+        Call::begin(async move { manager.stop(id).await })
     }
 
     /// PM2 7 says that it stopped a worker that was not ready yet, and starts it again. One that is frozen until PM2 no
@@ -143,15 +149,18 @@ impl Grip {
         self.ask_to_stop().await?;
         while !self.is_stopped()? {
             if Instant::now() >= until {
-                return Err(Stop::Refused(format!("PM2 could not stop {} within {waits:?}", self.name)));
+                return Err(Stop::Refused(format!(
+                    "{} could not stop {} within {waits:?}",
+                    self.manager(),
+                    self.name
+                )));
             }
             if self.seen()?.listed.status == Status::Online {
                 self.ask_to_stop().await?;
                 continue;
             }
-            let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
             // Refused between two of its lives.
-            _ = rpc.signal(self.id, "SIGSTOP").await;
+            _ = self.shared.manager.freeze(self.id).await;
             self.fresh_look().await?;
         }
         Ok(())
@@ -175,9 +184,10 @@ impl Grip {
     /// PM2 is to forget it. It must be stopped.
     pub async fn delete(&self) -> Result<(), Stop> {
         self.in_hand.expect_end();
-        let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
-        let deleted = time::timeout(KILL_GRACE, rpc.delete(self.id)).await;
-        let late = || Stop::Refused(format!("PM2 could not delete {} within {KILL_GRACE:?}", self.name));
+        let deleted = time::timeout(KILL_GRACE, self.shared.manager.forget(self.id)).await;
+        let late = || {
+            Stop::Refused(format!("{} could not delete {} within {KILL_GRACE:?}", self.manager(), self.name))
+        };
         deleted.map_err(|_| late())??;
         // While it is in hand, so that nobody takes it for somebody else's deed.
         self.fresh_look().await
@@ -186,9 +196,9 @@ impl Grip {
     async fn ask_to_stop(&self) -> Result<(), Stop> {
         let patience = self.seen()?.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
         self.in_hand.expect_stop();
-        let mut rpc = Rpc::connect(&self.shared.home).await.map_err(RpcError::from)?;
-        let stopped = time::timeout(patience, rpc.stop(self.id)).await;
-        let late = || Stop::Refused(format!("PM2 could not stop {} within {patience:?}", self.name));
+        let stopped = time::timeout(patience, self.shared.manager.stop(self.id)).await;
+        let late =
+            || Stop::Refused(format!("{} could not stop {} within {patience:?}", self.manager(), self.name));
         stopped.map_err(|_| late())??;
         // So that the next thing that is known of it is how it is now.
         self.fresh_look().await
@@ -227,9 +237,7 @@ impl Grip {
 
     /// Tells whoever listens on PM2's bus, as PM2's own command line does.
     pub async fn announce(&self, action: &'static str) {
-        if let Ok(mut rpc) = Rpc::connect(&self.shared.home).await {
-            _ = rpc.announce(self.id, action).await;
-        }
+        _ = self.shared.manager.announce(self.id, action).await;
     }
 
     pub fn step(&self, step: Step) {
@@ -244,14 +252,14 @@ impl Grip {
 // === impl Call ===
 
 impl<T: Send + 'static> Call<T> {
-    pub fn begin(call: impl Future<Output = Result<T, RpcError>> + Send + 'static) -> Self {
-        Self { task: Some(tokio::spawn(call)), answer: None }
+    pub fn begin<E: Into<ManagerError>>(call: impl Future<Output = Result<T, E>> + Send + 'static) -> Self {
+        Self { task: Some(tokio::spawn(async { call.await.map_err(E::into) })), answer: None }
     }
 
-    /// What PM2 says, if it is done. Error: it refused, or is gone.
-    pub async fn answered(&mut self) -> Result<Option<&T>, RpcError> {
+    /// What it says, if it is done. Error: it refused, or is gone.
+    pub async fn answered(&mut self) -> Result<Option<&T>, ManagerError> {
         if let Some(task) = self.task.take_if(|task| task.is_finished()) {
-            self.answer = Some(task.await.unwrap_or(Err(RpcError::Closed))?);
+            self.answer = Some(task.await.unwrap_or(Err(RpcError::Closed.into()))?);
         }
         Ok(self.answer.as_ref())
     }

@@ -172,6 +172,16 @@ impl Marks {
         self.say(State::Down, Expect::Gone, true).await.map(drop)
     }
 
+    /// Nobody is there, and another one follows.
+    pub async fn died(&mut self) -> Result<(), ControlError> {
+        self.say(State::Down, Expect::Back, true).await.map(drop)
+    }
+
+    /// It runs, and nobody waits for it any more.
+    pub async fn in_vain(&mut self) -> Result<(), ControlError> {
+        self.say(State::Checking, Expect::Gone, true).await.map(drop)
+    }
+
     pub async fn lift(&mut self) -> Result<(), ControlError> {
         self.say(State::Up, Expect::Gone, false).await.map(drop)
     }

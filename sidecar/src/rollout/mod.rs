@@ -48,6 +48,7 @@ pub use stop::{Broken, How, Stop};
 use crate::{
     config::Override,
     control::{Address, Control},
+    manager::Manager,
     orphans,
     peer::Peer,
     pm2::{PmId, home::Home, monitor::Status, orders::Sealed},
@@ -109,7 +110,9 @@ pub enum OnDeadline {
 /// Where it happens.
 #[derive(Clone, Debug)]
 pub struct Site {
+    /// Where PM2 is at home; of another process manager, where a roll-out may keep its lock.
     pub home: Home,
+    pub manager: Arc<dyn Manager>,
     pub control: Address,
     pub overrides: Vec<Override>,
 }
@@ -154,8 +157,7 @@ impl Rollout {
         let mut tasks = JoinSet::new();
         let hands = Hands::default();
         let both = (hands.clone(), brake.clone());
-        let worlds =
-            Observer::start(&site.home, &site.overrides, &order.app, peers, both, &mut tasks).await?;
+        let worlds = Observer::start(&site, &order.app, peers, both, &mut tasks).await?;
         let reported: Vec<WorkerReport> =
             report::live(&site.home).flat_map(|report| report.workers).collect();
         let reported = || reported.iter().filter(|worker| worker.app == order.app);
@@ -230,6 +232,7 @@ impl Rollout {
         let force = self.options.force || matches!(self.plan.relief, Some(Relief::Wait(_)));
         let shared = Arc::new(Shared {
             home: self.site.home.clone(),
+            manager: self.site.manager.clone(),
             options: Options { force, ..self.options.clone() },
             worlds: self.worlds.clone(),
             brake: self.brake.clone(),
@@ -444,7 +447,7 @@ fn owner(app: &str) -> Result<Owner, Stop> {
 impl From<WorldError> for Stop {
     fn from(error: WorldError) -> Self {
         match error {
-            WorldError::Pm2(error) => Self::Pm2(error),
+            WorldError::Manager(error) => error.into(),
             error @ WorldError::Deaf(_) => Self::Lost(error.to_string()),
             error @ WorldError::Host(_) => Self::Refused(error.to_string()),
         }

@@ -284,9 +284,9 @@ impl Turn {
         while old.is_alive(&proc) {
             call.answered().await?;
             if Instant::now() >= until {
-                let name = &self.grip.name;
+                let (who, name) = (self.grip.manager(), &self.grip.name);
                 return Err(Stop::Refused(format!(
-                    "PM2 could not stop {name} (pid {}) for {patience:?}",
+                    "{who} could not stop {name} (pid {}) for {patience:?}",
                     old.pid
                 )));
             }

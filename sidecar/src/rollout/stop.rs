@@ -4,7 +4,12 @@ use super::{
     brake::{Halt, Signal},
     verdict::Worse,
 };
-use crate::{cli::exit::Exit, control::ControlError, pm2::rpc::RpcError};
+use crate::{
+    cli::exit::Exit,
+    control::ControlError,
+    manager::{ManagerError, systemd::SystemdError},
+    pm2::rpc::RpcError,
+};
 use handoff_wire::Span;
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +36,8 @@ pub enum Stop {
     Control(#[from] ControlError),
     #[error(transparent)]
     Pm2(#[from] RpcError),
+    #[error(transparent)]
+    Systemd(SystemdError),
     #[error("{0}")]
     Lost(String),
     #[error("another worker failed")]
@@ -99,9 +106,19 @@ impl Stop {
             Self::Refused(_) | Self::Sibling => Exit::Failed,
             Self::Control(error) => error.into(),
             Self::Pm2(error) => error.into(),
+            Self::Systemd(error) => error.into(),
             Self::Lost(_) => Exit::NoPm2,
             Self::Worse(Worse::Errors, _) => Exit::Errors,
             Self::Worse(Worse::Slow, _) => Exit::Slow,
+        }
+    }
+}
+
+impl From<ManagerError> for Stop {
+    fn from(error: ManagerError) -> Self {
+        match error {
+            ManagerError::Pm2(error) => Self::Pm2(error),
+            ManagerError::Systemd(error) => Self::Systemd(error),
         }
     }
 }

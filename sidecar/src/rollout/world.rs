@@ -3,11 +3,15 @@
 //! What a step waits for is read from the last look, never from an event: an event only makes the next look come sooner,
 //! or says that somebody else stops a worker of this app. Then the brake is pulled.
 
-use super::brake::{Brake, Halt};
+use super::{
+    Site,
+    brake::{Brake, Halt},
+};
 use crate::{
     config::Override,
     host::{Proc, Process, Processes},
     look::{self, Look},
+    manager::{Manager, ManagerError},
     mapping::Behind,
     orphans::Cast,
     peer::Peer,
@@ -17,7 +21,6 @@ use crate::{
         event::{Event, Thrown},
         home::Home,
         monitor::Listed,
-        rpc::{Rpc, RpcError},
         trust::Daemon,
     },
     roster::Roster,
@@ -98,7 +101,7 @@ pub struct Observer {
     overrides: Vec<Override>,
     app: String,
     peers: BTreeSet<Peer>,
-    rpc: Option<Rpc>,
+    manager: Arc<dyn Manager>,
     notices: Notices,
     hands: Hands,
     brake: Brake,
@@ -112,7 +115,7 @@ pub struct Observer {
 #[derive(Debug, thiserror::Error)]
 pub enum WorldError {
     #[error(transparent)]
-    Pm2(#[from] RpcError),
+    Manager(#[from] ManagerError),
     #[error("PM2's bus in {0} does not answer: is its daemon stopped or overloaded?")]
     Deaf(Home),
     #[error("cannot look at this host's sockets in /proc: {0}")]
@@ -130,26 +133,26 @@ const CALM: Duration = Duration::from_millis(300);
 impl Observer {
     /// Observes for as long as `tasks` lives. The first look is done when this comes back.
     pub async fn start(
-        home: &Home,
-        overrides: &[Override],
+        site: &Site,
         app: &str,
         peers: BTreeSet<Peer>,
         (hands, brake): (Hands, Brake),
         tasks: &mut JoinSet<()>,
     ) -> Result<Worlds, WorldError> {
         let (bus, mut notices) = bus::channel();
-        let reader = home.clone();
-        tasks.spawn(async move { bus.run(&reader).await });
-        // What is said from here on is heard; what was before, is looked at.
-        let connected = time::timeout(PATIENCE, notices.next()).await;
-        connected.map_err(|_| WorldError::Deaf(home.clone()))?;
+        tasks.spawn(site.manager.hear(bus));
+        if site.manager.tells() {
+            // What is said from here on is heard; what was before, is looked at.
+            let connected = time::timeout(PATIENCE, notices.next()).await;
+            connected.map_err(|_| WorldError::Deaf(site.home.clone()))?;
+        }
         let (worlds, receiver) = watch::channel(None);
         let mut observer = Self {
-            home: home.clone(),
-            overrides: overrides.to_vec(),
+            home: site.home.clone(),
+            overrides: site.overrides.clone(),
             app: app.to_owned(),
             peers,
-            rpc: None,
+            manager: site.manager.clone(),
             notices,
             hands,
             brake,
@@ -204,7 +207,7 @@ impl Observer {
 
     fn is_stopped(&self, id: PmId) {
         if self.is_ours(id) && !self.hands.claim_stop(id) {
-            self.brake.pull(Halt::Foreign(format!("PM2 stops {}:{id}, and not for this roll-out", self.app)));
+            self.brake.pull(Halt::Foreign(format!("PM2 stops {}, and not for this roll-out", self.name(id))));
         }
     }
 
@@ -225,13 +228,7 @@ impl Observer {
 
     async fn take(&mut self) -> Result<World, WorldError> {
         let began = Instant::now();
-        let mut rpc = match self.rpc.take() {
-            Some(rpc) => rpc,
-            None => Rpc::connect(&self.home).await.map_err(RpcError::from)?,
-        };
-        let listed = rpc.list().await?;
-        let daemon = rpc.daemon();
-        self.rpc = Some(rpc);
+        let (daemon, listed) = self.manager.list().await?;
         let look = tokio::task::spawn_blocking(move || {
             let proc = Proc::default();
             let roots = look::roots(&proc, &listed);
@@ -284,26 +281,34 @@ impl Observer {
         }
     }
 
+    fn name(&self, id: PmId) -> String {
+        self.manager.name(&self.app, id)
+    }
+
     /// What others did between two looks. A worker that died by itself is no command of anybody's; but what happened
     /// while the bus was silent is taken for one.
     fn foreign_change(&self, last: &World, now: &World) -> Option<String> {
-        let app = &self.app;
         if last.daemon.pid != now.daemon.pid {
             return Some("PM2's daemon was replaced".to_owned());
         }
         let is_gone = |id: &&PmId| !now.workers.contains_key(id) && !self.hands.let_go(**id);
         if let Some(gone) = last.workers.keys().find(is_gone) {
-            return Some(format!("{app}:{gone} was deleted"));
+            return Some(format!("{} was deleted", self.name(*gone)));
         }
         let is_new = |id: &&PmId| !last.workers.contains_key(id) && !self.hands.claim_one_more();
         if let Some(new) = now.workers.keys().find(is_new) {
-            return Some(format!("{app}:{new} was added"));
+            return Some(format!("{} was added", self.name(*new)));
         }
         let is_other = |(id, seen): &(&PmId, &Seen)| {
-            let before = last.workers.get(id).and_then(|before| before.process);
-            self.missed && !self.hands.have(**id) && before != seen.process
+            let Some(before) = last.workers.get(id) else { return false };
+            // Of one that tells nothing: a process that it replaced by itself is counted.
+            let is_silent = || {
+                let counts = [before, seen].map(|seen| seen.listed.settings.restarts);
+                !self.manager.tells() && counts[0] >= counts[1] && seen.process.is_some()
+            };
+            (self.missed || is_silent()) && !self.hands.have(**id) && before.process != seen.process
         };
-        now.workers.iter().find(is_other).map(|(id, _)| format!("{app}:{id} was restarted"))
+        now.workers.iter().find(is_other).map(|(id, _)| format!("{} was restarted", self.name(*id)))
     }
 }
 
