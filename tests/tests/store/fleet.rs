@@ -16,9 +16,10 @@ use e2e::{
     site::{PATIENCE, Site, VERSIONS},
     wait,
 };
-use handoff_wire::{PeerState, Upstreams};
+use handoff_wire::{PeerState, State, Upstreams};
 use rustix::process::Signal;
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs,
     path::PathBuf,
@@ -117,6 +118,92 @@ impl Fleet {
         self.sites.get(edge).context("a site")
     }
 
+    /// Waits until a worker is that at an nginx.
+    pub async fn sees(&self, edge: usize, state: PeerState) -> Result<()> {
+        let site = self.site(edge)?;
+        wait::until("nginx to be told", PATIENCE, async || {
+            site.app().await.ok()?.iter().any(|peer| peer.state == state).then_some(())
+        })
+        .await
+        .with_context(|| self.logs())
+    }
+
+    /// The processes of the workers, as PM2 has them.
+    pub async fn pids(&self) -> Result<Vec<u64>> {
+        let list: serde_json::Value = serde_json::from_str(&self.pm2.run(&["jlist"]).await?)?;
+        let apps = list.as_array().context("a list")?.iter();
+        Ok(apps.filter_map(|app| app.get("pid")?.as_u64()).collect())
+    }
+
+    pub fn control(&self, edge: usize) -> Result<String> {
+        Ok(format!("unix:{}", self.site(edge)?.socket().display()))
+    }
+
+    /// What an owner that chooses says through the app host.
+    pub async fn mark(&self, peer: &str, state: State) -> Result<()> {
+        let marks = serde_json::json!({"owner": "rollout:test", "marks": [{"peer": peer, "state": state}]});
+        let door = e2e::door::Door::Unix(self.gateway()?);
+        let reply = door.ask(hyper::Method::PUT, handoff_wire::path::MARKS, marks.to_string()).await?;
+        reply.json::<handoff_wire::Ack>().map(drop)
+    }
+
+    pub fn host_rss(&self) -> Option<u64> {
+        process::resident(self.host.as_ref()?.id())
+    }
+
+    pub fn edge_rss(&self, edge: usize) -> Option<u64> {
+        process::resident(self.edges.get(edge)?.as_ref()?.id())
+    }
+
+    /// The roles of docs/operations/many-hosts.md.
+    pub async fn enable_users(&mut self) -> Result<()> {
+        let root = "/handoff/v1/default";
+        let roles = [
+            (
+                "app1",
+                vec![
+                    ("readwrite", format!("{root}/hosts/app1"), false),
+                    ("readwrite", format!("{root}/workers/app1/"), true),
+                    ("read", format!("{root}/edges/"), true),
+                    ("read", format!("{root}/acks/app1/"), true),
+                ],
+            ),
+            (
+                "edge",
+                vec![
+                    ("readwrite", format!("{root}/acks/"), true),
+                    ("readwrite", format!("{root}/edges/"), true),
+                    ("read", format!("{root}/hosts/"), false),
+                ],
+            ),
+        ];
+        for (role, permissions) in roles {
+            self.etcd.ctl(&["role", "add", role]).await?;
+            for (what, key, is_prefix) in permissions {
+                let mut grant = vec!["role", "grant-permission", role, what, &key];
+                let end = format!("{root}/workers0");
+                match (is_prefix, what) {
+                    (true, _) => grant.push("--prefix=true"),
+                    // All that app hosts say is one range.
+                    (false, "read") => grant.push(&end),
+                    _ => {}
+                }
+                self.etcd.ctl(&grant).await?;
+            }
+        }
+        for (user, role) in [("root", "root"), ("app1", "app1"), ("edge1", "edge"), ("edge2", "edge")] {
+            self.etcd.ctl(&["user", "add", &format!("{user}:{user}{user}")]).await?;
+            if user == "root" {
+                // It may be there already.
+                _ = self.etcd.ctl(&["role", "add", "root"]).await;
+            }
+            self.etcd.ctl(&["user", "grant-role", user, role]).await?;
+        }
+        self.etcd.ctl(&["auth", "enable"]).await?;
+        self.etcd.login("root:rootroot");
+        Ok(())
+    }
+
     pub fn start_edge(&mut self, edge: usize) -> Result<()> {
         let name = EDGES.get(edge).context("an edge")?;
         let site = self.site(edge)?;
@@ -196,6 +283,13 @@ impl Fleet {
         Ok(Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
     }
 
+    /// Starts a command on the app host.
+    pub fn begin_handoff(&self, arguments: &[&str]) -> Result<tokio::process::Child> {
+        let mut handoff = command::clean(place::handoff()?);
+        handoff.args(arguments).envs(self.environment());
+        Ok(handoff.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    }
+
     /// What the app host's end says of all nginx.
     pub async fn view(&self) -> Result<Upstreams> {
         let door = e2e::door::Door::Unix(self.gateway()?);
@@ -215,10 +309,6 @@ impl Fleet {
         process::signal(child.id(), Signal::KILL);
         child.wait()?;
         Ok(())
-    }
-
-    pub fn host_pid(&self) -> u32 {
-        self.host.as_ref().map_or(0, Child::id)
     }
 
     /// Visitors of both nginx.
@@ -242,15 +332,30 @@ impl Drop for Fleet {
     }
 }
 
-/// What each nginx did not answer.
-pub async fn failed(load: Vec<Load>) -> Result<Vec<Vec<Visit>>> {
-    let mut failed = Vec::new();
+/// Every visit, by nginx.
+pub async fn visits(load: Vec<Load>) -> Result<Vec<Vec<Visit>>> {
+    let mut all = Vec::new();
     for load in load {
         let visits = load.stop().await;
         ensure!(visits.len() as u64 > u64::from(RATE), "only {} visits", visits.len());
-        failed.push(visits.into_iter().filter(Visit::failed).collect());
+        all.push(visits);
     }
-    Ok(failed)
+    Ok(all)
+}
+
+/// Each visit was answered, and each order executed once. Visitors of both nginx give their orders the same names.
+pub fn all_is_well(visits: &[Vec<Visit>], orders: &Orders) -> Result<()> {
+    let failed: Vec<_> =
+        visits.iter().map(|visits| visits.iter().filter(|visit| visit.failed()).collect()).collect();
+    ensure!(failed.iter().all(Vec::is_empty), "failed: {failed:?}");
+    let mut sent = BTreeMap::<String, usize>::new();
+    for order in visits.iter().flatten().filter_map(Visit::order) {
+        *sent.entry(order).or_default() += 1;
+    }
+    ensure!(sent.len() > 10, "only {} orders", sent.len());
+    let others: Vec<_> = sent.iter().filter(|(id, count)| orders.executions(id).len() != **count).collect();
+    ensure!(others.is_empty(), "executed more or less often than sent: {others:?}");
+    Ok(())
 }
 
 /// Long enough for visitors to be there before something happens.
