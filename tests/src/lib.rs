@@ -28,6 +28,7 @@ pub mod control;
 pub mod crowd;
 pub mod door;
 pub mod drain_script;
+pub mod etcd;
 pub mod farm;
 pub mod front;
 pub mod guide;

@@ -46,6 +46,8 @@ pub enum Code {
     MarksFull,
     /// Another process held the zone too long: try again.
     Busy,
+    /// Not everywhere yet, where many nginx are told through a store: ask the same again.
+    Waiting,
     /// A code of a newer server.
     #[serde(other)]
     Unknown,
@@ -67,7 +69,7 @@ impl Code {
             | Self::NoSlots => 409,
             Self::TooLarge => 413,
             Self::MarksFull | Self::SlotsFull => 507,
-            Self::Busy => 503,
+            Self::Busy | Self::Waiting => 503,
             Self::Unknown => 500,
         }
     }
