@@ -130,6 +130,8 @@ impl Edges {
                 queue: upstream.queue.clone(),
                 pause: None,
                 retry: None,
+                slow_start: None,
+                slots: None,
             });
             // Who waits, waits at one of them; how long, the least patient says.
             view.queue = match (view.queue.take(), &upstream.queue) {
@@ -194,8 +196,10 @@ fn first(seen: &AckPeer, state: PeerState) -> PeerView {
         outage: handoff_wire::OutageView::default(),
         retired_before: 0,
         configured: true,
+        dynamic: false,
         weight: seen.weight,
         backup: seen.backup,
+        slow_start: None,
     }
 }
 
