@@ -1,14 +1,16 @@
 //! What a balancer makes of peers that were added: the same as of servers that nginx.conf names.
 
 use crate::stage::Peers;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{
     blocks::{self, Block, servers},
     crowd::{self, Ask},
     farm::Farm,
     ports,
-    site::{Site, VERSIONS},
+    site::{PATIENCE, Site, VERSIONS},
+    wait,
 };
+use handoff_wire::{Owner, PeerAck, PeerAdd};
 use std::collections::BTreeMap;
 
 /// Where everybody's peer depends on the balancer alone, and so on who else is there.
@@ -126,6 +128,45 @@ async fn everybody_gets_what_is_due() -> Result<()> {
             }
             site.end().await?;
         }
+    }
+    Ok(())
+}
+
+/// As a server that comes back with another worker: a part of its weight first, and at last all of it.
+#[tokio::test]
+async fn with_a_slow_start_a_peer_that_is_added_begins_slowly() -> Result<()> {
+    for version in VERSIONS {
+        let farm = Farm::start(4).await?;
+        let peers = farm.peers();
+        let three = servers(peers[..3].to_vec(), "");
+        let block = |name, time| {
+            Block::new(name, format!("{three} handoff_slots 8; handoff_slow_start {time}; handoff;"))
+        };
+        let site = blocks::site(version, &[block("slow", "1h"), block("fast", "100ms")]).await?;
+        for name in ["slow", "fast"] {
+            let pool = Peers { site: &site, upstream: name };
+            let mut add = PeerAdd::new(Owner::operator(), peers[3]);
+            add.weight = 2;
+            pool.adds(&add).await?.json::<PeerAck>()?;
+            let view = pool.find(peers[3]).await?.context("it was added")?;
+            ensure!(view.weight == 2 && (name == "fast" || view.slow_start.is_some()), "{view:?}");
+            // Round robin's shares are exact but for what it owed when the weights changed.
+            let due = if name == "slow" { 0 } else { VISITS * 2 / 5 };
+            let is_served = async || {
+                let homes = homes(&site, name).await.ok()?;
+                let counts = count(&homes);
+                let got = counts.get(peers[3]).copied().unwrap_or_default();
+                eprintln!("nginx {version}, {name}: {:?}", counts.values().collect::<Vec<_>>());
+                (got.abs_diff(due) <= VISITS / 20).then_some(())
+            };
+            match name {
+                "slow" => is_served().await.context("it does not begin slowly")?,
+                // nginx's processes look at the time four times a second.
+                _ => wait::until("its whole share", PATIENCE, is_served).await?,
+            }
+            pool.remove(peers[3], "").await?;
+        }
+        site.end().await?;
     }
     Ok(())
 }
