@@ -117,6 +117,10 @@ endif
 barrier: build wrong-order ## hundreds of drains under load: nothing starts after the acknowledgement
 	$(WITH_WRONG_ORDER) cargo test --release $(LOCKED) --test barrier -- --include-ignored --nocapture --test-threads=1
 
+.PHONY: churn
+churn: build ## peers come and go 14 400 times under every balancer, with reloads and without, over each nginx: five minutes
+	cargo test $(LOCKED) -p e2e --test slots churn:: -- --include-ignored --nocapture --test-threads=1
+
 .PHONY: soak
 soak: build ## hundreds of deploys in a row, every broken release, every signal at every step, S9: an hour
 	cargo test $(LOCKED) -p e2e --test rollout --test s1 --test s5 --test s9 -- --ignored --nocapture --test-threads=1

@@ -435,7 +435,7 @@ fn write(r: &ngx_http_request_t) -> Result<Written, Rejected> {
 }
 
 /// Who has slots is said by the newest configuration; a worker that finishes an older one does not know.
-fn is_running(conf: &MainConf, zone: &Zone) -> Result<(), Refusal> {
+pub(crate) fn is_running(conf: &MainConf, zone: &Zone) -> Result<(), Refusal> {
     if zone.table.header.is_running(conf.configuration.get()) {
         return Ok(());
     }

@@ -1,15 +1,16 @@
 //! `/api`: takes a request of an NGINX Plus client apart, asks core, answers.
 
 use crate::conf::{self, MainConf};
-use crate::control::{Denied, authorize, below_location, lock, place};
+use crate::control::{Denied, authorize, below_location, is_running, lock, place};
 use crate::nginx::{global, local_address, log_of, moment, rc, text, variable};
 use crate::{body, log, reply};
 use handoff_core::plus::path::Method;
 use handoff_core::plus::{About, Call, Code, Error, Fields, Nginx, Path, Server, Sight, Visitors};
 use handoff_wire::path;
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_PATCH, NGX_HTTP_SPECIAL_RESPONSE, ngx_http_discard_request_body,
-    ngx_http_finalize_request, ngx_http_read_client_request_body, ngx_http_request_t, ngx_int_t,
+    NGX_HTTP_DELETE, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_SPECIAL_RESPONSE,
+    ngx_http_discard_request_body, ngx_http_finalize_request, ngx_http_read_client_request_body,
+    ngx_http_request_t, ngx_int_t,
 };
 
 /// An error, and the methods that would have been right.
@@ -34,13 +35,12 @@ struct Here<'a> {
 pub(crate) fn handle(r: &mut ngx_http_request_t) -> Option<ngx_int_t> {
     let (path, query) = asked(r)?;
     let call = called(r, &path);
-    if let Ok(Call::Patch { .. }) = call
-        && let Err(rejected) = check(r)
-    {
+    let writes = matches!(call, Ok(Call::Patch { .. } | Call::Post { .. } | Call::Delete { .. }));
+    if writes && let Err(rejected) = check(r) {
         return Some(without_body(r, |r| reject(r, rejected)));
     }
     Some(match call {
-        Ok(Call::Patch { .. }) => {
+        Ok(Call::Patch { .. } | Call::Post { .. } | Call::Delete { .. }) => {
             // SAFETY: nginx calls apply() once the body is there.
             let status = unsafe { ngx_http_read_client_request_body(r, Some(apply)) };
             if status >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t { status } else { rc::DONE }
@@ -78,6 +78,8 @@ fn called(r: &ngx_http_request_t, path: &str) -> Result<Call, Rejected> {
     let method = match r.method as u32 {
         NGX_HTTP_GET | NGX_HTTP_HEAD => Method::Read,
         NGX_HTTP_PATCH => Method::Patch,
+        NGX_HTTP_POST => Method::Post,
+        NGX_HTTP_DELETE => Method::Delete,
         _ => Method::Other,
     };
     let allow = Some(path.allows());
@@ -106,34 +108,57 @@ fn read(r: &ngx_http_request_t, path: &Path, fields: &Fields) -> Result<Option<V
     Ok(sight.answer(path, fields)?)
 }
 
-/// nginx calls this when the body of a PATCH is there.
+/// nginx calls this when the body of a write is there.
 unsafe extern "C" fn apply(r: *mut ngx_http_request_t) {
     // SAFETY: nginx passes the request that it read the body for.
     let request = unsafe { &mut *r };
-    let status = match patch(request) {
-        Ok(body) => send(request, 200, body),
+    let status = match write(request) {
+        Ok((status, body)) => send(request, status, body),
         Err(rejected) => reject(request, rejected),
     };
     // SAFETY: the count that reading the body added is given back here.
     unsafe { ngx_http_finalize_request(r, status) };
 }
 
-fn patch(r: &ngx_http_request_t) -> Result<Option<Vec<u8>>, Rejected> {
+fn write(r: &ngx_http_request_t) -> Result<(u16, Option<Vec<u8>>), Rejected> {
     let (path, _) = asked(r).unwrap_or_default();
-    let Call::Patch { upstream, id } = called(r, &path)? else {
-        return Err(Code::MethodDisabled.says("method disabled").into());
-    };
+    let call = called(r, &path)?;
     let bytes = body::take(r)?;
     let (conf, zone) = place(r)?;
-    let patched = {
-        let _locked = lock(zone)?;
-        let here = Here { request: r, conf };
-        let sight = Sight { table: zone.table, world: conf, nginx: &here, now: moment() };
-        sight.patch(&upstream, &id, &bytes)?
+    let here = Here { request: r, conf };
+    let sight = Sight { table: zone.table, world: conf, nginx: &here, now: moment() };
+    let changed = match &call {
+        Call::Patch { upstream, id } => {
+            let _locked = lock(zone)?;
+            sight.patch(upstream, id, &bytes)?
+        }
+        Call::Delete { upstream, id } => {
+            let _locked = lock(zone)?;
+            is_running(conf, zone)?;
+            sight.delete(upstream, id)?
+        }
+        Call::Post { upstream } => {
+            let added = {
+                let _locked = lock(zone)?;
+                is_running(conf, zone)?;
+                sight.post(upstream, &bytes).map_err(read_only)?
+            };
+            conf.weigh(zone);
+            log::tell(log_of(r), &added.events);
+            let _locked = lock(zone)?;
+            return Ok((201, sight.server(upstream, &added.peer)));
+        }
+        Call::Read(_) => return Err(Code::MethodDisabled.says("method disabled").into()),
     };
     conf.weigh(zone);
-    log::tell(log_of(r), &patched.events);
-    Ok(patched.body)
+    log::tell(log_of(r), &changed.events);
+    Ok((200, changed.body))
+}
+
+/// An upstream whose servers nginx.conf alone names.
+fn read_only(error: Error) -> Rejected {
+    let allow = (error.code == Code::MethodDisabled).then_some("GET, HEAD");
+    Rejected { error, allow }
 }
 
 fn send(r: &mut ngx_http_request_t, status: u16, mut body: Option<Vec<u8>>) -> ngx_int_t {
@@ -169,7 +194,12 @@ impl Nginx for Here<'_> {
 
     fn servers(&self, upstream: &str) -> Vec<Server> {
         let upstream = self.conf.upstream(upstream).zip(self.conf.zone());
-        upstream.map(|(upstream, zone)| upstream.servers(zone)).unwrap_or_default()
+        let servers = upstream.map(|(upstream, zone)| {
+            // Whoever was added a moment ago is in nginx's list.
+            upstream.refresh(zone);
+            upstream.servers(zone)
+        });
+        servers.unwrap_or_default()
     }
 
     fn zone(&self, upstream: &str) -> String {

@@ -616,12 +616,16 @@ fn conf_of<T>(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t, name: &std::ff
     // SAFETY: a configuration belongs to a cycle.
     let mut at = unsafe { (*cf.cycle).modules };
     loop {
-        // SAFETY: the modules of a cycle end with a null.
-        let Some(module) = (unsafe { (*at).as_ref() }) else { return ptr::null() };
+        // SAFETY: within the modules of a cycle, or the null after the last.
+        let module = unsafe { at.read() };
+        // SAFETY: null, or a module.
+        let Some(module) = (unsafe { module.as_ref() }) else { return ptr::null() };
         // SAFETY: every module has a name.
         if unsafe { std::ffi::CStr::from_ptr(module.name) } == name {
             // SAFETY: an upstream has a place for the configuration of each http module.
-            return unsafe { us.srv_conf.add(module.ctx_index).read() }.cast();
+            let conf = unsafe { us.srv_conf.add(module.ctx_index) };
+            // SAFETY: as above.
+            return unsafe { conf.read() }.cast();
         }
         // SAFETY: this was not the last one.
         at = unsafe { at.add(1) };

@@ -34,6 +34,9 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
     let queue = |parameters: &str| {
         format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_queue {parameters}; }}")
     };
+    let slots = |parameters: &str| {
+        format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_slots {parameters}; }}")
+    };
     let retry = |parameters: &str| {
         format!("upstream app {{ zone app 64k; server 127.0.0.1:1; handoff;\nhandoff_retry {parameters}; }}")
     };
@@ -83,6 +86,12 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
             "handoff_reuse idle"),
         ("\nupstream app { server 127.0.0.1:1;\nhandoff_reuse always; }".into(),
             "upstream \"app\" has \"handoff_reuse\" but no \"handoff\": add \"handoff;\"", "upstream app"),
+        (slots("8;\nhandoff_slots 9"), "\"handoff_slots\" directive is duplicate", "handoff_slots 9"),
+        (slots(""), "invalid number of arguments in \"handoff_slots\" directive", "handoff_slots"),
+        (slots("0"), "\"handoff_slots\": invalid number \"0\": use 1 to 512", "handoff_slots 0"),
+        (slots("many"), "\"handoff_slots\": invalid number \"many\": use 1 to 512", "handoff_slots many"),
+        ("\nupstream app { zone app 64k; server 127.0.0.1:1;\nhandoff_slots 8; }".into(),
+            "upstream \"app\" has \"handoff_slots\" but no \"handoff\": add \"handoff;\"", "upstream app"),
         (queue("9;\nhandoff_queue off"), "\"handoff_queue\" directive is duplicate", "handoff_queue off"),
         (queue(""), "invalid number of arguments in \"handoff_queue\" directive", "handoff_queue"),
         (queue("on"), &on, "handoff_queue on"),

@@ -140,11 +140,19 @@ async fn every_request_of_the_go_client_is_answered_as_it_must_be() -> Result<()
         assert_eq!((patched.status, json(&patched)?), (200, wanted(1)));
         let disabled = |text: &str| (405, "MethodDisabled".to_owned(), format!("method disabled{text}"));
         for (method, path, says) in [
-            ("POST", "/api/9/http/upstreams/app/servers/", disabled(": servers are added in nginx.conf")),
+            (
+                "POST",
+                "/api/9/http/upstreams/app/servers/",
+                disabled(": the upstream has no \"handoff_slots\", servers are added in nginx.conf"),
+            ),
             (
                 "DELETE",
                 "/api/9/http/upstreams/app/servers/0/",
-                disabled(": servers are removed in nginx.conf"),
+                (
+                    400,
+                    "UpstreamServerImmutable".into(),
+                    "server \"0\" is immutable: remove it in nginx.conf, and reload".into(),
+                ),
             ),
             ("DELETE", "/api/9/http/upstreams/app", disabled("")),
             ("DELETE", "/api/9/connections", disabled("")),
@@ -430,6 +438,58 @@ async fn debians_exporter_sees_what_the_load_did_and_a_drain() -> Result<()> {
         site.put(json!({"owner": "pm2:1", "marks": [{"peer": backend.peer(0), "state": State::Checking}]}))
             .await?;
         assert_eq!(metrics(&door).await?[&state], 5.0);
+        site.end().await?;
+    }
+    Ok(())
+}
+
+/// AddHTTPServer and DeleteHTTPServer of the Go client, and what they may not do.
+#[tokio::test]
+async fn servers_come_and_go_where_there_are_slots() -> Result<()> {
+    let backend = Backend::start(3).await?;
+    let [one, two, three] = [0, 1, 2].map(|number| backend.peer(number));
+    for version in VERSIONS {
+        let mut site = Site::new(version).await?;
+        let servers = format!("server {one};");
+        let lines = site.usual(&backend).replace(&backend.servers(), &servers);
+        site.write(&lines.replace("handoff;", "handoff; handoff_slots 1;"))?;
+        site.start().await?;
+        let all = "/api/9/http/upstreams/app/servers";
+        let post =
+            async |body: Value| site.control().ask(Method::POST, &format!("{all}/"), body.to_string()).await;
+        let made = post(json!({"server": two, "weight": 2, "fail_timeout": "5s"})).await?;
+        let wanted = json!({"id": 1, "server": two, "weight": 2, "max_conns": 0, "max_fails": 1, "fail_timeout": "5s",
+                            "slow_start": "0s", "route": "", "backup": false, "down": false});
+        assert_eq!((made.status, serde_json::from_slice::<Value>(&made.body)?), (201, wanted.clone()));
+        let listed = json(&site.control().get(all).await?)?;
+        assert_eq!((listed.as_array().map(Vec::len), &listed[1]), (Some(2), &wanted));
+        let peer = site.peer(&two).await?;
+        assert_eq!((peer.dynamic, peer.weight), (true, 2));
+
+        for (body, status, code) in [
+            (json!({"server": two, "id": 1}), 400, "UpstreamConfFormatError"),
+            (json!({"server": one}), 409, "EntryExists"),
+            (json!({"server": three}), 400, "UpstreamOutOfMemory"),
+            (json!({"server": "app.internal:80"}), 400, "UpstreamBadAddress"),
+            (json!({"server": three, "weight": 0}), 400, "UpstreamBadWeight"),
+            (json!({"server": three, "slow_start": "5s"}), 400, "UpstreamBadSlowStart"),
+            (json!({"server": three, "backup": true}), 400, "UpstreamNoBackup"),
+            (json!({"server": three, "down": true}), 400, "UpstreamConfFormatError"),
+            (json!({"server": three, "surplus": 1}), 400, "UpstreamConfFormatError"),
+            (json!({"weight": 1}), 400, "UpstreamConfFormatError"),
+        ] {
+            let (got, said, _) = error(&post(body.clone()).await?)?;
+            assert_eq!((got, said.as_str()), (status, code), "{body}");
+        }
+        let again = post(json!({"server": two, "weight": 2, "fail_timeout": "5s"})).await?;
+        assert_eq!(error(&again)?.1, "EntryExists");
+
+        let left = site.control().ask(Method::DELETE, &format!("{all}/1/"), "").await?;
+        let left = json(&left)?;
+        assert_eq!((left.as_array().map(Vec::len), &left[0]["server"]), (Some(1), &json!(one)));
+        let gone = site.control().ask(Method::DELETE, &format!("{all}/1/"), "").await?;
+        assert_eq!(error(&gone)?.1, "UpstreamServerNotFound");
+        assert_eq!(post(json!({"server": three})).await?.status, 201);
         site.end().await?;
     }
     Ok(())

@@ -1,12 +1,13 @@
 //! The face that clients of the NGINX Plus API know: `/api/{3..9}/…`, as far as it is about http upstreams.
 //!
-//! It is a face and not a second truth: what it shows is what `/v1` shows, in other words, and a `PATCH` sets or removes the
-//! mark of the owner `plus`. What nginx does not tell us is left out; a client then takes it for zero or nothing.
+//! It is a face and not a second truth: what it shows is what `/v1` shows, in other words, a `PATCH` sets or removes the
+//! mark of the owner `plus`, and what a `POST` adds or a `DELETE` removes is a peer that comes and goes. What nginx does not tell us is left out; a client then takes it for zero or nothing.
 //!
 //! A request is [taken apart](path), and [answered](answer) or [carried out](patch) by somebody who holds the control lock.
 //! Whatever goes wrong is an [`Error`] in the words of that API.
 
 pub mod answer;
+mod change;
 mod date;
 pub mod error;
 pub mod fields;

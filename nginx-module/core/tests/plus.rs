@@ -96,7 +96,7 @@ impl Plus {
         let call = Path::parse(path).and_then(|path| path.with(Method::Read));
         let body = call.and_then(|call| match call {
             Call::Read(path) => self.sight().answer(&path, &Fields::of(query)),
-            Call::Patch { .. } => unreachable!("it was a GET"),
+            _ => unreachable!("it was a GET"),
         });
         said(body.map(Option::unwrap))
     }
@@ -105,7 +105,7 @@ impl Plus {
         let call = Path::parse(path).and_then(|path| path.with(Method::Patch));
         let body = call.and_then(|call| match call {
             Call::Patch { upstream, id } => self.sight().patch(&upstream, &id, body.as_bytes()),
-            Call::Read(_) => unreachable!("it was a PATCH"),
+            _ => unreachable!("it was a PATCH"),
         });
         said(body.map(|patched| patched.body.unwrap()))
     }
@@ -272,23 +272,22 @@ fn a_method_that_is_not_served_is_disabled() {
         ("/api/9/processes/", Method::Patch, "method disabled"),
         ("/api/9/http/upstreams/app", Method::Other, "method disabled"),
         ("/api/9/http/upstreams/app", Method::Patch, "method disabled"),
-        (
-            "/api/9/http/upstreams/app/servers/",
-            Method::Other,
-            "method disabled: servers are added in nginx.conf",
-        ),
-        (
-            "/api/9/http/upstreams/app/servers/0/",
-            Method::Other,
-            "method disabled: servers are removed in nginx.conf",
-        ),
+        ("/api/9/http/upstreams/app/servers/", Method::Delete, "method disabled"),
+        ("/api/9/http/upstreams/app/servers/0/", Method::Post, "method disabled"),
+        ("/api/9/http/upstreams/app/servers/0/", Method::Other, "method disabled"),
     ] {
         assert_eq!(said(call(path, method).map(|_| Vec::new())), error(405, "MethodDisabled", says));
     }
     let patch = Call::Patch { upstream: "app".into(), id: "0".into() };
     assert_eq!(call("/api/9/http/upstreams/app/servers/0/", Method::Patch), Ok(patch));
-    assert_eq!(Path::parse("/api/9/http/upstreams/app/servers/0").unwrap().allows(), "GET, HEAD, PATCH");
-    assert_eq!(Path::parse("/api/9/http/upstreams/app/servers").unwrap().allows(), "GET, HEAD");
+    let post = Call::Post { upstream: "app".into() };
+    assert_eq!(call("/api/9/http/upstreams/app/servers/", Method::Post), Ok(post));
+    let delete = Call::Delete { upstream: "app".into(), id: "0".into() };
+    assert_eq!(call("/api/9/http/upstreams/app/servers/0/", Method::Delete), Ok(delete));
+    let allows = |path: &str| Path::parse(path).unwrap().allows();
+    assert_eq!(allows("/api/9/http/upstreams/app/servers/0"), "GET, HEAD, PATCH, DELETE");
+    assert_eq!(allows("/api/9/http/upstreams/app/servers"), "GET, HEAD, POST");
+    assert_eq!(allows("/api/9/http/upstreams/app"), "GET, HEAD");
 }
 
 #[test]

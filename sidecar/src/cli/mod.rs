@@ -9,6 +9,7 @@ mod events;
 mod exec;
 pub mod exit;
 mod pause;
+mod peers;
 pub(crate) mod preload;
 mod progress;
 mod ready;
@@ -89,6 +90,8 @@ enum Command {
     Pause(pause::Args),
     /// Let those who wait go on
     Resume(resume::Args),
+    /// Let an upstream have more peers while nginx runs, or fewer
+    Peers(peers::Args),
     /// Replace every worker, one after the other, and let nobody notice
     Reload(reload::Args),
     /// Bring out a release: fetch, build, replace every worker, watch what users meet, and go back if that is worse
@@ -180,6 +183,7 @@ impl Command {
             Self::Ready(args) => ready::run(context, args).await,
             Self::Pause(args) => pause::run(context, args).await,
             Self::Resume(args) => resume::run(context, args).await,
+            Self::Peers(args) => peers::run(context, args).await,
             Self::Reload(args) => reload::run(context, args).await,
             Self::Deploy(args) => deploy::run(context, args).await,
             Self::Deploys(args) => deploys::run(context, args),

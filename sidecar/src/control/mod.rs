@@ -12,8 +12,8 @@ pub use error::ControlError;
 
 use bytes::Bytes;
 use handoff_wire::{
-    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, PeerView, Quiet,
-    Renew, Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
+    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, PeerAck, PeerAdd,
+    PeerRemove, PeerView, Quiet, Renew, Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -99,6 +99,23 @@ impl Control {
 
     pub async fn resume(&mut self, resume: &Resume) -> Result<ResumeAck, ControlError> {
         self.send(Method::POST, path::RESUME, resume).await
+    }
+
+    pub async fn add(&mut self, upstream: &str, add: &PeerAdd) -> Result<PeerAck, ControlError> {
+        self.send(Method::POST, &path::peers(upstream), add).await
+    }
+
+    /// Waits in nginx until nothing of the peer is in flight, or for so long.
+    pub async fn remove(
+        &mut self,
+        upstream: &str,
+        peer: &str,
+        remove: &PeerRemove,
+        wait: Span,
+    ) -> Result<PeerAck, ControlError> {
+        let path = format!("{}?timeout={wait}", path::peer(upstream, peer));
+        let body = serde_json::to_vec(remove).map_err(|error| ControlError::Failed(error.to_string()))?;
+        self.exchange(Method::DELETE, &path, body.into(), wait.duration() + PATIENCE).await
     }
 
     pub async fn mark(&mut self, marks: &MarkSet) -> Result<Ack, ControlError> {

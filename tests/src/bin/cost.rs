@@ -6,9 +6,10 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Parser;
-use e2e::{command, nginx::Binary, place, place::Place, ports, process, wait};
+use e2e::{command, door::Door, nginx::Binary, place, place::Place, ports, process, wait};
+use handoff_wire::{Owner, PeerAdd, path};
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, client::conn::http1, header::HOST};
+use hyper::{Method, Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use std::{
@@ -35,6 +36,10 @@ struct Arguments {
 
 const SETUPS: [&str; 5] =
     ["stock", "stock again", "module loaded, unused", "handoff, no marks", "handoff, slow start"];
+/// Of these the instructions are enough.
+const SLOTS: [&str; 3] = ["handoff, 16 slots", "handoff, 64 slots", ADDED];
+/// No server is named, and the peers are added.
+const ADDED: &str = "handoff, its peers added";
 const CONNECTIONS: usize = 16;
 /// Instructions are counted as the difference of two runs: what nginx needs to start and to end is in both.
 const FEW: usize = 500;
@@ -67,7 +72,7 @@ async fn main() -> Result<()> {
 
     println!("\n{:24} {:>14} {:>8}", "", "instructions", "ratio");
     let mut stock = None;
-    for setup in SETUPS {
+    for setup in SETUPS.into_iter().chain(SLOTS) {
         let count = instructions(&nginx, &place, setup, &peers).await?;
         println!("{setup:24} {count:14.0} {:8.4}", count / *stock.get_or_insert(count));
     }
@@ -214,13 +219,27 @@ async fn proxy(
 ) -> Result<Proxy> {
     let address = ports::address(ports::row(1)?);
     let conf = proxy_conf(setup, &nginx.version, address, peers)?;
-    let child = start(nginx, place, &format!("proxy-{}", address.port()), under, &conf).await?;
+    let name = format!("proxy-{}", address.port());
+    let child = start(nginx, place, &name, under, &conf).await?;
+    if setup == ADDED {
+        add(&Door::Unix(place.file(&name).join("control.sock")), peers).await?;
+    }
     wait::until("the proxy to answer", PATIENCE, async || {
         let mut connection = connect(address).await.ok()?;
         visit(&mut connection).await.ok()
     })
     .await?;
     Ok(Proxy { child, address })
+}
+
+async fn add(control: &Door, peers: &[SocketAddr]) -> Result<()> {
+    wait::until("the control socket", PATIENCE, async || control.get(path::OVERVIEW).await.ok()).await?;
+    for peer in peers {
+        let add = serde_json::to_string(&PeerAdd::new(Owner::operator(), peer.to_string()))?;
+        let reply = control.ask(Method::POST, &path::peers("app"), add).await?;
+        ensure!(reply.status == 200, "{}", reply.text());
+    }
+    Ok(())
 }
 
 /// One process, so that there is one to count.
@@ -254,14 +273,25 @@ fn proxy_conf(setup: &str, version: &str, address: SocketAddr, peers: &[SocketAd
         _ => format!("load_module {};", place::module(version)?.display()),
     };
     let handoff = match setup {
-        "handoff, no marks" => "handoff;",
         "handoff, slow start" => "handoff; handoff_slow_start 30s;",
+        _ if setup.starts_with("handoff") => "handoff;",
         _ => "",
     };
+    let slots = setup.strip_suffix(" slots").and_then(|setup| setup.rsplit(' ').next());
+    let slots = slots.map(|count| format!("handoff_slots {count};")).unwrap_or_default();
     let servers: String = peers.iter().map(|peer| format!("server {peer}; ")).collect();
+    let (servers, slots, control) = match setup {
+        ADDED => (
+            String::new(),
+            format!("handoff_slots {};", peers.len()),
+            "server { listen unix:@prefix@/control.sock; location / { handoff_api write=on; } }",
+        ),
+        _ => (servers, slots, ""),
+    };
     Ok(format!(
         "{load} {COMMON}
-upstream app {{ zone app 256k; {servers} keepalive 32; keepalive_requests 1000000000; {handoff} }}
+upstream app {{ zone app 256k; {servers} keepalive 32; keepalive_requests 1000000000; {handoff} {slots} }}
+{control}
 server {{ listen {address}; location / {{ proxy_pass http://app; proxy_http_version 1.1;
 proxy_set_header Connection \"\"; }} }} }}"
     ))

@@ -21,8 +21,8 @@ pub struct Sight<'a, W, N> {
     pub now: Moment,
 }
 
-/// What a PATCH did: the answer, and what is to be logged.
-pub struct Patched {
+/// What a write did: the answer, and what is to be logged.
+pub struct Changed {
     pub body: Option<Vec<u8>>,
     pub events: Vec<Event>,
 }
@@ -76,7 +76,7 @@ const HTTP: [&str; 8] = [
     "upstreams",
 ];
 
-const REASON: &str = "asked for through /api";
+pub(super) const REASON: &str = "asked for through /api";
 
 // === impl Sight ===
 
@@ -116,7 +116,7 @@ impl<W: World, N: Nginx> Sight<'_, W, N> {
     }
 
     /// The answer is a barrier, as that of `PUT /v1/marks`.
-    pub fn patch(&self, upstream: &str, id: &str, body: &[u8]) -> Result<Patched, Error> {
+    pub fn patch(&self, upstream: &str, id: &str, body: &[u8]) -> Result<Changed, Error> {
         let server = self.find(upstream, id)?;
         let wish = Wish::read(body, &server)?;
         let mark = self.mark(upstream, &server);
@@ -138,7 +138,7 @@ impl<W: World, N: Nginx> Sight<'_, W, N> {
             };
             events = Control::begin(self.table, self.world, self.now).mark(&set)?.events;
         }
-        Ok(Patched { body: Fields::default().pick(&self.configured(upstream, &server)), events })
+        Ok(Changed { body: Fields::default().pick(&self.configured(upstream, &server)), events })
     }
 
     fn about(&self) -> About {
@@ -177,7 +177,7 @@ impl<W: World, N: Nginx> Sight<'_, W, N> {
     }
 
     /// Whether an upstream takes part.
-    fn check(&self, name: &str) -> Result<(), Error> {
+    pub(super) fn check(&self, name: &str) -> Result<(), Error> {
         if self.world.upstreams().iter().any(|known| known == name) {
             return Ok(());
         }
@@ -188,7 +188,7 @@ impl<W: World, N: Nginx> Sight<'_, W, N> {
         })
     }
 
-    fn find(&self, upstream: &str, id: &str) -> Result<Server, Error> {
+    pub(super) fn find(&self, upstream: &str, id: &str) -> Result<Server, Error> {
         self.check(upstream)?;
         let number: u32 = id.parse().map_err(|_| Code::UpstreamBadServerId.says("invalid server ID"))?;
         let servers = self.nginx.servers(upstream);
@@ -197,7 +197,7 @@ impl<W: World, N: Nginx> Sight<'_, W, N> {
         servers.into_iter().find(|server| server.id == number).ok_or_else(absent)
     }
 
-    fn configured(&self, upstream: &str, server: &Server) -> ConfServer {
+    pub(super) fn configured(&self, upstream: &str, server: &Server) -> ConfServer {
         ConfServer::of(server, self.mark(upstream, server))
     }
 

@@ -14,7 +14,7 @@ pub enum Code {
     UpstreamStatic,
     UpstreamServerNotFound,
     UpstreamBadServerId,
-    /// A server is what nginx.conf says, but for its drain and its down.
+    /// A server that nginx.conf names is what it says, but for its drain and its down.
     UpstreamServerImmutable,
     UpstreamServerWeightImmutable,
     UpstreamConfFormatError,
@@ -24,6 +24,13 @@ pub enum Code {
     UpstreamBadMaxFails,
     UpstreamBadFailTimeout,
     UpstreamBadSlowStart,
+    UpstreamBadRoute,
+    UpstreamBadService,
+    /// Peers that are added are no backups.
+    UpstreamNoBackup,
+    /// No slot is free.
+    UpstreamOutOfMemory,
+    EntryExists,
     JsonError,
     BodyReadError,
     /// Its documentation has no word for it: `/v1` has.
@@ -60,6 +67,7 @@ impl Code {
             | Self::UpstreamNotFound
             | Self::UpstreamServerNotFound => 404,
             Self::MethodDisabled => 405,
+            Self::EntryExists => 409,
             Self::JsonError => 415,
             Self::UpstreamStatic
             | Self::UpstreamBadServerId
@@ -72,6 +80,10 @@ impl Code {
             | Self::UpstreamBadMaxFails
             | Self::UpstreamBadFailTimeout
             | Self::UpstreamBadSlowStart
+            | Self::UpstreamBadRoute
+            | Self::UpstreamBadService
+            | Self::UpstreamNoBackup
+            | Self::UpstreamOutOfMemory
             | Self::BodyReadError => 400,
             Self::Ours(code) => code.status(),
         }

@@ -6,7 +6,7 @@
 use super::server::Server;
 use super::{Code, Error};
 use handoff_wire::{Span, State};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What a client wants of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,16 +19,8 @@ pub struct Wish {
 
 impl Wish {
     pub(super) fn read(body: &[u8], server: &Server) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| Code::JsonError.says(format!("json error: {error}")))?;
-        let Value::Object(parameters) = value else {
-            return Err(Code::UpstreamConfFormatError.says("the body is not an object"));
-        };
         let mut wish = Self::default();
-        for (name, value) in &parameters {
-            if value.is_object() || value.is_array() {
-                return Err(Code::UpstreamConfFormatError.says("nested object or list"));
-            }
+        for (name, value) in &object(body)? {
             match name.as_str() {
                 "drain" => wish.drain = Some(boolean(name, value)?),
                 "down" => wish.down = Some(boolean(name, value)?),
@@ -51,6 +43,19 @@ impl Wish {
             (false, false) => State::Up,
         }
     }
+}
+
+/// The parameters of a body.
+pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Error> {
+    let value: Value =
+        serde_json::from_slice(body).map_err(|error| Code::JsonError.says(format!("json error: {error}")))?;
+    let Value::Object(parameters) = value else {
+        return Err(Code::UpstreamConfFormatError.says("the body is not an object"));
+    };
+    if parameters.values().any(|value| value.is_object() || value.is_array()) {
+        return Err(Code::UpstreamConfFormatError.says("nested object or list"));
+    }
+    Ok(parameters)
 }
 
 /// A parameter that cannot be changed is as it was.
@@ -76,11 +81,11 @@ fn stays(name: &str, value: &Value, server: &Server) -> Result<(), Error> {
     if is_same { Ok(()) } else { Err(immutable(server, name)) }
 }
 
-fn boolean(name: &str, value: &Value) -> Result<bool, Error> {
+pub(super) fn boolean(name: &str, value: &Value) -> Result<bool, Error> {
     value.as_bool().ok_or_else(|| malformed(name))
 }
 
-fn number(name: &str, value: &Value, least: u64, code: Code) -> Result<u64, Error> {
+pub(super) fn number(name: &str, value: &Value, least: u64, code: Code) -> Result<u64, Error> {
     if !value.is_number() {
         return Err(malformed(name));
     }
@@ -88,13 +93,13 @@ fn number(name: &str, value: &Value, least: u64, code: Code) -> Result<u64, Erro
 }
 
 /// As nginx writes times; without a unit they are seconds.
-fn time(name: &str, value: &Value, code: Code) -> Result<Span, Error> {
+pub(super) fn time(name: &str, value: &Value, code: Code) -> Result<Span, Error> {
     let text = value.as_str().ok_or_else(|| malformed(name))?;
     let seconds = text.parse().ok().map(|seconds: u32| Span::from_secs(seconds.into()));
     seconds.or_else(|| text.parse().ok()).ok_or_else(|| code.says(format!("invalid \"{name}\"")))
 }
 
-fn malformed(name: &str) -> Error {
+pub(super) fn malformed(name: &str) -> Error {
     Code::UpstreamConfFormatError.says(format!("invalid \"{name}\" value"))
 }
 

@@ -33,6 +33,8 @@ pub enum Path {
 pub enum Call {
     Read(Path),
     Patch { upstream: String, id: String },
+    Post { upstream: String },
+    Delete { upstream: String, id: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum Method {
     /// GET or HEAD.
     Read,
     Patch,
+    Post,
+    Delete,
     Other,
 }
 
@@ -92,16 +96,18 @@ impl Path {
         match (method, self) {
             (Method::Read, path) => Ok(Call::Read(path)),
             (Method::Patch, Self::Server { upstream, id }) => Ok(Call::Patch { upstream, id }),
-            (Method::Patch | Method::Other, path) => Err(Code::MethodDisabled.says(match path {
-                Self::Servers(_) => "method disabled: servers are added in nginx.conf",
-                Self::Server { .. } => "method disabled: servers are removed in nginx.conf",
-                _ => "method disabled",
-            })),
+            (Method::Post, Self::Servers(upstream)) => Ok(Call::Post { upstream }),
+            (Method::Delete, Self::Server { upstream, id }) => Ok(Call::Delete { upstream, id }),
+            _ => Err(Code::MethodDisabled.says("method disabled")),
         }
     }
 
     /// The methods that it takes.
     pub fn allows(&self) -> &'static str {
-        if matches!(self, Self::Server { .. }) { "GET, HEAD, PATCH" } else { "GET, HEAD" }
+        match self {
+            Self::Servers(_) => "GET, HEAD, POST",
+            Self::Server { .. } => "GET, HEAD, PATCH, DELETE",
+            _ => "GET, HEAD",
+        }
     }
 }
