@@ -148,6 +148,12 @@ impl Host {
         command.stdout(log.try_clone()?).stderr(log).spawn().map(Beside).context("cannot run nsenter")
     }
 
+    /// Whether its address answers: an engine takes the network of a container that was stopped away.
+    pub async fn plug(&self, name: &str, in_or_out: bool) -> Result<()> {
+        let way = if in_or_out { "up" } else { "down" };
+        ip(&format!("-n {} link set eth0 {way}", self.space(name))).await.map(drop)
+    }
+
     /// What it wrote.
     pub fn said(&self, name: &str) -> String {
         fs::read_to_string(self.log(name)).unwrap_or_default()

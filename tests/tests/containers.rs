@@ -10,7 +10,8 @@ use e2e::{
     orders::Orders,
     place,
     pm2::NEWEST,
-    process, wait,
+    site::VERSIONS,
+    wait,
 };
 use handoff_wire::{Events, PeerState, PeerView, State, UpstreamView, path};
 use serde_json::Value;
@@ -164,8 +165,10 @@ impl Stage {
         self.control().get(path::EVENTS).await?.json()
     }
 
-    fn visited(&self) -> Load {
-        Load::start(self.host.at("web", 80), RATE)
+    /// Their orders have the same numbers each time.
+    fn visited(&self) -> Result<Load> {
+        fs::write(self.host.file("orders"), "")?;
+        Ok(Load::start(self.host.at("web", 80), RATE))
     }
 
     /// Nobody noticed anything, and nothing was done twice.
@@ -195,9 +198,10 @@ impl Stage {
         between: impl AsyncFnOnce(&Self) -> Result<()>,
     ) -> Result<()> {
         self.stop(name).await?;
+        self.host.plug(name, false).await?;
         between(self).await?;
-        self.start(name).await?;
-        self.serves(&[name]).await
+        self.host.plug(name, true).await?;
+        self.start(name).await
     }
 
     /// Both workers of a container that was stopped are known to be away.
@@ -222,7 +226,7 @@ async fn stopping_and_starting_one_of_two_containers_loses_nothing() -> Result<(
         return Ok(());
     }
     let mut stage = Stage::up("1.28.3", &APPS).await?;
-    let load = stage.visited();
+    let load = stage.visited()?;
     let other = stage.peers("app2").await?;
     stage
         .is_replaced("app1", async |stage| {
@@ -237,13 +241,14 @@ async fn stopping_and_starting_one_of_two_containers_loses_nothing() -> Result<(
             stage.are_down("app1").await
         })
         .await?;
-    let drained = stage.events().await?.events;
+    stage.serves(&APPS).await?;
+    let told = stage.events().await?.events;
     for peer in stage.peers("app1").await? {
         let is_it =
-            |state: State| drained.iter().any(|event| event.peer == peer.address && event.to == Some(state));
+            |state: State| told.iter().any(|event| event.peer == peer.address && event.to == Some(state));
         ensure!(
             is_it(State::Draining) && is_it(State::Down),
-            "{} went without a word: {drained:#?}",
+            "{} went without a word: {told:#?}",
             peer.address
         );
     }
@@ -279,5 +284,73 @@ async fn a_sidecar_of_another_container_sees_the_workers_or_says_why_not() -> Re
     says(Shares::Network, "is in another PID namespace: run handoff in the workers' container").await?;
     says(Shares::Pid, "is in another network namespace").await?;
     stage.apps.clear();
+    Ok(())
+}
+
+/// Until the marks of a sidecar that is gone have run out.
+async fn marks_lapse(stage: &Stage, name: &str) -> Result<()> {
+    wait::until("the marks of its sidecar to run out", PATIENCE, async || {
+        let peers = stage.peers(name).await.ok()?;
+        let are_gone =
+            peers.iter().flat_map(|peer| &peer.marks).all(|mark| mark.owner.to_string() == "operator");
+        are_gone.then_some(())
+    })
+    .await
+}
+
+/// Each way in which docs/operations/containers.md has containers replaced. `make containers`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a minute for each nginx: make containers"]
+async fn every_way_to_replace_a_container_that_is_documented_loses_nothing() -> Result<()> {
+    if !container::can_be_made() {
+        return Ok(());
+    }
+    for version in VERSIONS {
+        let mut stage = Stage::up(version, &APPS).await?;
+        for name in APPS {
+            println!("{version}: {name} is stopped and started");
+            let load = stage.visited()?;
+            stage.is_replaced(name, async |stage| stage.are_down(name).await).await?;
+            stage.serves(&APPS).await?;
+            stage.end_well(load).await?;
+        }
+
+        println!("{version}: app1 is away for longer than marks last, and was drained");
+        let load = stage.visited()?;
+        stage.handoff("app1", "drain shop --wait").await?;
+        stage
+            .is_replaced("app1", async |stage| {
+                marks_lapse(stage, "app1").await?;
+                let peers = stage.peers("app1").await?;
+                ensure!(peers.iter().all(|peer| peer.state == PeerState::Draining), "{peers:?}");
+                Ok(())
+            })
+            .await?;
+        wait::until("its workers to be there", PATIENCE, async || {
+            let status = stage.handoff("app1", "status --json").await.ok()?;
+            let status: Value = serde_json::from_str(&status).ok()?;
+            (status.pointer("/daemons/0/apps/0/level")? == "L0").then_some(())
+        })
+        .await?;
+        stage.handoff("app1", "ready shop").await?;
+        stage.serves(&APPS).await?;
+        stage.end_well(load).await?;
+
+        println!("{version}: the same, and nobody had said anything");
+        let load = stage.visited()?;
+        stage.is_replaced("app2", async |stage| marks_lapse(stage, "app2").await).await?;
+        stage.serves(&APPS).await?;
+        stage.end_well(load).await?;
+
+        println!("{version}: the only container, while requests wait");
+        drop(stage);
+        let mut stage = Stage::up(version, &["app1"]).await?;
+        let load = stage.visited()?;
+        stage.handoff("app1", "pause shop --wait --max 25s").await?;
+        stage.is_replaced("app1", async |_| Ok(())).await?;
+        stage.serves(&["app1"]).await?;
+        stage.handoff("app1", "resume shop").await?;
+        stage.end_well(load).await?;
+    }
     Ok(())
 }
