@@ -151,6 +151,10 @@ latency: build ## from `up` to the request at the peer, of those who waited; and
 storm: build ## 100 000 requests of every kind over each nginx, while peers, pauses, reloads and deaths come and go: three minutes
 	cargo test $(LOCKED) -p e2e --test hold storm:: -- --ignored --nocapture --test-threads=1
 
+.PHONY: containers
+containers: build ## each documented way to replace a container, in front of both nginx: two minutes; needs root
+	cargo test $(LOCKED) -p e2e --test containers -- --include-ignored --nocapture --test-threads=1
+
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes
 	cargo run --release $(LOCKED) --bin demo

@@ -24,6 +24,7 @@ pub mod caddy;
 pub mod clock;
 pub mod command;
 pub mod conf;
+pub mod container;
 pub mod control;
 pub mod crowd;
 pub mod door;

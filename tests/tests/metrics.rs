@@ -4,11 +4,13 @@ use anyhow::{Context, Result, ensure};
 use e2e::{
     backend::Backend,
     load::Load,
+    marker::Marker,
     place, ports,
     prometheus::{self, Prometheus},
     site::{PATIENCE, Say, Site, VERSIONS},
     wait,
 };
+use handoff_wire::State;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -101,10 +103,12 @@ async fn the_catalogue_is_what_is_told_and_promtool_has_nothing_against_it() -> 
     let backend = Backend::start(2).await?;
     for version in VERSIONS {
         let mut site = Site::new(version).await?;
-        site.write(&site.usual(&backend).replace("handoff;", "handoff; handoff_slots 1;"))?;
+        let lines = "handoff; handoff_slots 1; handoff_slow_start 1h;";
+        site.write(&site.usual(&backend).replace("handoff;", lines))?;
         site.start().await?;
         site.visitors().get("/").await?;
         // What is told only while there is one.
+        Marker::pm2(&site, "app").says(State::Checking, &[&backend.peer(0)]).await?;
         let pause = r#"{"owner":"operator","upstreams":["app"],"max":"10s"}"#;
         site.control().ask("PUT".parse()?, "/v1/pause", pause).await?;
         let text = metrics(&site).await?;

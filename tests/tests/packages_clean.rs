@@ -346,7 +346,7 @@ async fn the_service_of_root_serves_the_pm2_of_a_user() -> Result<()> {
     .await?;
     machine.succeeds("su - deploy -c 'pm2 reload myapp'").await?;
     let said = machine.succeeds("handoff events").await?;
-    assert!(said.contains("up → changing  pm2:/home/deploy/.pm2"), "{said}");
+    assert!(said.contains("up → changing  pm2:") && said.contains("/home/deploy/.pm2"), "{said}");
     let said = machine.succeeds("systemctl show --property StatusText handoff").await?;
     assert!(said.contains("/home/deploy/.pm2: 2 workers, 2 behind nginx\n"), "{said}");
     Ok(())

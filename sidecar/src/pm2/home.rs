@@ -4,6 +4,7 @@ use handoff_wire::Owner;
 use std::{
     env,
     fmt::{self, Write as _},
+    fs,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -42,9 +43,15 @@ impl Home {
         self.0.join("rpc.sock")
     }
 
-    /// The owner of this daemon's marks: the same after every restart of the sidecar, so that it finds its own again.
+    /// The owner of this daemon's marks: the same after every restart of the sidecar, so that it finds its own again. And no
+    /// other's: containers of one image all have their daemon at the same path.
     pub fn owner(&self) -> Option<Owner> {
-        let bytes = self.0.as_os_str().as_bytes();
+        self.owner_in(container().as_deref().unwrap_or_default())
+    }
+
+    fn owner_in(&self, container: &str) -> Option<Owner> {
+        let name = [container.as_bytes(), self.0.as_os_str().as_bytes()].concat();
+        let bytes = name.as_slice();
         let plain = bytes.iter().fold(String::new(), |mut out, &byte| {
             match byte {
                 b'%' | 0..=b' ' | 0x7f.. => _ = write!(out, "%{byte:02x}"),
@@ -55,6 +62,19 @@ impl Home {
         format!("pm2:{plain}").parse().or_else(|_| format!("pm2:{:016x}", digest(bytes)).parse()).ok()
     }
 }
+
+/// The name of the container that we are in, if we are in one.
+fn container() -> Option<String> {
+    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+    if namespace == Path::new(FIRST_NAMESPACE) {
+        return None;
+    }
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// The PID namespace that the kernel begins with: PROC_PID_INIT_INO.
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
 
 /// Stable across versions of the standard library, unlike its own hasher: FNV-1a.
 fn digest(bytes: &[u8]) -> u64 {
@@ -74,7 +94,15 @@ mod tests {
     use super::*;
 
     fn owner(path: &str) -> String {
-        Home(path.into()).owner().unwrap().to_string()
+        Home(path.into()).owner_in("").unwrap().to_string()
+    }
+
+    #[test]
+    fn in_a_container_its_name_is_part_of_it() {
+        let owner = |container: &str| Home("/root/.pm2".into()).owner_in(container).unwrap().to_string();
+        assert_eq!([owner("app1"), owner("app2")], ["pm2:app1/root/.pm2", "pm2:app2/root/.pm2"]);
+        let [long, other] = ["a", "b"].map(|letter| owner(&letter.repeat(60)));
+        assert!(long.len() == "pm2:".len() + 16 && long != other);
     }
 
     #[test]
