@@ -13,6 +13,7 @@ use e2e::{
     site::VERSIONS,
 };
 use serde_json::{Value, json};
+use std::fs;
 
 /// Two workers whose app handles no signal, each behind `handoff exec`.
 fn ecosystem(stage: &Stage, settings: &Value) -> Result<Value> {
@@ -57,6 +58,10 @@ async fn reload(settings: &Value, with_sidecar: bool) -> Result<()> {
         visits.len()
     );
     assert_eq!(stage.judge(&visits)?, [""; 0], "of {}", visits.len());
+    for worker in [0, 1] {
+        let said = fs::read_to_string(home.join(format!("logs/{NAME}-error-{worker}.log")))?;
+        assert!(said.contains("nginx has nothing left with it") && !said.contains("WARN"), "{said}");
+    }
     if let Some(sidecar) = sidecar {
         sidecar.stop()?;
     }
