@@ -111,7 +111,7 @@ struct Edge {
     closed: bool,
     epoch: u8,
     in_flight: bool,
-    /// nginx has restarted, and was told nothing yet.
+    /// nginx has restarted after it was asked for the last time.
     is_fresh: bool,
 }
 
@@ -265,8 +265,8 @@ impl World {
         world
     }
 
-    /// `stops`: this very step stops the worker. An nginx that has just restarted knows nothing: it is told within a second,
-    /// and until then meets a worker that is gone as any nginx does.
+    /// `stops`: this very step stops the worker. An nginx that restarts between its last answer and the stop has forgotten
+    /// it: that is told within a second, and until then it meets a worker that is gone as any nginx does.
     fn is_broken(&self, stops: bool) -> bool {
         let counted = (0..EDGES).filter(|&edge| self.store.registered[edge].is_some());
         let mut counted = counted.map(|edge| &self.edges[edge]).filter(|edge| !edge.is_fresh);
@@ -319,6 +319,7 @@ impl World {
         match &self.host.phase {
             Phase::Idle if self.host.tries < tries => step("the host drains", &|world| {
                 world.host.tries += 1;
+                world.edges.iter_mut().for_each(|edge| edge.is_fresh = false);
                 world.host.phase = Phase::Draining(world.store.say(true));
             }),
             Phase::Draining(revision) => {
@@ -369,7 +370,6 @@ impl World {
                     edge.epoch += 1;
                 }
                 edge.closed = drains;
-                edge.is_fresh = false;
                 edge.put = edge.heard;
             });
         }
@@ -446,8 +446,13 @@ impl World {
             // Afterwards it is a new nginx that meets a worker that is gone, as anywhere.
             if edge.closed && self.host.phase != Phase::Stopped {
                 step("nginx restarts", &|world| {
+                    let asked = match world.host.phase {
+                        Phase::Fencing(revision, _) => revision,
+                        _ => u8::MAX,
+                    };
                     let edge = &mut world.edges[at];
-                    (edge.closed, edge.in_flight, edge.put, edge.is_fresh) = (false, false, 0, true);
+                    edge.is_fresh = edge.put >= asked;
+                    (edge.closed, edge.in_flight, edge.put) = (false, false, 0);
                 });
             }
         }
