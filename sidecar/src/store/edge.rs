@@ -246,7 +246,7 @@ impl Edge {
             Compare::mod_revision(first, CompareOp::Less, self.said.revision() + 1).with_range(end);
         let key = self.keys.edge(&self.settings.name);
         match session.claim(&key, &value, |value| &value.holder, &[nothing_new]).await? {
-            Claim::Ours => {
+            Claim::Ours(_) => {
                 self.log
                     .info(format!("{} is in the store: app hosts wait for its nginx", self.settings.name));
                 self.due = self.said.hosts().map(|(name, _)| name.clone()).collect();

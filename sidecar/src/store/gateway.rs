@@ -55,6 +55,20 @@ struct Book {
     /// Changes when the store may have lost what we hold. None: we are not in the store.
     instance: Option<String>,
     problem: Option<String>,
+    view: View,
+}
+
+/// Whether what we know of the edges is what there is.
+#[derive(Clone, Copy, Debug, Default)]
+enum View {
+    #[default]
+    None,
+    /// Those who have not answered our coming yet are waited for until then.
+    Begun {
+        since: i64,
+        until: Instant,
+    },
+    Whole,
 }
 
 /// To the store, under our lease.
@@ -68,6 +82,8 @@ struct Line {
 const WAIT: Duration = Duration::from_secs(1);
 /// How long a fact does: nobody may hold up what comes after it.
 const SHORT: Duration = Duration::from_millis(200);
+/// How long an edge has to say what it has of a host that has just come.
+const VIEW: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(250);
 /// etcd takes 128 in one transaction.
 const AT_ONCE: usize = 100;
@@ -117,8 +133,9 @@ impl Gateway {
             holder: holder(),
         };
         let key = self.desk.keys.host(&self.desk.host);
+        let since;
         match session.claim(&key, &value, |value| &value.holder, &[]).await? {
-            Claim::Ours => {}
+            Claim::Ours(revision) => since = revision,
             Claim::Overtaken => {
                 return Err(StoreError::Failed("another process took our name just now".to_owned()));
             }
@@ -133,7 +150,7 @@ impl Gateway {
             }
         }
         let line = Line { client: session.client.clone(), holds: session.holds(&key), lease: session.lease };
-        self.desk.enter(line).await;
+        self.desk.enter(line, since).await;
         let mut client = session.client.clone();
         let listening = async {
             let mut pause = Backoff::default();
@@ -321,11 +338,12 @@ impl Desk {
 // === impl Desk: the store ===
 
 impl Desk {
-    async fn enter(&self, line: Line) {
+    async fn enter(&self, line: Line, since: i64) {
         {
             let mut book = self.book();
             book.instance = Some(format!("{:016x}", line.lease));
             book.problem = None;
+            book.view = View::Begun { since, until: Instant::now() + VIEW };
             book.ledger.forget_written();
         }
         *self.line.lock().await = Some(line);
@@ -336,6 +354,7 @@ impl Desk {
         *self.line.lock().await = None;
         let mut book = self.book();
         (book.instance, book.problem) = (None, Some(problem));
+        book.view = View::None;
         book.edges = Edges::default();
         drop(book);
         self.change();
@@ -434,6 +453,7 @@ impl Desk {
                 let TxnOpResponse::Get(found) = response else { continue };
                 found.kvs().iter().for_each(|kv| self.hear(&mut book, kv, true, log));
             }
+            book.complete();
         }
         self.change();
         let from = || Some(WatchOptions::new().with_prefix().with_start_revision(revision + 1));
@@ -451,6 +471,7 @@ impl Desk {
                     let Some(kv) = event.kv() else { continue };
                     self.hear(&mut book, kv, event.event_type() == EventType::Put, log);
                 }
+                book.complete();
             }
             self.change();
         }
@@ -484,6 +505,7 @@ impl Desk {
             let (lapsed, is_behind) = {
                 let mut book = self.book();
                 let lapsed = book.ledger.sweep(Instant::now());
+                book.complete();
                 (lapsed, book.instance.is_some() && !book.ledger.unwritten().is_empty())
             };
             for (peer, owner) in &lapsed {
@@ -499,7 +521,18 @@ impl Desk {
 // === impl Book ===
 
 impl Book {
+    /// Half a picture would say that peers are gone.
+    fn complete(&mut self) {
+        let View::Begun { since, until } = self.view else { return };
+        if self.is_everywhere(since) || Instant::now() >= until {
+            self.view = View::Whole;
+        }
+    }
+
     fn instance(&self) -> Result<String, Refusal> {
+        if self.instance.is_some() && !matches!(self.view, View::Whole) {
+            return Err(Code::Waiting.says("the store is asked what nginx hosts have"));
+        }
         self.instance.clone().ok_or_else(|| {
             let why = self.problem.as_deref().unwrap_or("not yet reached");
             Code::Waiting.says(format!("the store is out of reach: {why}"))

@@ -43,7 +43,8 @@ pub struct Backoff(Duration);
 /// What is in the way of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    Ours,
+    /// Since this revision.
+    Ours(i64),
     /// Another process has that name.
     Taken(Holder),
     /// Something else that it depends on has changed.
@@ -105,7 +106,7 @@ impl Session {
                 .or_else(vec![TxnOp::get(key, None)]);
             let answer = timely(self.client.txn(txn)).await?;
             if answer.succeeded() {
-                return Ok(Claim::Ours);
+                return Ok(Claim::Ours(answer.header().map_or(0, |header| header.revision())));
             }
             let responses = answer.op_responses();
             let Some(TxnOpResponse::Get(found)) = responses.first() else { return Ok(Claim::Overtaken) };
