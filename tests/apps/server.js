@@ -2,6 +2,7 @@
 
 // The sample application: a small, ordinary Express server, as a team would run it under PM2.
 //
+// HOST       the address that it listens on; 127.0.0.1 unless it is told another.
 // BEHAVIOUR  graceful (default): warms up, says `ready`, and on SIGINT or SIGTERM closes its server before it exits.
 //            naive: warms up, says nothing, handles no signal.
 //            throws: as graceful, but worker 0 throws 200 ms after it listens, as long as CRASH_FILE exists.
@@ -16,6 +17,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 const express = require('express');
 const { WebSocketServer } = require('ws');
 
+const host = process.env.HOST ?? '127.0.0.1';
 const port = Number(process.env.PORT ?? 3000);
 const instance = Number(process.env.NODE_APP_INSTANCE ?? 0);
 const behaviour = process.env.BEHAVIOUR ?? 'graceful';
@@ -78,7 +80,7 @@ sockets.on('connection', (socket) => socket.on('message', (data, isBinary) => so
 async function start() {
   lives('boot', port, instance);
   await sleep(WARM_UP.from + Math.random() * (WARM_UP.to - WARM_UP.from));
-  server.listen(port, '127.0.0.1', () => {
+  server.listen(port, host, () => {
     lives('listen', port, instance);
     if (behaviour !== 'naive') process.send?.('ready');
     if (behaviour === 'throws' && instance === 0) setTimeout(crash, 200);

@@ -1,0 +1,174 @@
+//! Many machines: hosts of the app, edges with nginx in front of them, and etcd between their sidecars. Needs root.
+//!
+//! Each is a machine of [`net`](crate::net). The visitors have one of their own, and go to all edges by turns.
+
+pub mod edge;
+pub mod host;
+
+use crate::{
+    access_log::AccessLog,
+    app::Behaviour,
+    clock::Moment,
+    etcd::Etcd,
+    http,
+    lives::Life,
+    load::{Load, Visit},
+    net::{Inside, Machine, Net},
+    nginx::Binary,
+    orders::Orders,
+    place::Place,
+    scenario::Setup,
+    wait,
+};
+use anyhow::Result;
+use edge::Edge;
+use host::AppHost;
+use std::{net::SocketAddr, time::Duration};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is laid out.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub nginx: Binary,
+    pub setup: Setup,
+    pub edges: usize,
+    pub hosts: usize,
+    /// On each of them.
+    pub workers: u16,
+    pub behaviour: Behaviour,
+    /// How many members etcd has.
+    pub members: usize,
+}
+
+/// Fields are dropped in this order: first those who ask, last those who answer.
+#[derive(Debug)]
+pub struct Lab {
+    pub edges: Vec<Edge>,
+    pub hosts: Vec<AppHost>,
+    pub etcd: Option<Etcd>,
+    visitors: Inside,
+    net: Net,
+    #[expect(dead_code, reason = "they are gone when this is dropped")]
+    rest: (Machine, Place),
+}
+
+/// Something that one nginx holds of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub peer: String,
+    pub what: String,
+}
+
+/// Everything that was seen.
+#[derive(Debug)]
+pub struct Seen {
+    pub visits: Vec<Visit>,
+    pub orders: Orders,
+    pub lives: Vec<Life>,
+    /// Of each edge, what its nginx logged.
+    pub logs: Vec<(SocketAddr, AccessLog)>,
+    pub began: Moment,
+}
+
+/// The visitors, on their way.
+#[derive(Debug)]
+pub struct Visitors {
+    load: Load,
+    began: Moment,
+}
+
+// === impl Lab ===
+
+impl Lab {
+    /// Comes back when every edge passes to every worker. No sidecar runs yet.
+    pub async fn set(plan: &Plan) -> Result<Self> {
+        let mut net = Net::new().await?;
+        let place = Place::new()?;
+        let visitors_machine = net.machine().await?;
+        let visitors = visitors_machine.enter().await?;
+        let etcd = match plan.members {
+            0 => None,
+            members => {
+                let machines = machines(&mut net, members).await?;
+                Some(Etcd::start(machines, place.path(), &visitors).await?)
+            }
+        };
+        let mut lab =
+            Self { edges: vec![], hosts: vec![], etcd, visitors, net, rest: (visitors_machine, place) };
+        let mut servers = Vec::new();
+        for machine in machines(&mut lab.net, plan.hosts).await? {
+            servers.extend(AppHost::addresses(&machine, plan.workers));
+            lab.hosts.push(AppHost::start(machine, plan.behaviour, plan.workers).await?);
+        }
+        for _ in 0..plan.edges {
+            lab.add_edge(plan, &servers).await?;
+        }
+        lab.answers().await?;
+        Ok(lab)
+    }
+
+    async fn add_edge(&mut self, plan: &Plan, servers: &[SocketAddr]) -> Result<()> {
+        let machine = self.net.machine().await?;
+        self.edges.push(Edge::start(machine, &plan.nginx, servers, plan.setup).await?);
+        Ok(())
+    }
+
+    /// Waits until every edge answers.
+    pub async fn answers(&self) -> Result<()> {
+        for edge in &self.edges {
+            let address = edge.address();
+            wait::until("an edge to answer", PATIENCE, async || {
+                let asked = self.visitors.run(async move { http::status(address, "/health").await });
+                asked.await.ok()?.filter(hyper::StatusCode::is_success)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// So many visits a second, over all edges.
+    pub async fn visit(&self, rate: u32) -> Result<Visitors> {
+        let targets: Vec<SocketAddr> = self.edges.iter().map(Edge::address).collect();
+        let began = Moment::now();
+        Ok(Visitors { load: self.visitors.run(async move { Load::over(&targets, rate) }).await?, began })
+    }
+
+    /// Takes all down in order.
+    pub async fn strike(self, visitors: Visitors) -> Result<Seen> {
+        let visits = self.visitors.run(async move { visitors.load.stop().await }).await?;
+        let mut seen =
+            Seen { visits, orders: Orders::default(), lives: vec![], logs: vec![], began: visitors.began };
+        for host in self.hosts {
+            let left = host.strike().await?;
+            seen.orders.add(left.orders);
+            seen.lives.extend(left.lives);
+        }
+        for edge in self.edges {
+            seen.logs.push((edge.address(), edge.strike().await?));
+        }
+        Ok(seen)
+    }
+}
+
+async fn machines(net: &mut Net, count: usize) -> Result<Vec<Machine>> {
+    let mut machines = Vec::new();
+    for _ in 0..count {
+        machines.push(net.machine().await?);
+    }
+    Ok(machines)
+}
+
+// === impl Seen ===
+
+impl Seen {
+    pub fn failed(&self) -> impl Iterator<Item = &Visit> {
+        self.visits.iter().filter(|visit| visit.failed())
+    }
+
+    /// Where nginx tried a visit.
+    pub fn tried(&self, visit: &Visit) -> &[SocketAddr] {
+        let log = self.logs.iter().find(|(edge, _)| *edge == visit.target);
+        log.map(|(_, log)| log.tried(visit.number)).unwrap_or_default()
+    }
+}
