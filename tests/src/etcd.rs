@@ -1,9 +1,9 @@
-//! A private etcd: one member or several, each on a machine of its own, with its data where it is told.
+//! A private etcd, with its data where it is told: one member or several, each on a machine of its own, or one on ours.
 
 use crate::{
     door::Door,
-    net::{Inside, Machine},
-    process, wait,
+    net::{Inside, Machine, Realm},
+    ports, process, wait,
 };
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
@@ -28,7 +29,10 @@ pub struct Etcd {
 
 #[derive(Debug)]
 pub struct Member {
-    machine: Machine,
+    /// None: ours.
+    machine: Option<Machine>,
+    clients: SocketAddr,
+    members: SocketAddr,
     name: String,
     folder: PathBuf,
     cluster: String,
@@ -59,7 +63,9 @@ impl Etcd {
             named().map(|(name, machine)| format!("{name}=http://{}", machine.address(MEMBERS))).collect();
         let names: Vec<String> = named().map(|(name, _)| name).collect();
         let members = machines.into_iter().zip(names).map(|(machine, name)| Member {
-            machine,
+            clients: machine.address(CLIENTS),
+            members: machine.address(MEMBERS),
+            machine: Some(machine),
             folder: folder.join(&name),
             name,
             cluster: cluster.join(","),
@@ -73,10 +79,22 @@ impl Etcd {
         Ok(etcd)
     }
 
+    /// One member, on free ports of 127.0.0.1.
+    pub async fn alone(folder: &Path) -> Result<Self> {
+        let first = ports::row(2)?;
+        let (clients, members) = (ports::address(first), ports::address(first + 1));
+        let name = "m0".to_owned();
+        let (folder, cluster) = (folder.join(&name), format!("{name}=http://{members}"));
+        let mut member = Member { machine: None, clients, members, name, folder, cluster, child: None };
+        member.launch()?;
+        member.is_healthy(&Inside::here()).await?;
+        Ok(Self { members: vec![member] })
+    }
+
     /// What `--store` is given.
     pub fn endpoints(&self) -> String {
         let endpoints =
-            self.members.iter().map(|member| format!("http://{}", member.machine.address(CLIENTS)));
+            self.members.iter().map(|member| format!("http://{}", member.clients));
         endpoints.collect::<Vec<_>>().join(",")
     }
 
@@ -104,8 +122,13 @@ impl Etcd {
 // === impl Member ===
 
 impl Member {
-    pub fn machine(&self) -> &Machine {
-        &self.machine
+    pub fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+
+    /// Where it is spoken to.
+    pub fn address(&self) -> SocketAddr {
+        self.clients
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -114,12 +137,10 @@ impl Member {
 
     /// Starts, and does not wait. Data that is there already is gone on with.
     pub fn launch(&mut self) -> Result<()> {
-        let (clients, members) = (
-            format!("http://{}", self.machine.address(CLIENTS)),
-            format!("http://{}", self.machine.address(MEMBERS)),
-        );
+        let [clients, members] = [self.clients, self.members].map(|address| format!("http://{address}"));
         let log = self.folder.with_extension("log");
-        let mut etcd = self.machine.realm().command("etcd");
+        let realm = self.machine.as_ref().map_or_else(Realm::default, Machine::realm);
+        let mut etcd = realm.command("etcd");
         etcd.args(["--name", &self.name]).arg("--data-dir").arg(&self.folder);
         etcd.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
         etcd.args(["--listen-peer-urls", &members, "--initial-advertise-peer-urls", &members]);
@@ -154,7 +175,7 @@ impl Member {
     }
 
     async fn status(&self, visitor: &Inside) -> Result<Status> {
-        let door = Door::Tcp(self.machine.address(CLIENTS));
+        let door = Door::Tcp(self.clients);
         let ask = async move { door.ask(Method::POST, "/v3/maintenance/status", "{}").await };
         let reply = visitor.run(ask).await??;
         ensure!(reply.status == 200, "{}: {}", reply.status, reply.text());

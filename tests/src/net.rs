@@ -57,7 +57,8 @@ pub struct Realm(Option<String>);
 #[derive(Debug)]
 pub struct Inside {
     handle: Handle,
-    _stop: oneshot::Sender<()>,
+    /// Ends it.
+    _stop: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -154,7 +155,7 @@ impl Machine {
             }
         })?;
         let handle = told.await?.with_context(|| format!("cannot enter {path}"))?;
-        Ok(Inside { handle, _stop: stop })
+        Ok(Inside { handle, _stop: Some(stop) })
     }
 
     /// The plug is pulled: all that runs there dies at once, and nobody tells anybody.
@@ -196,6 +197,11 @@ impl Realm {
 // === impl Inside ===
 
 impl Inside {
+    /// On ours.
+    pub fn here() -> Self {
+        Self { handle: Handle::current(), _stop: None }
+    }
+
     pub async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Result<T> {
         Ok(self.handle.spawn(task).await?)
     }
