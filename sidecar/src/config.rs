@@ -5,6 +5,9 @@
 //! state_dir = "/var/lib/handoff"
 //! preload_socket = "/run/handoff/preload.sock"
 //!
+//! [store]                       # several hosts: docs/operations/many-hosts.md
+//! endpoints = ["http://10.0.0.2:2379"]
+//!
 //! [[pm2]]                       # several daemons; absent: the one that PM2_HOME names
 //! home = "/home/shop/.pm2"
 //!
@@ -23,12 +26,15 @@ use crate::{
     deploy::settings::Settings,
     peer::Place,
     pm2::monitor::Listed,
+    store::Role,
     telemetry::{Format, Level},
 };
+use handoff_wire::store::Name;
 use serde::{Deserialize, Deserializer, de};
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -41,12 +47,33 @@ pub struct File {
     pub state_dir: Option<PathBuf>,
     pub preload_socket: Option<PathBuf>,
     #[serde(default)]
+    pub store: Store,
+    #[serde(default)]
     pub pm2: Vec<Pm2>,
     #[serde(default, rename = "worker")]
     pub overrides: Vec<Override>,
     /// By app.
     #[serde(default)]
     pub deploy: BTreeMap<String, Settings>,
+}
+
+/// Where app hosts and nginx hosts meet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    pub role: Option<Role>,
+    pub cluster: Option<Name>,
+    pub name: Option<Name>,
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    pub socket: Option<Address>,
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub user: Option<String>,
+    pub password_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -142,6 +169,18 @@ mod tests {
             log_format = "json"
             state_dir = "/srv/state"
             preload_socket = "/run/shop/preload.sock"
+            [store]
+            endpoints = ["https://10.0.0.2:2379", "https://10.0.0.3:2379"]
+            role = "both"
+            cluster = "prod"
+            name = "app1"
+            addresses = ["10.0.0.5"]
+            socket = "unix:/run/store.sock"
+            ca = "/etc/handoff/ca.pem"
+            cert = "/etc/handoff/app1.pem"
+            key = "/etc/handoff/app1.key"
+            user = "app1"
+            password_file = "/etc/handoff/password"
             [[pm2]]
             home = "/home/a/.pm2"
             [[pm2]]
@@ -195,6 +234,8 @@ mod tests {
             ("[deploy.shop]\npath = \"/srv\"\nhealth = \"well\"", ":3:10:", "begins with a slash"),
             ("[deploy.shop]\nrepository = \"a\"", ":1:1:", "missing field `path`"),
             ("[deploy.shop]\npath = \"/srv\"\nlimits = { error = 1 }", ":3:12:", "unknown field `error`"),
+            ("[store]\nname = \"a b\"", ":2:8:", "\"a b\" is not a name"),
+            ("[store]\nendpoint = \"a\"", ":2:1:", "unknown field `endpoint`"),
             ("[[pm2]]\nhom = 1", ":2:1:", "unknown field `hom`"),
             ("x", ":1:2:", "key"),
         ] {

@@ -39,6 +39,7 @@ pub mod shared;
 pub mod shutdown;
 pub mod sidecar;
 pub mod spares;
+pub mod store;
 pub mod survey;
 pub mod telemetry;
 pub mod worker;

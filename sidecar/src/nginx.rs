@@ -79,12 +79,11 @@ impl Nginx {
         let mut is_new = is_asked;
         for owner in self.owners.clone() {
             let ack = self.control.renew(&Renew { owner, lease: None, marks: None }).await?;
-            let known = self
-                .views
-                .borrow()
-                .as_deref()
-                .map(|view| (view.upstreams.instance.clone(), view.upstreams.generation));
-            is_new |= known != Some((ack.instance, ack.generation));
+            is_new |= self.known() != Some((ack.instance, ack.generation));
+        }
+        if self.owners.is_empty() {
+            let overview = self.control.overview().await?;
+            is_new |= self.known() != Some((overview.instance, overview.generation));
         }
         if is_new {
             let asked = Instant::now();
@@ -93,5 +92,10 @@ impl Nginx {
         }
         let view = self.views.borrow();
         Ok(view.as_deref().map(|view| view.upstreams.instance.clone()).unwrap_or_default())
+    }
+
+    fn known(&self) -> Option<(String, u64)> {
+        let view = self.views.borrow();
+        view.as_deref().map(|view| (view.upstreams.instance.clone(), view.upstreams.generation))
     }
 }

@@ -66,7 +66,10 @@ impl Observed {
 
     /// nginx has confirmed that it is so by our own mark.
     pub fn has(&self, peer: &Peer, state: State) -> bool {
-        self.peers.get(peer).and_then(|seen| seen.own.as_ref()).is_some_and(|own| own.state == state)
+        // Many nginx, which are told through a store, have it when the last of them does.
+        let keeps = |seen: &ObservedPeer| state.serves() || !seen.state.serves();
+        let owns = |seen: &ObservedPeer| seen.own.as_ref().is_some_and(|own| own.state == state);
+        self.peers.get(peer).is_some_and(|seen| owns(seen) && keeps(seen))
     }
 
     /// Whether this mark takes a peer out of service, or puts it back: one may not wait without the other, or for a

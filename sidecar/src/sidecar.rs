@@ -15,10 +15,11 @@ use crate::{
     scout::{self, Hurry},
     service::{self, Patient, Pulse},
     shutdown,
+    store::{self, edge::Edge, gateway::Gateway},
     telemetry::Changes,
 };
 use handoff_wire::Owner;
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinSet,
@@ -27,6 +28,8 @@ use tokio::{
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub control: Address,
+    /// None: all of it is on this host.
+    pub store: Option<store::Settings>,
     pub homes: Vec<Home>,
     pub overrides: Vec<Override>,
     pub state_dir: PathBuf,
@@ -37,15 +40,38 @@ pub struct Settings {
 const SOCKET: &str = "preload.sock";
 
 /// Runs until the shutdown. Nothing that is missing outside ends it.
-pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
+pub async fn run(mut settings: Settings, shutdown: watch::Receiver<bool>) {
+    // Those who only watch end with the process; those who must take their leave are waited for.
+    let mut watchers = JoinSet::new();
+    let mut workers = JoinSet::new();
+    if let Some(store) = settings.store.take() {
+        store.unguarded().for_each(|endpoint| {
+            tracing::warn!("{endpoint} is spoken to in the clear: let it be https, and name its authority with --store-ca");
+        });
+        if store.role.is_edge() {
+            watchers.spawn(Edge::new(store.clone(), settings.control.clone()).run());
+            let (nginx, views, _) = Nginx::new(settings.control.clone(), Vec::new());
+            watchers.spawn(nginx.run());
+            let memory = Memory::open(&settings.state_dir, Control::new(settings.control.clone()));
+            workers.spawn(memory.run(views, shutdown.clone()));
+            settings.state_dir.push("store");
+        }
+        if store.role.is_host() {
+            // From here on nginx is all of them.
+            settings.control = store.socket.clone();
+            watchers.spawn(Gateway::new(store).run(users(&settings.homes)));
+        } else {
+            tracing::info!(control = %settings.control, "handoff {} runs", env!("CARGO_PKG_VERSION"));
+            while workers.join_next().await.is_some() {}
+            watchers.shutdown().await;
+            return tracing::info!("handoff ends");
+        }
+    }
     let daemons: Vec<(Home, Owner)> =
         settings.homes.iter().filter_map(|home| Some((home.clone(), home.owner()?))).collect();
     let owners: Vec<Owner> = daemons.iter().map(|(_, owner)| owner.clone()).collect();
     let (nginx, views, refresh) = Nginx::new(settings.control.clone(), owners.clone());
 
-    // Those who only watch end with the process; those who must take their leave are waited for.
-    let mut watchers = JoinSet::new();
-    let mut workers = JoinSet::new();
     watchers.spawn(nginx.run());
     let memory = Memory::open(&settings.state_dir, Control::new(settings.control.clone()));
     workers.spawn(memory.run(views.clone(), shutdown.clone()));
@@ -81,6 +107,12 @@ pub async fn run(settings: Settings, shutdown: watch::Receiver<bool>) {
         owners.iter().for_each(|owner| Report::remove(&dir, owner));
     }
     tracing::info!("handoff ends");
+}
+
+/// Root, our own user, and those of our PM2 daemons.
+fn users(homes: &[Home]) -> BTreeSet<u32> {
+    let owners = homes.iter().filter_map(|home| Some(fs::metadata(home.path()).ok()?.uid()));
+    owners.chain([0, rustix::process::geteuid().as_raw()]).collect()
 }
 
 /// What one PM2 daemon needs.

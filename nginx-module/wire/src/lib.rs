@@ -14,6 +14,7 @@ mod refusal;
 mod request;
 mod span;
 mod state;
+pub mod store;
 mod timeline;
 mod view;
 

@@ -154,7 +154,7 @@ pub fn drained(upstream: &str, peer: &str) -> String {
 }
 
 /// Percent-encodes everything but unreserved characters and the colon and brackets of addresses.
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'[' | b']' => {

@@ -40,6 +40,8 @@ pub enum Code {
     MarksFull,
     /// Another process held the zone too long: try again.
     Busy,
+    /// Not everywhere yet, where many nginx are told through a store: ask the same again.
+    Waiting,
     /// A code of a newer server.
     #[serde(other)]
     Unknown,
@@ -55,7 +57,7 @@ impl Code {
             Self::Floor | Self::Lapsed | Self::Paused | Self::NoQueue | Self::TooLong => 409,
             Self::TooLarge => 413,
             Self::MarksFull => 507,
-            Self::Busy => 503,
+            Self::Busy | Self::Waiting => 503,
             Self::Unknown => 500,
         }
     }

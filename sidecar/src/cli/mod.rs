@@ -20,11 +20,12 @@ mod target;
 mod work;
 
 use crate::{
-    config::{File, Override},
+    config::{self, File, Override},
     control::{Address, Control},
     deploy::settings::Settings,
     pm2::home::Home,
     rollout::brake::Brake,
+    store,
     telemetry::{Format, Level},
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -50,7 +51,7 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// Where nginx listens for us [default: unix:/run/handoff/nginx.sock]
+    /// Where nginx listens for us [default: unix:/run/handoff/nginx.sock; unix:/run/handoff/store.sock if that is there]
     #[arg(long, global = true, env = "HANDOFF_CONTROL", value_name = "ADDRESS")]
     control: Option<Address>,
     /// The home of the PM2 daemon; may be given more than once [default: PM2_HOME, else ~/.pm2]
@@ -104,6 +105,7 @@ struct Context {
     overrides: Vec<Override>,
     state_dir: Option<PathBuf>,
     preload_socket: Option<PathBuf>,
+    store: config::Store,
     deploy: BTreeMap<String, Settings>,
 }
 
@@ -189,8 +191,16 @@ impl Global {
             self.log.or(file.log).unwrap_or(default),
             self.log_format.or(file.log_format).unwrap_or_default(),
         );
-        let default =
-            || DEFAULT_CONTROL.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")));
+        let default = || {
+            // What is told to one nginx of several would be no handing over.
+            let store = store::settings::SOCKET.parse().ok().filter(|store: &Address| store.path().exists());
+            match store.filter(|_| !is_service) {
+                Some(store) => Ok(store),
+                None => {
+                    DEFAULT_CONTROL.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))
+                }
+            }
+        };
         let named: Vec<Home> = if self.pm2_home.is_empty() {
             file.pm2.iter().map(|pm2| Home::new(&pm2.home)).collect()
         } else {
@@ -202,6 +212,7 @@ impl Global {
             overrides: file.overrides,
             state_dir: file.state_dir,
             preload_socket: file.preload_socket,
+            store: file.store,
             deploy: file.deploy,
         })
     }

@@ -12,19 +12,22 @@ pub use error::ControlError;
 
 use bytes::Bytes;
 use handoff_wire::{
-    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, Quiet, Renew,
-    Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
+    Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, PeerView, Quiet,
+    Renew, Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::{net::UnixStream, time};
 
 /// nginx answers within a millisecond or two; one that needs longer is stuck, and its lease rules take over.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// So long a choice waits until every nginx in the store has it: for one that died, until its lease is over.
+const EVERYWHERE: Duration = Duration::from_secs(30);
 const BUSY_TRIES: u32 = 20;
+const WAITING_PAUSE: Duration = Duration::from_millis(100);
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// Ten thousand peers with all their marks stay below this.
 const MAX_ANSWER: usize = 32 << 20;
@@ -66,6 +69,10 @@ impl Control {
         self.get(&path::upstream(name), PATIENCE).await
     }
 
+    pub async fn peer(&mut self, upstream: &str, peer: &str) -> Result<PeerView, ControlError> {
+        self.get(&path::peer(upstream, peer), PATIENCE).await
+    }
+
     pub async fn events(&mut self, after: u64) -> Result<Events, ControlError> {
         self.get(&format!("{}?after={after}", path::EVENTS), PATIENCE).await
     }
@@ -95,7 +102,10 @@ impl Control {
     }
 
     pub async fn mark(&mut self, marks: &MarkSet) -> Result<Ack, ControlError> {
-        self.send(Method::PUT, path::MARKS, marks).await
+        match marks.owner.kind().is_choice() {
+            true => self.send_until_done(Method::PUT, path::MARKS, marks).await,
+            false => self.send(Method::PUT, path::MARKS, marks).await,
+        }
     }
 
     pub async fn orphans(&mut self, orphans: &OrphanSet) -> Result<Ack, ControlError> {
@@ -103,7 +113,10 @@ impl Control {
     }
 
     pub async fn renew(&mut self, renew: &Renew) -> Result<Ack, ControlError> {
-        self.send(Method::POST, path::RENEW, renew).await
+        match renew.marks {
+            Some(_) => self.send_until_done(Method::POST, path::RENEW, renew).await,
+            None => self.send(Method::POST, path::RENEW, renew).await,
+        }
     }
 
     async fn get<T: DeserializeOwned>(&mut self, path: &str, patience: Duration) -> Result<T, ControlError> {
@@ -118,6 +131,24 @@ impl Control {
     ) -> Result<T, ControlError> {
         let body = serde_json::to_vec(body).map_err(|error| ControlError::Failed(error.to_string()))?;
         self.exchange(method, path, body.into(), PATIENCE).await
+    }
+
+    /// As often as it is not done everywhere yet: where nginx is many, that takes as long as the slowest of them.
+    async fn send_until_done<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ControlError> {
+        let until = Instant::now() + EVERYWHERE;
+        loop {
+            match self.send(method.clone(), path, body).await {
+                Err(error) if error.code() == Some(Code::Waiting) && Instant::now() < until => {
+                    time::sleep(WAITING_PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     async fn exchange<T: DeserializeOwned>(

@@ -55,6 +55,17 @@ impl Locals {
             || self.v6.iter().any(|address| !address.is_loopback())
     }
 
+    /// The addresses by which another host reaches this one.
+    pub fn reachable(&self) -> Vec<IpAddr> {
+        let v4 = self.v4.iter().filter(|&&(address, prefix)| prefix == 32 && !address.is_loopback());
+        let v4 = v4.map(|&(address, _)| IpAddr::V4(address));
+        let v6 = self.v6.iter().filter(|address| !address.is_loopback() && !address.is_unicast_link_local());
+        let mut all: Vec<IpAddr> = v4.chain(v6.map(|&address| IpAddr::V6(address))).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     pub fn has(&self, address: IpAddr) -> bool {
         match address.to_canonical() {
             // True whatever the tables say: they may be out of our sight.
@@ -94,6 +105,16 @@ mod tests {
         for foreign in ["192.0.2.3", "192.0.2.255", "192.0.2.0", "10.0.0.1", "fd00::3", "0.0.0.0"] {
             assert!(!locals.has(foreign.parse().unwrap()), "{foreign}");
         }
+    }
+
+    #[test]
+    fn another_host_reaches_it_by_what_is_not_its_own_alone() {
+        let inet6 = "fd000000000000000000000000000002 04 40 00 82     eth0\n\
+                     fe800000000000000000000000000002 04 40 20 80     eth0\n\
+                     00000000000000000000000000000001 01 80 10 80       lo\n";
+        let reachable: Vec<String> =
+            Locals::parse(FIB_TRIE, inet6).reachable().iter().map(ToString::to_string).collect();
+        assert_eq!(reachable, ["192.0.2.2", "fd00::2"]);
     }
 
     #[test]

@@ -1,0 +1,274 @@
+//! What an edge knows of its nginx: read whole when it has changed, and peer by peer where somebody waits.
+
+use super::said::Said;
+use crate::{
+    control::{Control, ControlError},
+    peer::{Peer, Place},
+};
+use handoff_wire::{
+    Ack, MarkView, Owner, PeerState, PeerView, QueueView, Responses, UncoveredView, UpstreamView,
+    store::{AckMark, AckPeer, AckUpstream, Elsewhere, Name},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+#[derive(Debug, Default)]
+pub struct Mirror {
+    instance: String,
+    version: String,
+    generation: u64,
+    upstreams: BTreeMap<String, Upstream>,
+    /// The peers at each address.
+    at: HashMap<IpAddr, Vec<Peer>>,
+    uncovered: Vec<UncoveredView>,
+    /// When it was read whole, and how long that took.
+    read: Option<(Instant, Duration)>,
+}
+
+#[derive(Debug, Default)]
+struct Upstream {
+    peers: BTreeMap<String, PeerView>,
+    queue: Option<QueueView>,
+    looked: Option<Instant>,
+}
+
+/// A whole picture is read again when as much time has passed as it took to read it, so many times: nginx has others to
+/// serve.
+const SHARE: u32 = 20;
+/// Larger upstreams are not read whole for the sake of counts.
+const MANY: usize = 200;
+const PACE: Duration = Duration::from_millis(200);
+
+// === impl Mirror ===
+
+impl Mirror {
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// nginx's version.
+    pub fn nginx(&self) -> &str {
+        &self.version
+    }
+
+    /// Asks who answers, and whether it has changed since it was read.
+    pub async fn meet(&mut self, control: &mut Control) -> Result<bool, ControlError> {
+        let overview = control.overview().await?;
+        self.version = overview.nginx;
+        self.uncovered = overview.uncovered;
+        let is_new = (&self.instance, self.generation) != (&overview.instance, overview.generation);
+        self.instance = overview.instance;
+        let is_rested = self.read.is_none_or(|(at, long)| at.elapsed() >= long * SHARE);
+        Ok(is_new && is_rested)
+    }
+
+    /// Reads all of it. True: other peers are there than before.
+    pub async fn look(&mut self, control: &mut Control) -> Result<bool, ControlError> {
+        let began = Instant::now();
+        let view = control.upstreams().await?;
+        self.read = Some((began, began.elapsed()));
+        (self.instance, self.generation) = (view.instance, view.generation);
+        let before: Vec<Peer> = self.at.values().flatten().cloned().collect();
+        let mut upstreams = BTreeMap::new();
+        for view in view.upstreams {
+            upstreams.insert(view.name.clone(), Upstream::of(view));
+        }
+        self.upstreams = upstreams;
+        self.at.clear();
+        for (name, upstream) in &self.upstreams {
+            for peer in upstream.peers.values().map(|view| Peer::new(name, &view.address)) {
+                if let Some(Place::Tcp(address)) = peer.place() {
+                    self.at.entry(address.ip()).or_default().push(peer);
+                }
+            }
+        }
+        let count = self.at.values().map(Vec::len).sum::<usize>();
+        Ok(before.len() != count || before.iter().any(|peer| !self.has(peer)))
+    }
+
+    /// Reads one peer. True: its counts are others than before.
+    pub async fn look_at(&mut self, control: &mut Control, peer: &Peer) -> Result<bool, ControlError> {
+        let view = match control.peer(&peer.upstream, &peer.address).await {
+            Ok(view) => view,
+            // It is gone; that is seen when all is read.
+            Err(ControlError::Refused(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let known = self.find_mut(peer);
+        let is_other = known.as_ref().is_none_or(|known| counts(known) != counts(&view));
+        if let Some(known) = known {
+            *known = view;
+        }
+        Ok(is_other)
+    }
+
+    /// Reads what all peers of an upstream count together, now and then.
+    pub async fn look_elsewhere(&mut self, control: &mut Control, name: &str) -> Result<(), ControlError> {
+        let is_due = |upstream: &&mut Upstream| {
+            upstream.peers.len() <= MANY && upstream.looked.is_none_or(|at| at.elapsed() >= PACE)
+        };
+        let Some(upstream) = self.upstreams.get_mut(name).filter(is_due) else { return Ok(()) };
+        match control.upstream(name).await {
+            Ok(view) => {
+                *upstream = Upstream::of(view);
+                upstream.looked = Some(Instant::now());
+                Ok(())
+            }
+            Err(ControlError::Refused(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// nginx has done it.
+    pub fn acknowledge(&mut self, owner: &Owner, ack: &Ack) {
+        self.generation = self.generation.max(ack.generation);
+        for acked in &ack.marks {
+            let Some(view) = self.find_mut(&Peer::new(&acked.upstream, &acked.peer)) else { continue };
+            if view.state != PeerState::Unavail || acked.state != handoff_wire::State::Up {
+                view.state = acked.state.into();
+            }
+            view.in_flight = acked.in_flight;
+            view.marks.retain(|mark| mark.owner != *owner);
+            if acked.epoch != 0 {
+                view.marks.push(MarkView {
+                    owner: owner.clone(),
+                    state: acked.state,
+                    expect: handoff_wire::Expect::Gone,
+                    reason: String::new(),
+                    epoch: acked.epoch,
+                    lease: None,
+                    age: handoff_wire::Span::default(),
+                });
+            }
+        }
+    }
+
+    pub fn has(&self, peer: &Peer) -> bool {
+        self.find(peer).is_some()
+    }
+
+    pub fn in_flight(&self, peer: &Peer) -> u64 {
+        self.find(peer).map_or(0, |view| view.in_flight)
+    }
+
+    pub fn peers(&self, addresses: &[IpAddr]) -> impl Iterator<Item = Peer> {
+        addresses.iter().filter_map(|address| self.at.get(&address.to_canonical())).flatten().cloned()
+    }
+
+    /// Whose peer it is.
+    pub fn hosts(&self, peer: &Peer, said: &Said) -> Vec<Name> {
+        match peer.place() {
+            Some(Place::Tcp(address)) => said.at(address.ip()).cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn uncovered(&self, addresses: &[IpAddr]) -> Vec<UncoveredView> {
+        let is_theirs = |view: &&UncoveredView| matches!(Place::parse(&view.peer), Some(Place::Tcp(at)) if addresses.contains(&at.ip()));
+        self.uncovered.iter().filter(is_theirs).cloned().collect()
+    }
+
+    /// The upstreams in which a host with these addresses has peers.
+    pub fn of(&self, addresses: &[IpAddr]) -> Vec<AckUpstream> {
+        let mut theirs = BTreeMap::<String, Vec<Peer>>::new();
+        for peer in self.peers(addresses) {
+            theirs.entry(peer.upstream.clone()).or_default().push(peer);
+        }
+        let upstream = |(name, mut peers): (String, Vec<Peer>)| {
+            peers.sort();
+            let upstream = self.upstreams.get(&name)?;
+            let views: Vec<&PeerView> =
+                peers.iter().filter_map(|peer| upstream.peers.get(&peer.address)).collect();
+            Some(AckUpstream {
+                name,
+                elsewhere: upstream.elsewhere(&views),
+                peers: views.into_iter().map(acked).collect(),
+                queue: upstream.queue.clone(),
+            })
+        };
+        theirs.into_iter().filter_map(upstream).collect()
+    }
+
+    fn find(&self, peer: &Peer) -> Option<&PeerView> {
+        self.upstreams.get(&peer.upstream)?.peers.get(&peer.address)
+    }
+
+    fn find_mut(&mut self, peer: &Peer) -> Option<&mut PeerView> {
+        self.upstreams.get_mut(&peer.upstream)?.peers.get_mut(&peer.address)
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    fn of(view: UpstreamView) -> Self {
+        let configured = view.peers.into_iter().filter(|peer| peer.configured);
+        let peers: BTreeMap<String, PeerView> = configured.map(|peer| (peer.address.clone(), peer)).collect();
+        // How many wait is another thing each moment, and nobody's business at another host.
+        let queue = view.queue.map(|queue| QueueView {
+            held: 0,
+            bytes: 0,
+            resumed: 0,
+            released: 0,
+            timed_out: 0,
+            left: 0,
+            overflowed: 0,
+            ..queue
+        });
+        Self { peers, queue, looked: None }
+    }
+
+    /// All but these.
+    fn elsewhere(&self, views: &[&PeerView]) -> Option<Elsewhere> {
+        if self.peers.len() <= views.len() {
+            return None;
+        }
+        let is_theirs = |peer: &PeerView| views.iter().any(|view| view.address == peer.address);
+        let serves =
+            self.peers.values().any(|peer| peer.state == PeerState::Up && !peer.backup && !is_theirs(peer));
+        if self.peers.len() > MANY {
+            return Some(Elsewhere { serves, responses: Responses::default(), fails: 0 });
+        }
+        let (responses, fails) = sum(self.peers.values().filter(|peer| !is_theirs(peer)));
+        Some(Elsewhere { serves, responses, fails })
+    }
+}
+
+fn acked(view: &PeerView) -> AckPeer {
+    let mark = |mark: &MarkView| AckMark { owner: mark.owner.clone(), state: mark.state, epoch: mark.epoch };
+    let mut marks: Vec<AckMark> = view.marks.iter().map(mark).collect();
+    marks.sort_by(|one, other| one.owner.cmp(&other.owner));
+    AckPeer {
+        address: view.address.clone(),
+        state: view.state,
+        marks,
+        in_flight: view.in_flight,
+        requests: view.requests,
+        responses: view.responses,
+        fails: view.fails,
+        cut: view.cut,
+        weight: view.weight,
+        backup: view.backup,
+    }
+}
+
+fn counts(view: &PeerView) -> (PeerState, u64, Responses, u64, u64) {
+    (view.state, view.in_flight, view.responses, view.fails, view.cut)
+}
+
+fn sum<'a>(peers: impl Iterator<Item = &'a PeerView>) -> (Responses, u64) {
+    peers.fold((Responses::default(), 0), |(sum, fails), peer| {
+        let one = peer.responses;
+        let sum = Responses {
+            informational: sum.informational + one.informational,
+            success: sum.success + one.success,
+            redirection: sum.redirection + one.redirection,
+            client_error: sum.client_error + one.client_error,
+            server_error: sum.server_error + one.server_error,
+        };
+        (sum, fails + peer.fails)
+    })
+}
