@@ -3,7 +3,10 @@
 //! Each is a machine of [`net`](crate::net). The visitors have one of their own, and go to all edges by turns.
 
 pub mod edge;
+pub mod fault;
 pub mod host;
+pub mod trial;
+pub mod verdict;
 
 use crate::{
     access_log::AccessLog,
@@ -20,10 +23,13 @@ use crate::{
     scenario::Setup,
     wait,
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use edge::Edge;
 use host::AppHost;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -53,6 +59,16 @@ pub struct Lab {
     rest: (Machine, Place),
 }
 
+/// All that may be changed while the hosts are deployed.
+struct Parts<'a> {
+    hosts: &'a [AppHost],
+    edges: &'a mut Vec<Edge>,
+    etcd: Option<&'a mut Etcd>,
+    visitors: &'a Inside,
+    net: &'a mut Net,
+    plan: &'a Plan,
+}
+
 /// Something that one nginx holds of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
@@ -65,7 +81,9 @@ pub struct Told {
 pub struct Seen {
     pub visits: Vec<Visit>,
     pub orders: Orders,
-    pub lives: Vec<Life>,
+    /// By the address of the host.
+    pub lives: Vec<(IpAddr, Life)>,
+    pub hosts: Vec<IpAddr>,
     /// Of each edge, what its nginx logged.
     pub logs: Vec<(SocketAddr, AccessLog)>,
     pub began: Moment,
@@ -98,7 +116,7 @@ impl Lab {
             Self { edges: vec![], hosts: vec![], etcd, visitors, net, rest: (visitors_machine, place) };
         let mut servers = Vec::new();
         for machine in machines(&mut lab.net, plan.hosts).await? {
-            servers.extend(AppHost::addresses(&machine, plan.workers));
+            servers.extend(AppHost::at(&machine, plan.workers));
             lab.hosts.push(AppHost::start(machine, plan.behaviour, plan.workers).await?);
         }
         for _ in 0..plan.edges {
@@ -114,6 +132,27 @@ impl Lab {
         Ok(())
     }
 
+    /// Another edge, with its sidecar.
+    async fn join(
+        edges: &mut Vec<Edge>,
+        net: &mut Net,
+        etcd: &Etcd,
+        plan: &Plan,
+        servers: &[SocketAddr],
+    ) -> Result<()> {
+        let mut edge = Edge::start(net.machine().await?, &plan.nginx, servers, plan.setup).await?;
+        edge.start_sidecar(&arguments(etcd, "edge", edges.len()))?;
+        edges.push(edge);
+        Ok(())
+    }
+
+    /// The hosts, and all that may be changed while they are deployed.
+    fn parts<'a>(&'a mut self, plan: &'a Plan) -> Result<(&'a [AppHost], Parts<'a>)> {
+        let Self { edges, hosts, etcd, visitors, net, .. } = self;
+        let etcd = etcd.as_mut();
+        Ok((hosts, Parts { hosts, edges, etcd, visitors, net, plan }))
+    }
+
     /// Waits until every edge answers.
     pub async fn answers(&self) -> Result<()> {
         for edge in &self.edges {
@@ -123,6 +162,61 @@ impl Lab {
                 asked.await.ok()?.filter(hyper::StatusCode::is_success)
             })
             .await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the sidecars: those of the edges, and those of the app hosts. Comes back when each host knows every edge, and
+    /// says that its app is protected.
+    pub async fn start_sidecars(&mut self) -> Result<()> {
+        for number in 0..self.edges.len() {
+            self.start_edge_sidecar(number)?;
+        }
+        for number in 0..self.hosts.len() {
+            self.start_host_sidecar(number)?;
+        }
+        self.knows_edges(self.edges.len()).await
+    }
+
+    pub fn start_edge_sidecar(&mut self, number: usize) -> Result<()> {
+        let arguments = arguments(self.etcd.as_ref().context("there is no etcd")?, "edge", number);
+        self.edge(number)?.start_sidecar(&arguments)
+    }
+
+    pub fn start_host_sidecar(&mut self, number: usize) -> Result<()> {
+        let mut arguments = arguments(self.etcd.as_ref().context("there is no etcd")?, "host", number);
+        let host = self.hosts.get_mut(number).with_context(|| format!("no host {number}"))?;
+        arguments.extend(["--store-address".to_owned(), host.machine().ip().to_string()]);
+        host.start_sidecar(&arguments)
+    }
+
+    pub fn edge(&mut self, number: usize) -> Result<&mut Edge> {
+        self.edges.get_mut(number).with_context(|| format!("no edge {number}"))
+    }
+
+    /// Waits until nothing is left of a deploy: no edge that is there holds anything of anybody, and the hosts know them all.
+    pub async fn is_as_ever(&self, edges: usize) -> Result<()> {
+        for edge in self.edges.iter().filter(|edge| !edge.is_gone()) {
+            let mut last = Vec::new();
+            wait::until("every peer to be as ever", PATIENCE, async || {
+                last = edge.not_as_ever().await.ok()?;
+                last.is_empty().then_some(())
+            })
+            .await
+            .with_context(|| format!("{last:?}"))?;
+        }
+        self.knows_edges(edges).await
+    }
+
+    /// Waits until every host waits for so many edges, and nobody is marked.
+    pub async fn knows_edges(&self, edges: usize) -> Result<()> {
+        for host in &self.hosts {
+            wait::until("a host to know every edge", PATIENCE, async || {
+                (host.edges().await.ok()? == edges && host.is_all_up().await).then_some(())
+            })
+            .await
+            .with_context(|| host.said())?;
+            host.is_protected().await?;
         }
         Ok(())
     }
@@ -138,17 +232,25 @@ impl Lab {
     pub async fn strike(self, visitors: Visitors) -> Result<Seen> {
         let visits = self.visitors.run(async move { visitors.load.stop().await }).await?;
         let mut seen =
-            Seen { visits, orders: Orders::default(), lives: vec![], logs: vec![], began: visitors.began };
+            Seen { visits, orders: Orders::default(), lives: vec![],
+            hosts: vec![], logs: vec![], began: visitors.began };
         for host in self.hosts {
+            let address = host.machine().ip().into();
             let left = host.strike().await?;
             seen.orders.add(left.orders);
-            seen.lives.extend(left.lives);
+            seen.lives.extend(left.lives.into_iter().map(|life| (address, life)));
+            seen.hosts.push(address);
         }
         for edge in self.edges {
             seen.logs.push((edge.address(), edge.strike().await?));
         }
         Ok(seen)
     }
+}
+
+fn arguments(etcd: &Etcd, role: &str, number: usize) -> Vec<String> {
+    let name = format!("{role}-{number}");
+    ["--store", &etcd.endpoints(), "--role", role, "--store-name", &name].map(str::to_owned).to_vec()
 }
 
 async fn machines(net: &mut Net, count: usize) -> Result<Vec<Machine>> {

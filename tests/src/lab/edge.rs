@@ -33,6 +33,9 @@ const TROUBLE: [&str; 4] = ["[alert]", "[emerg]", "[crit]", "exited on signal"];
 pub struct Edge {
     pub sidecar: Option<Sidecar>,
     nginx: Option<Child>,
+    /// What its sidecar was told.
+    arguments: Vec<String>,
+    is_gone: bool,
     binary: Binary,
     place: Place,
     machine: Machine,
@@ -49,18 +52,16 @@ impl Edge {
         let place = Place::new()?;
         let prefix = place.nginx_prefix();
         fs::create_dir(&prefix)?;
-        let bans = if setup == Setup::Tuned { " max_fails=0" } else { "" };
-        let servers: Vec<String> =
-            servers.iter().map(|server| format!("        server {server}{bans};")).collect();
+                let servers: Vec<String> =
+            servers.iter().map(|server| format!("        server {server} max_fails=0;")).collect();
         let text = CONF
             .replace("@module@", &place::module(&binary.version)?.display().to_string())
             .replace("@prefix@", &prefix.display().to_string())
             .replace("@control@", &place.control_socket().display().to_string())
             .replace("@servers@", &servers.join("\n"))
-            .replace("@tries@", if setup == Setup::Stock { "2" } else { "0" })
             .replace("@handoff@", if setup == Setup::Handoff { "handoff;" } else { "" });
         fs::write(prefix.join("nginx.conf"), text)?;
-        let mut edge = Self { sidecar: None, nginx: None, binary: binary.clone(), place, machine };
+        let mut edge = Self { sidecar: None, nginx: None, arguments: vec![], is_gone: false, binary: binary.clone(), place, machine };
         edge.start_nginx().await?;
         Ok(edge)
     }
@@ -114,13 +115,28 @@ impl Edge {
     }
 
     pub fn start_sidecar(&mut self, arguments: &[String]) -> Result<()> {
-        self.sidecar = Some(Sidecar::launch_on(&self.realm(), &self.place, arguments)?);
+        self.arguments = arguments.to_vec();
+        self.start_sidecar_again()
+    }
+
+    pub fn start_sidecar_again(&mut self) -> Result<()> {
+        self.sidecar = Some(Sidecar::launch_on(&self.realm(), &self.place, &self.arguments)?);
         Ok(())
     }
 
     pub fn kill_sidecar(&mut self) -> Result<()> {
         self.sidecar.take().context("it has no sidecar")?.kill();
         Ok(())
+    }
+
+    /// All that runs there dies, and nobody hears of it any more.
+    pub async fn pull_the_plug(&mut self) -> Result<()> {
+        self.is_gone = true;
+        self.machine.pull_the_plug().await
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
     }
 
     /// What its nginx holds of every peer.
@@ -143,6 +159,9 @@ impl Edge {
 
     /// What nginx logged is complete only when it has ended; one that was killed wrote what it had a moment before.
     pub async fn strike(mut self) -> Result<AccessLog> {
+        if self.is_gone {
+            return AccessLog::read(&self.file("access.log"));
+        }
         if let Some(sidecar) = self.sidecar.take() {
             sidecar.stop()?;
         }

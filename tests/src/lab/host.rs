@@ -1,17 +1,20 @@
 //! A machine with the app: PM2, its workers, and a sidecar without an nginx.
 
 use crate::{
-    app::{App, Behaviour, Mode},
+    app::{App, Behaviour, Mode, NAME},
+    http,
     lives::{self, Life},
     net::Machine,
     orders::Orders,
+    peers,
     place::Place,
     pm2::{self, Pm2},
     reload::{self, Reload},
     sidecar::Sidecar,
 };
 use anyhow::{Context, Result};
-use std::net::SocketAddr;
+use handoff_wire::{Overview, path};
+use std::{fs, net::SocketAddr};
 
 const FIRST_PORT: u16 = 3000;
 
@@ -45,7 +48,7 @@ impl AppHost {
     }
 
     /// Where the workers of a machine will listen.
-    pub fn addresses(machine: &Machine, workers: u16) -> Vec<SocketAddr> {
+    pub fn at(machine: &Machine, workers: u16) -> Vec<SocketAddr> {
         (FIRST_PORT..).take(workers.into()).map(|port| machine.address(port)).collect()
     }
 
@@ -65,6 +68,30 @@ impl AppHost {
     pub fn kill_sidecar(&mut self) -> Result<()> {
         self.sidecar.take().context("it has no sidecar")?.kill();
         Ok(())
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.app.addresses()
+    }
+
+    /// How many nginx it hands over to.
+    pub async fn edges(&self) -> Result<usize> {
+        let overview: Overview = http::json(&self.place.control_socket(), path::OVERVIEW).await?;
+        let count = overview.nginx.split(' ').next().unwrap_or_default();
+        count.parse().with_context(|| overview.nginx.clone())
+    }
+
+    /// As every nginx has it.
+    pub async fn is_all_up(&self) -> bool {
+        peers::all_up(&self.place.control_socket(), &self.app.addresses()).await
+    }
+
+    pub async fn is_protected(&self) -> Result<()> {
+        self.sidecar.as_ref().context("it has no sidecar")?.protects(NAME, "L0").await
+    }
+
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.place.file("handoff.log")).unwrap_or_default()
     }
 
     /// `pm2 reload`
