@@ -1,192 +1,166 @@
-//! A private etcd, with its data where it is told: one member or several, each on a machine of its own, or one on ours.
+//! An etcd of a test's own: its own data, its own ports, never the system's service.
 
-use crate::{
-    door::Door,
-    net::{Inside, Machine, Realm},
-    ports, process, wait,
-};
-use anyhow::{Context, Result, ensure};
-use hyper::Method;
+use crate::{command, place::Place, ports, process, wait};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
-use serde::Deserialize;
 use std::{
+    ffi::OsString,
     fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Child, Stdio},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const CLIENTS: u16 = 2379;
-const MEMBERS: u16 = 2380;
+const PATIENCE: Duration = Duration::from_secs(15);
 
-/// All its members end when it is dropped.
+/// Ends when it is dropped.
 #[derive(Debug)]
 pub struct Etcd {
-    members: Vec<Member>,
-}
-
-#[derive(Debug)]
-pub struct Member {
-    /// None: ours.
-    machine: Option<Machine>,
-    clients: SocketAddr,
-    members: SocketAddr,
-    name: String,
-    folder: PathBuf,
-    cluster: String,
     child: Option<Child>,
+    folder: PathBuf,
+    port: u16,
+    tls: Option<Tls>,
+    /// What its command line says besides who asks.
+    login: Vec<OsString>,
 }
 
-/// What a member says of itself. Numbers of 64 bits are texts in JSON.
-#[derive(Deserialize)]
-struct Status {
-    header: Header,
-    leader: Option<String>,
-    #[serde(rename = "dbSize")]
-    db_size: Option<String>,
+/// An authority, and what it signed: PEM files.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    folder: PathBuf,
 }
-
-#[derive(Deserialize)]
-struct Header {
-    member_id: String,
-}
-
-// === impl Etcd ===
 
 impl Etcd {
-    /// Comes back when each member knows a leader.
-    pub async fn start(machines: Vec<Machine>, folder: &Path, visitor: &Inside) -> Result<Self> {
-        let named = || machines.iter().enumerate().map(|(number, machine)| (format!("m{number}"), machine));
-        let cluster: Vec<String> =
-            named().map(|(name, machine)| format!("{name}=http://{}", machine.address(MEMBERS))).collect();
-        let names: Vec<String> = named().map(|(name, _)| name).collect();
-        let members = machines.into_iter().zip(names).map(|(machine, name)| Member {
-            clients: machine.address(CLIENTS),
-            members: machine.address(MEMBERS),
-            machine: Some(machine),
-            folder: folder.join(&name),
-            name,
-            cluster: cluster.join(","),
-            child: None,
-        });
-        let mut etcd = Self { members: members.collect() };
-        etcd.members.iter_mut().try_for_each(Member::launch)?;
-        for member in &etcd.members {
-            member.is_healthy(visitor).await?;
-        }
+    pub async fn start(place: &Place) -> Result<Self> {
+        Self::start_with(place, None).await
+    }
+
+    /// One that wants a certificate of everybody.
+    pub async fn start_with(place: &Place, tls: Option<Tls>) -> Result<Self> {
+        let mut etcd =
+            Self { child: None, folder: place.file("etcd"), port: ports::row(2)?, tls, login: Vec::new() };
+        etcd.run().await?;
         Ok(etcd)
     }
 
-    /// One member, on free ports of 127.0.0.1.
-    pub async fn alone(folder: &Path) -> Result<Self> {
-        let first = ports::row(2)?;
-        let (clients, members) = (ports::address(first), ports::address(first + 1));
-        let name = "m0".to_owned();
-        let (folder, cluster) = (folder.join(&name), format!("{name}=http://{members}"));
-        let mut member = Member { machine: None, clients, members, name, folder, cluster, child: None };
-        member.launch()?;
-        member.is_healthy(&Inside::here()).await?;
-        Ok(Self { members: vec![member] })
-    }
-
-    /// What `--store` is given.
-    pub fn endpoints(&self) -> String {
-        let endpoints =
-            self.members.iter().map(|member| format!("http://{}", member.clients));
-        endpoints.collect::<Vec<_>>().join(",")
-    }
-
-    pub fn members(&self) -> &[Member] {
-        &self.members
-    }
-
-    pub fn member(&mut self, number: usize) -> Result<&mut Member> {
-        self.members.get_mut(number).with_context(|| format!("no member {number}"))
-    }
-
-    /// The number of the member that leads.
-    pub async fn leader(&self, visitor: &Inside) -> Result<usize> {
-        let mut found = None;
-        for (number, member) in self.members.iter().enumerate() {
-            let Status { header, leader, .. } = member.status(visitor).await?;
-            if leader.is_some_and(|leader| leader == header.member_id) {
-                found = Some(number);
-            }
+    /// Starts it, with what it had.
+    pub async fn run(&mut self) -> Result<()> {
+        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.port + 1));
+        let mut etcd = Command::new("etcd");
+        etcd.args(["--name", "test", "--logger", "zap", "--log-level", "warn"])
+            .arg("--data-dir")
+            .arg(&self.folder);
+        for (option, url) in [
+            ("--listen-client-urls", &client),
+            ("--advertise-client-urls", &client),
+            ("--listen-peer-urls", &peer),
+            ("--initial-advertise-peer-urls", &peer),
+        ] {
+            etcd.arg(option).arg(url);
         }
-        found.context("no member leads")
-    }
-}
-
-// === impl Member ===
-
-impl Member {
-    pub fn machine(&self) -> Option<&Machine> {
-        self.machine.as_ref()
-    }
-
-    /// Where it is spoken to.
-    pub fn address(&self) -> SocketAddr {
-        self.clients
-    }
-
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
-    /// Starts, and does not wait. Data that is there already is gone on with.
-    pub fn launch(&mut self) -> Result<()> {
-        let [clients, members] = [self.clients, self.members].map(|address| format!("http://{address}"));
-        let log = self.folder.with_extension("log");
-        let realm = self.machine.as_ref().map_or_else(Realm::default, Machine::realm);
-        let mut etcd = realm.command("etcd");
-        etcd.args(["--name", &self.name]).arg("--data-dir").arg(&self.folder);
-        etcd.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
-        etcd.args(["--listen-peer-urls", &members, "--initial-advertise-peer-urls", &members]);
-        etcd.args(["--initial-cluster", &self.cluster, "--logger", "zap", "--log-level", "warn"]);
-        etcd.stdin(Stdio::null()).stdout(Stdio::null());
-        etcd.stderr(fs::File::options().create(true).append(true).open(log)?);
-        self.child = Some(etcd.spawn().context("cannot run etcd: `build/setup` installs it")?);
+        etcd.args(["--initial-cluster", &format!("test={peer}")]);
+        if let Some(tls) = &self.tls {
+            etcd.arg("--client-cert-auth").arg("--trusted-ca-file").arg(tls.ca());
+            etcd.arg("--cert-file").arg(tls.cert("etcd")).arg("--key-file").arg(tls.key("etcd"));
+        }
+        let log = fs::File::options().create(true).append(true).open(self.folder.with_extension("log"))?;
+        let child = etcd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        self.child = Some(child.context("cannot run etcd: is Debian's etcd-server installed?")?);
+        wait::until("etcd to answer", PATIENCE, async || self.ctl(&["endpoint", "health"]).await.ok())
+            .await?;
         Ok(())
     }
 
-    /// Without a word to anybody.
-    pub fn kill(&mut self) -> Result<()> {
-        let mut child = self.child.take().context("it does not run")?;
-        process::signal(child.id(), Signal::KILL);
-        child.wait()?;
-        Ok(())
+    /// Ends it without a word; what it had is on its disk.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            process::signal(child.id(), Signal::KILL);
+            _ = child.wait();
+        }
     }
 
-    /// Waits until it answers, and knows a leader.
-    pub async fn is_healthy(&self, visitor: &Inside) -> Result<()> {
-        wait::until("etcd to have a leader", PATIENCE, async || {
-            let status = self.status(visitor).await.ok()?;
-            status.leader.is_some_and(|leader| leader != "0").then_some(())
-        })
-        .await
-        .with_context(|| fs::read_to_string(self.folder.with_extension("log")).unwrap_or_default())
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
-    /// How large its file is.
-    pub async fn db_size(&self, visitor: &Inside) -> Result<u64> {
-        Ok(self.status(visitor).await?.db_size.context("no size")?.parse()?)
+    /// What its own command line client answers.
+    pub async fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut etcdctl = command::clean("etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.url()).arg("--command-timeout=2s");
+        if let Some(tls) = &self.tls {
+            etcdctl.arg("--cacert").arg(tls.ca()).arg("--cert").arg(tls.cert("root"));
+            etcdctl.arg("--key").arg(tls.key("root"));
+        }
+        command::succeed(etcdctl.args(&self.login).args(arguments)).await
     }
 
-    async fn status(&self, visitor: &Inside) -> Result<Status> {
-        let door = Door::Tcp(self.clients);
-        let ask = async move { door.ask(Method::POST, "/v3/maintenance/status", "{}").await };
-        let reply = visitor.run(ask).await??;
-        ensure!(reply.status == 200, "{}: {}", reply.status, reply.text());
-        reply.json()
+    /// From here on it is asked as this user.
+    pub fn login(&mut self, user_and_password: &str) {
+        self.login = vec!["--user".into(), user_and_password.into()];
+    }
+
+    /// Every key, with what it has.
+    pub async fn dump(&self) -> Result<String> {
+        self.ctl(&["get", "--prefix", "/handoff/"]).await
+    }
+
+    /// Forgets all that was, and keeps what is.
+    pub async fn compact(&self) -> Result<()> {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.ctl(&["endpoint", "status", "--write-out", "json"]).await?)?;
+        let revision = status.pointer("/0/Status/header/revision").context("no revision")?.to_string();
+        self.ctl(&["compact", "--physical", &revision]).await.map(drop)
     }
 }
 
-impl Drop for Member {
+impl Drop for Etcd {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            process::end(child, Duration::from_secs(5));
+        self.kill();
+    }
+}
+
+// === impl Tls ===
+
+impl Tls {
+    /// An authority, and a certificate for each name, all of them for 127.0.0.1.
+    pub async fn new(place: &Place, names: &[&str]) -> Result<Self> {
+        let tls = Self { folder: place.file("tls") };
+        fs::create_dir(&tls.folder)?;
+        let mut authority = tls.openssl(&["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+        authority.args(["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"]);
+        command::succeed(&mut authority).await?;
+        fs::write(
+            tls.folder.join("san"),
+            "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n",
+        )?;
+        for name in names {
+            let subject = format!("/CN={name}");
+            let mut request = tls.openssl(&["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject]);
+            request.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.csr")]);
+            command::succeed(&mut request).await?;
+            let mut sign = tls.openssl(&["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key"]);
+            sign.args(["-CAcreateserial", "-extfile", "san", "-in", &format!("{name}.csr")]);
+            command::succeed(sign.args(["-out", &format!("{name}.pem")])).await?;
         }
+        Ok(tls)
+    }
+
+    fn openssl(&self, arguments: &[&str]) -> tokio::process::Command {
+        let mut openssl = command::clean("openssl");
+        openssl.args(arguments).current_dir(&self.folder);
+        openssl
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    pub fn cert(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.pem"))
+    }
+
+    pub fn key(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.key"))
     }
 }

@@ -4,13 +4,14 @@
 use crate::{clock::Moment, dice::Dice};
 use anyhow::{Context, Result, ensure};
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions, WatchStream,
+    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
+    WatchStream,
 };
 use handoff_wire::{
     Expect, PeerState, Responses, State,
     store::{
-        AckMark, AckPeer, AckUpstream, AckValue, EdgeValue, Elsewhere, Holder, HostValue, Key, Keys, Name, WorkerMark,
-        WorkerValue, at_edge,
+        AckMark, AckPeer, AckUpstream, AckValue, EdgeValue, Elsewhere, Holder, HostValue, Key, Keys, Name,
+        WorkerMark, WorkerValue, at_edge,
     },
 };
 use std::{
@@ -148,7 +149,8 @@ impl Host {
         let mut session = Session::open(endpoint).await?;
         let name: Name = format!("host-{number}").parse()?;
         let address = Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(number)?);
-        let value = HostValue { version: VERSION.to_owned(), addresses: vec![address.into()], holder: holder() };
+        let value =
+            HostValue { version: VERSION.to_owned(), addresses: vec![address.into()], holder: holder() };
         let put = session.put(&keys.host(&name), &value)?;
         session.client.txn(Txn::new().and_then([put])).await?;
         let acks = session.client.watch(keys.acks(&name), Some(WatchOptions::new().with_prefix())).await?;
@@ -234,21 +236,14 @@ impl Edge {
         let name: Name = format!("edge-{number}").parse()?;
         let (again, due_again) = mpsc::unbounded_channel();
         let dice = Dice::new(u64::try_from(number)?);
-        let mut edge = Self {
-            name,
-            session,
-            keys,
-            shape,
-            dice,
-            said: BTreeMap::new(),
-            due: BTreeSet::new(),
-            again,
-        };
+        let mut edge =
+            Self { name, session, keys, shape, dice, said: BTreeMap::new(), due: BTreeSet::new(), again };
         for kv in found.kvs() {
             edge.hear(kv.key_str()?, Some(kv.value()), kv.mod_revision())?;
         }
         edge.answer().await?;
-        let value = EdgeValue { version: VERSION.to_owned(), nginx: "1.28.3".to_owned(), holder: holder(), loaded };
+        let value =
+            EdgeValue { version: VERSION.to_owned(), nginx: "1.28.3".to_owned(), holder: holder(), loaded };
         let put = edge.session.put(&edge.keys.edge(&edge.name), &value)?;
         edge.session.client.txn(Txn::new().and_then([put])).await?;
         Ok(tokio::spawn(edge.serve(news, due_again)))
@@ -295,7 +290,8 @@ impl Edge {
                 let is_busy = value.said == 1 && self.dice.share() < 0.5;
                 said.workers.insert(address.clone(), (value, is_busy));
                 if is_busy {
-                    let (again, name, wait) = (self.again.clone(), name.clone(), self.dice.below(self.shape.in_flight));
+                    let (again, name, wait) =
+                        (self.again.clone(), name.clone(), self.dice.below(self.shape.in_flight));
                     tokio::spawn(async move {
                         sleep(wait).await;
                         _ = again.send(name);
@@ -333,7 +329,11 @@ impl Edge {
             let marks = spoken.map(|(value, is_busy)| {
                 *is_busy = false;
                 let marks = value.marks.iter();
-                marks.filter_map(|mark| Some(AckMark { owner: at_edge(host, &mark.owner)?, state: mark.state, epoch: 7 })).collect()
+                marks
+                    .filter_map(|mark| {
+                        Some(AckMark { owner: at_edge(host, &mark.owner)?, state: mark.state, epoch: 7 })
+                    })
+                    .collect()
             });
             let marks: Vec<AckMark> = marks.unwrap_or_default();
             Some(AckPeer {
@@ -397,5 +397,9 @@ fn address(host: IpAddr, worker: usize) -> String {
 }
 
 fn holder() -> Holder {
-    Holder { boot: "b7f2a1de-5c3f-4a0b-9a4e-2f6f1f0c9d11".to_owned(), pid: std::process::id(), start: 4_711_000 }
+    Holder {
+        boot: "b7f2a1de-5c3f-4a0b-9a4e-2f6f1f0c9d11".to_owned(),
+        pid: std::process::id(),
+        start: 4_711_000,
+    }
 }

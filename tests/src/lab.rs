@@ -5,6 +5,7 @@
 pub mod edge;
 pub mod fault;
 pub mod host;
+pub mod store;
 pub mod trial;
 pub mod verdict;
 
@@ -12,7 +13,6 @@ use crate::{
     access_log::AccessLog,
     app::Behaviour,
     clock::Moment,
-    etcd::Etcd,
     http,
     lives::Life,
     load::{Load, Visit},
@@ -30,6 +30,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
+use store::Store;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -52,7 +53,7 @@ pub struct Plan {
 pub struct Lab {
     pub edges: Vec<Edge>,
     pub hosts: Vec<AppHost>,
-    pub etcd: Option<Etcd>,
+    pub etcd: Option<Store>,
     visitors: Inside,
     net: Net,
     #[expect(dead_code, reason = "they are gone when this is dropped")]
@@ -63,7 +64,7 @@ pub struct Lab {
 struct Parts<'a> {
     hosts: &'a [AppHost],
     edges: &'a mut Vec<Edge>,
-    etcd: Option<&'a mut Etcd>,
+    etcd: Option<&'a mut Store>,
     visitors: &'a Inside,
     net: &'a mut Net,
     plan: &'a Plan,
@@ -109,7 +110,7 @@ impl Lab {
             0 => None,
             members => {
                 let machines = machines(&mut net, members).await?;
-                Some(Etcd::start(machines, place.path(), &visitors).await?)
+                Some(Store::start(machines, place.path(), &visitors).await?)
             }
         };
         let mut lab =
@@ -136,7 +137,7 @@ impl Lab {
     async fn join(
         edges: &mut Vec<Edge>,
         net: &mut Net,
-        etcd: &Etcd,
+        etcd: &Store,
         plan: &Plan,
         servers: &[SocketAddr],
     ) -> Result<()> {
@@ -216,7 +217,6 @@ impl Lab {
             })
             .await
             .with_context(|| host.said())?;
-            host.is_protected().await?;
         }
         Ok(())
     }
@@ -231,9 +231,14 @@ impl Lab {
     /// Takes all down in order.
     pub async fn strike(self, visitors: Visitors) -> Result<Seen> {
         let visits = self.visitors.run(async move { visitors.load.stop().await }).await?;
-        let mut seen =
-            Seen { visits, orders: Orders::default(), lives: vec![],
-            hosts: vec![], logs: vec![], began: visitors.began };
+        let mut seen = Seen {
+            visits,
+            orders: Orders::default(),
+            lives: vec![],
+            hosts: vec![],
+            logs: vec![],
+            began: visitors.began,
+        };
         for host in self.hosts {
             let address = host.machine().ip().into();
             let left = host.strike().await?;
@@ -248,7 +253,7 @@ impl Lab {
     }
 }
 
-fn arguments(etcd: &Etcd, role: &str, number: usize) -> Vec<String> {
+fn arguments(etcd: &Store, role: &str, number: usize) -> Vec<String> {
     let name = format!("{role}-{number}");
     ["--store", &etcd.endpoints(), "--role", role, "--store-name", &name].map(str::to_owned).to_vec()
 }

@@ -58,8 +58,11 @@ async fn a_deploy_of_all_hosts_fails_visits_without_a_store_and_none_with_one() 
     ensure!(before.count() == 0, "visits fail without a deploy");
     let without = seen.failed().filter(|visit| (deploys..deploys_with).contains(&visit.due));
     ensure!(without.count() > 0, "nobody failed: the load does not see what it should");
-    let with: Vec<_> =
-        seen.failed().filter(|visit| visit.due >= deploys_with).map(|visit| (visit, seen.tried(visit))).collect();
+    let with: Vec<_> = seen
+        .failed()
+        .filter(|visit| visit.due >= deploys_with)
+        .map(|visit| (visit, seen.tried(visit)))
+        .collect();
     ensure!(with.is_empty(), "{with:?}");
     ensure!(seen.orders.executed_twice() == 0, "orders ran twice");
     Ok(())

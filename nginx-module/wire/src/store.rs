@@ -124,7 +124,9 @@ pub struct AckUpstream {
 pub struct Elsewhere {
     /// One of them is up, and no backup.
     pub serves: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub responses: Responses,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub fails: u64,
 }
 
@@ -134,10 +136,16 @@ pub struct AckPeer {
     pub state: PeerState,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub marks: Vec<AckMark>,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub in_flight: u64,
+    /// From here on: only while somebody looks at how this host answers.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub requests: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub responses: Responses,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub fails: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub cut: u64,
     pub weight: u32,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -179,6 +187,10 @@ pub fn at_edge(host: &Name, owner: &Owner) -> Option<Owner> {
     };
     let whole = format!("{kind}:{host}/{name}");
     whole.parse().ok().or_else(|| format!("{kind}:{host}/{:016x}", hash(name)).parse().ok())
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// FNV-1a: the same in every version of us.

@@ -73,7 +73,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often nginx is asked while somebody waits for its requests to end.
 const PACE: Duration = Duration::from_millis(50);
 /// How often a host is told of counts alone.
-const COUNTS: Duration = Duration::from_millis(200);
+const COUNTS: Duration = Duration::from_millis(250);
 /// So long after its last mark a roll-out still looks at the answers.
 const WATCHED: Duration = Duration::from_secs(5);
 /// A reload of nginx may keep the socket away for a moment.
@@ -170,6 +170,8 @@ impl Edge {
                 message = stream.message() => {
                     self.hear(message?)?;
                     self.put().await;
+                    // Before a host is answered: what its roll-out counts from.
+                    self.look().await;
                 }
                 () = time::sleep(pace) => self.look().await,
                 () = self.next_beat() => self.keep_marks().await,
@@ -319,7 +321,7 @@ impl Edge {
         AckValue {
             revision: self.said.revision(),
             instance: self.mirror.instance().to_owned(),
-            upstreams: self.mirror.of(addresses),
+            upstreams: self.mirror.of(addresses, self.watched.contains_key(host)),
             refused: refused.collect(),
             uncovered: self.mirror.uncovered(addresses),
         }

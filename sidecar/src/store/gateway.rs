@@ -439,7 +439,6 @@ impl Desk {
         let from = || Some(WatchOptions::new().with_prefix().with_start_revision(revision + 1));
         let mut stream = timely(client.watch(edges, from())).await?;
         timely(stream.watch(acks, from())).await?;
-        tracing::info!(cluster = self.keys.edges(), "the store tells what nginx hosts say");
         log.info(format!("{} is in the store", self.host));
         pause.reset();
         while let Some(message) = stream.message().await? {

@@ -171,8 +171,9 @@ impl Mirror {
         self.uncovered.iter().filter(is_theirs).cloned().collect()
     }
 
-    /// The upstreams in which a host with these addresses has peers.
-    pub fn of(&self, addresses: &[IpAddr]) -> Vec<AckUpstream> {
+    /// The upstreams in which a host with these addresses has peers. Counts go along while somebody looks at them: they are
+    /// others each moment.
+    pub fn of(&self, addresses: &[IpAddr], with_counts: bool) -> Vec<AckUpstream> {
         let mut theirs = BTreeMap::<String, Vec<Peer>>::new();
         for peer in self.peers(addresses) {
             theirs.entry(peer.upstream.clone()).or_default().push(peer);
@@ -184,8 +185,8 @@ impl Mirror {
                 peers.iter().filter_map(|peer| upstream.peers.get(&peer.address)).collect();
             Some(AckUpstream {
                 name,
-                elsewhere: upstream.elsewhere(&views),
-                peers: views.into_iter().map(acked).collect(),
+                elsewhere: upstream.elsewhere(&views, with_counts),
+                peers: views.into_iter().map(|view| acked(view, with_counts)).collect(),
                 queue: upstream.queue.clone(),
             })
         };
@@ -222,14 +223,14 @@ impl Upstream {
     }
 
     /// All but these.
-    fn elsewhere(&self, views: &[&PeerView]) -> Option<Elsewhere> {
+    fn elsewhere(&self, views: &[&PeerView], with_counts: bool) -> Option<Elsewhere> {
         if self.peers.len() <= views.len() {
             return None;
         }
         let is_theirs = |peer: &PeerView| views.iter().any(|view| view.address == peer.address);
         let serves =
             self.peers.values().any(|peer| peer.state == PeerState::Up && !peer.backup && !is_theirs(peer));
-        if self.peers.len() > MANY {
+        if self.peers.len() > MANY || !with_counts {
             return Some(Elsewhere { serves, responses: Responses::default(), fails: 0 });
         }
         let (responses, fails) = sum(self.peers.values().filter(|peer| !is_theirs(peer)));
@@ -237,7 +238,7 @@ impl Upstream {
     }
 }
 
-fn acked(view: &PeerView) -> AckPeer {
+fn acked(view: &PeerView, with_counts: bool) -> AckPeer {
     let mark = |mark: &MarkView| AckMark { owner: mark.owner.clone(), state: mark.state, epoch: mark.epoch };
     let mut marks: Vec<AckMark> = view.marks.iter().map(mark).collect();
     marks.sort_by(|one, other| one.owner.cmp(&other.owner));
@@ -245,11 +246,12 @@ fn acked(view: &PeerView) -> AckPeer {
         address: view.address.clone(),
         state: view.state,
         marks,
-        in_flight: view.in_flight,
-        requests: view.requests,
-        responses: view.responses,
-        fails: view.fails,
-        cut: view.cut,
+        // In flight at a peer that serves is another number each moment.
+        in_flight: if with_counts || !view.state.serves() { view.in_flight } else { 0 },
+        requests: if with_counts { view.requests } else { 0 },
+        responses: if with_counts { view.responses } else { Responses::default() },
+        fails: if with_counts { view.fails } else { 0 },
+        cut: if with_counts { view.cut } else { 0 },
         weight: view.weight,
         backup: view.backup,
     }

@@ -8,8 +8,8 @@ use clap::Parser;
 use e2e::{
     clock::Moment,
     door::Door,
-    etcd::Etcd,
     fleet::{Drained, Fleet, Shape},
+    lab::store::Store,
     net::Inside,
     place::Place,
     process, stage,
@@ -57,7 +57,7 @@ async fn measure(arguments: Arguments) -> Result<()> {
     let Arguments { hosts, edges, workers, .. } = arguments;
     let shape = Shape { hosts, edges, workers, in_flight: IN_FLIGHT };
     let place = Place::new()?;
-    let etcd = Etcd::alone(place.path()).await?;
+    let etcd = Store::alone(place.path()).await?;
     let member = etcd.members().first().context("no member")?;
     let (address, pid) = (member.address(), member.pid().context("it does not run")?);
     let read = || Reading::take(address, pid);
@@ -113,7 +113,7 @@ async fn deploy(fleet: &mut Fleet, together: usize, workers: usize, until: Momen
     Ok(all)
 }
 
-async fn member_size(etcd: &Etcd) -> Result<f64> {
+async fn member_size(etcd: &Store) -> Result<f64> {
     let size = etcd.members().first().context("no member")?.db_size(&Inside::here()).await?;
     Ok(megabytes(size as f64))
 }
@@ -159,7 +159,9 @@ impl Reading {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
             let name = match name.split_once('{') {
-                Some((name, labels)) if labels.contains("\"LeaseKeepAlive\"") => format!("{name}{{LeaseKeepAlive}}"),
+                Some((name, labels)) if labels.contains("\"LeaseKeepAlive\"") => {
+                    format!("{name}{{LeaseKeepAlive}}")
+                }
                 Some((name, _)) => name.to_owned(),
                 None => name.to_owned(),
             };

@@ -52,7 +52,7 @@ impl Edge {
         let place = Place::new()?;
         let prefix = place.nginx_prefix();
         fs::create_dir(&prefix)?;
-                let servers: Vec<String> =
+        let servers: Vec<String> =
             servers.iter().map(|server| format!("        server {server} max_fails=0;")).collect();
         let text = CONF
             .replace("@module@", &place::module(&binary.version)?.display().to_string())
@@ -61,7 +61,15 @@ impl Edge {
             .replace("@servers@", &servers.join("\n"))
             .replace("@handoff@", if setup == Setup::Handoff { "handoff;" } else { "" });
         fs::write(prefix.join("nginx.conf"), text)?;
-        let mut edge = Self { sidecar: None, nginx: None, arguments: vec![], is_gone: false, binary: binary.clone(), place, machine };
+        let mut edge = Self {
+            sidecar: None,
+            nginx: None,
+            arguments: vec![],
+            is_gone: false,
+            binary: binary.clone(),
+            place,
+            machine,
+        };
         edge.start_nginx().await?;
         Ok(edge)
     }

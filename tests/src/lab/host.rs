@@ -1,7 +1,7 @@
 //! A machine with the app: PM2, its workers, and a sidecar without an nginx.
 
 use crate::{
-    app::{App, Behaviour, Mode, NAME},
+    app::{App, Behaviour, Mode},
     http,
     lives::{self, Life},
     net::Machine,
@@ -84,10 +84,6 @@ impl AppHost {
     /// As every nginx has it.
     pub async fn is_all_up(&self) -> bool {
         peers::all_up(&self.place.control_socket(), &self.app.addresses()).await
-    }
-
-    pub async fn is_protected(&self) -> Result<()> {
-        self.sidecar.as_ref().context("it has no sidecar")?.protects(NAME, "L0").await
     }
 
     pub fn said(&self) -> String {

@@ -106,8 +106,10 @@ fn held_up(fault: Fault) -> Duration {
 /// A line of the table.
 pub fn row(outcome: &Outcome) -> String {
     let excused = outcome.seen.failed().filter(|visit| is_excused(outcome, visit)).count();
-    let exits: Vec<String> = outcome.deploys.iter().filter_map(|deploy| Some(deploy.reload.as_ref()?.exit.to_string())).collect();
-    let seconds: Vec<String> = outcome.deploys.iter().map(|deploy| format!("{:.1}", deploy.seconds())).collect();
+    let exits: Vec<String> =
+        outcome.deploys.iter().filter_map(|deploy| Some(deploy.reload.as_ref()?.exit.to_string())).collect();
+    let seconds: Vec<String> =
+        outcome.deploys.iter().map(|deploy| format!("{:.1}", deploy.seconds())).collect();
     let how = match outcome.trial.how {
         How::Pm2 => "pm2 reload",
         How::Handoff => "handoff reload",

@@ -1,0 +1,362 @@
+//! An app host and two nginx hosts that know of each other through etcd: here they are three sidecars on one machine, and
+//! each has nothing of the others' but what stands in the store.
+
+#![allow(dead_code, unreachable_pub)]
+
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    app::{App, Behaviour, Mode},
+    command,
+    etcd::{Etcd, Tls},
+    load::{Load, Visit},
+    orders::Orders,
+    place,
+    pm2::{NEWEST, Pm2},
+    ports, process,
+    site::{PATIENCE, Site, VERSIONS},
+    wait,
+};
+use handoff_wire::{PeerState, State, Upstreams};
+use rustix::process::Signal;
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+pub const EDGES: [&str; 2] = ["edge1", "edge2"];
+const RATE: u32 = 60;
+
+pub struct Fleet {
+    // Ends first: who stands in the store leaves before it does.
+    host: Option<Child>,
+    pub edges: Vec<Option<Child>>,
+    pub etcd: Etcd,
+    pub sites: Vec<Site>,
+    pub pm2: Pm2,
+    pub app: App,
+    tls: Option<Tls>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Fleet {
+    /// Everybody is there, and nginx has every worker up.
+    pub async fn new() -> Result<Self> {
+        let mut fleet = Self::silent(false).await?;
+        fleet.begin().await?;
+        Ok(fleet)
+    }
+
+    /// nginx, PM2 and etcd, and nobody who tells them of each other.
+    pub async fn silent(with_tls: bool) -> Result<Self> {
+        let mut sites = Vec::new();
+        for version in VERSIONS {
+            sites.push(Site::new(version).await?);
+        }
+        let first = sites.first().context("a site")?;
+        let tls = match with_tls {
+            true => Some(Tls::new(first.place(), &["etcd", "root", "app1", "edge1", "edge2"]).await?),
+            false => None,
+        };
+        let etcd = Etcd::start_with(first.place(), tls.clone()).await?;
+        let app = App::new(Behaviour::Graceful, Mode::Fork, 2, &first.file(""))?;
+        let pm2 = Pm2::start(NEWEST, &first.file("pm2"), &app).await?;
+        let servers: String = app.addresses().iter().map(|address| format!("server {address}; ")).collect();
+        for site in &mut sites {
+            site.write(&format!(
+                "upstream app {{ zone app 256k; {servers} keepalive 8; handoff; }}\n{}\n{}",
+                site.front("proxy_pass http://app;"),
+                site.api("write=on")
+            ))?;
+            site.start().await?;
+        }
+        Ok(Self { host: None, edges: vec![None, None], etcd, sites, pm2, app, tls })
+    }
+
+    pub async fn begin(&mut self) -> Result<()> {
+        for edge in 0..EDGES.len() {
+            self.start_edge(edge)?;
+        }
+        self.start_host()?;
+        self.is_whole().await
+    }
+
+    /// Both nginx are in the store, and the app host knows its workers at both.
+    pub async fn is_whole(&self) -> Result<()> {
+        let whole = wait::until("the app host to know its workers at both nginx", PATIENCE * 2, async || {
+            let status = self.handoff(&["status", "--json"]).await.ok()?;
+            let status: serde_json::Value = serde_json::from_str(&status.stdout).ok()?;
+            let level = status.pointer("/daemons/0/apps/0/level")?.as_str()?.to_owned();
+            let keys = self.etcd.dump().await.ok()?;
+            let is_in = |edge: &&str| keys.contains(&format!("/edges/{edge}\n"));
+            (level == "L0" && EDGES.iter().all(is_in) && self.all_up().await).then_some(())
+        });
+        whole.await.with_context(|| self.logs())
+    }
+
+    pub async fn all_up(&self) -> bool {
+        for site in &self.sites {
+            let Ok(peers) = site.app().await else { return false };
+            if peers.len() != 2 || peers.iter().any(|peer| peer.state != PeerState::Up) {
+                return false;
+            }
+        }
+        true
+    }
+
+    pub fn site(&self, edge: usize) -> Result<&Site> {
+        self.sites.get(edge).context("a site")
+    }
+
+    /// Waits until a worker is that at an nginx.
+    pub async fn sees(&self, edge: usize, state: PeerState) -> Result<()> {
+        let site = self.site(edge)?;
+        wait::until("nginx to be told", PATIENCE, async || {
+            site.app().await.ok()?.iter().any(|peer| peer.state == state).then_some(())
+        })
+        .await
+        .with_context(|| self.logs())
+    }
+
+    /// The processes of the workers, as PM2 has them.
+    pub async fn pids(&self) -> Result<Vec<u64>> {
+        let list: serde_json::Value = serde_json::from_str(&self.pm2.run(&["jlist"]).await?)?;
+        let apps = list.as_array().context("a list")?.iter();
+        Ok(apps.filter_map(|app| app.get("pid")?.as_u64()).collect())
+    }
+
+    pub fn control(&self, edge: usize) -> Result<String> {
+        Ok(format!("unix:{}", self.site(edge)?.socket().display()))
+    }
+
+    /// What an owner that chooses says through the app host.
+    pub async fn mark(&self, peer: &str, state: State) -> Result<()> {
+        let marks = serde_json::json!({"owner": "rollout:test", "marks": [{"peer": peer, "state": state}]});
+        let door = e2e::door::Door::Unix(self.gateway()?);
+        let reply = door.ask(hyper::Method::PUT, handoff_wire::path::MARKS, marks.to_string()).await?;
+        reply.json::<handoff_wire::Ack>().map(drop)
+    }
+
+    pub fn host_rss(&self) -> Option<u64> {
+        process::resident(self.host.as_ref()?.id())
+    }
+
+    pub fn edge_rss(&self, edge: usize) -> Option<u64> {
+        process::resident(self.edges.get(edge)?.as_ref()?.id())
+    }
+
+    /// The roles of docs/operations/many-hosts.md.
+    pub async fn enable_users(&mut self) -> Result<()> {
+        let root = "/handoff/v1/default";
+        let roles = [
+            (
+                "app1",
+                vec![
+                    ("readwrite", format!("{root}/hosts/app1"), false),
+                    ("readwrite", format!("{root}/workers/app1/"), true),
+                    ("read", format!("{root}/edges/"), true),
+                    ("read", format!("{root}/acks/app1/"), true),
+                ],
+            ),
+            (
+                "edge",
+                vec![
+                    ("readwrite", format!("{root}/acks/"), true),
+                    ("readwrite", format!("{root}/edges/"), true),
+                    ("read", format!("{root}/hosts/"), false),
+                ],
+            ),
+        ];
+        for (role, permissions) in roles {
+            self.etcd.ctl(&["role", "add", role]).await?;
+            for (what, key, is_prefix) in permissions {
+                let mut grant = vec!["role", "grant-permission", role, what, &key];
+                let end = format!("{root}/workers0");
+                match (is_prefix, what) {
+                    (true, _) => grant.push("--prefix=true"),
+                    // All that app hosts say is one range.
+                    (false, "read") => grant.push(&end),
+                    _ => {}
+                }
+                self.etcd.ctl(&grant).await?;
+            }
+        }
+        for (user, role) in [("root", "root"), ("app1", "app1"), ("edge1", "edge"), ("edge2", "edge")] {
+            self.etcd.ctl(&["user", "add", &format!("{user}:{user}{user}")]).await?;
+            if user == "root" {
+                // It may be there already.
+                _ = self.etcd.ctl(&["role", "add", "root"]).await;
+            }
+            self.etcd.ctl(&["user", "grant-role", user, role]).await?;
+        }
+        self.etcd.ctl(&["auth", "enable"]).await?;
+        self.etcd.login("root:rootroot");
+        Ok(())
+    }
+
+    pub fn start_edge(&mut self, edge: usize) -> Result<()> {
+        let name = EDGES.get(edge).context("an edge")?;
+        let site = self.site(edge)?;
+        let control = format!("unix:{}", site.socket().display());
+        let child = self.spawn(site, name, &["--role", "edge", "--control", &control])?;
+        *self.edges.get_mut(edge).context("an edge")? = Some(child);
+        Ok(())
+    }
+
+    pub fn start_host(&mut self) -> Result<()> {
+        self.host = Some(self.spawn(self.site(0)?, "app1", &["--store-address", "127.0.0.1"])?);
+        Ok(())
+    }
+
+    /// The app host's sidecar as it would be without a store: beside the first nginx.
+    pub fn start_alone(&mut self) -> Result<()> {
+        let control = format!("unix:{}", self.site(0)?.socket().display());
+        let mut handoff = Command::new(place::handoff()?);
+        handoff.arg("run").envs(self.environment()).env("HANDOFF_CONTROL", control);
+        self.host = Some(self.logged("app1", &mut handoff)?);
+        Ok(())
+    }
+
+    fn spawn(&self, site: &Site, name: &str, arguments: &[&str]) -> Result<Child> {
+        let mut handoff = Command::new(place::handoff()?);
+        handoff.arg("run").args(["--store", &self.etcd.url(), "--store-name", name]).args(arguments);
+        if let Some(tls) = &self.tls {
+            handoff.arg("--store-ca").arg(tls.ca());
+            handoff.arg("--store-cert").arg(tls.cert(name)).arg("--store-key").arg(tls.key(name));
+            handoff.args(["--store-user", name, "--store-password-file"]).arg(self.password(name)?);
+        }
+        handoff.envs(self.environment()).env("HANDOFF_STATE_DIR", site.file("state"));
+        self.logged(name, &mut handoff)
+    }
+
+    /// A file with the password of a user: the name, twice.
+    fn password(&self, name: &str) -> Result<PathBuf> {
+        let file = self.site(0)?.file(&format!("{name}.password"));
+        fs::write(&file, format!("{name}{name}\n"))?;
+        Ok(file)
+    }
+
+    fn logged(&self, name: &str, handoff: &mut Command) -> Result<Child> {
+        let log = self.site(0)?.file(&format!("{name}.log"));
+        let log = fs::File::options().create(true).append(true).open(log)?;
+        Ok(handoff.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
+    }
+
+    pub fn log(&self, name: &str) -> String {
+        let log = self.site(0).map(|site| site.file(&format!("{name}.log")));
+        log.ok().and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default()
+    }
+
+    fn logs(&self) -> String {
+        ["app1", "edge1", "edge2"].map(|name| format!("--- {name}\n{}", self.log(name))).concat()
+    }
+
+    fn gateway(&self) -> Result<PathBuf> {
+        Ok(self.site(0)?.file("gateway.sock"))
+    }
+
+    fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let file = |name: &str| self.site(0).map(|site| site.file(name)).unwrap_or_default();
+        vec![
+            ("PM2_HOME", file("pm2").into()),
+            ("HANDOFF_CONTROL", format!("unix:{}", file("gateway.sock").display()).into()),
+            ("HANDOFF_RUNTIME_DIR", file("runtime").into()),
+            ("HANDOFF_STATE_DIR", file("state").into()),
+        ]
+    }
+
+    /// A command as an operator types it on the app host.
+    pub async fn handoff(&self, arguments: &[&str]) -> Result<Ended> {
+        let mut handoff = command::clean(place::handoff()?);
+        let output = handoff.args(arguments).envs(self.environment()).output().await?;
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+    }
+
+    /// Starts a command on the app host.
+    pub fn begin_handoff(&self, arguments: &[&str]) -> Result<tokio::process::Child> {
+        let mut handoff = command::clean(place::handoff()?);
+        handoff.args(arguments).envs(self.environment());
+        Ok(handoff.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    }
+
+    /// What the app host's end says of all nginx.
+    pub async fn view(&self) -> Result<Upstreams> {
+        let door = e2e::door::Door::Unix(self.gateway()?);
+        let reply = door.ask(hyper::Method::GET, handoff_wire::path::UPSTREAMS, String::new()).await?;
+        reply.json()
+    }
+
+    pub fn kill_edge(&mut self, edge: usize) -> Result<()> {
+        let mut child = self.edges.get_mut(edge).and_then(Option::take).context("an edge that runs")?;
+        process::signal(child.id(), Signal::KILL);
+        child.wait()?;
+        Ok(())
+    }
+
+    pub fn kill_host(&mut self) -> Result<()> {
+        let mut child = self.host.take().context("a host that runs")?;
+        process::signal(child.id(), Signal::KILL);
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Visitors of both nginx.
+    pub fn load(&self) -> Vec<Load> {
+        self.sites.iter().map(|site| Load::start(ports::address(site.port()), RATE)).collect()
+    }
+
+    pub fn orders(&self) -> Result<Orders> {
+        Orders::read(&self.app.orders())
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for child in self.edges.iter_mut().flatten().chain(&mut self.host) {
+            process::end(child, PATIENCE);
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+    }
+}
+
+/// Every visit, by nginx.
+pub async fn visits(load: Vec<Load>) -> Result<Vec<Vec<Visit>>> {
+    let mut all = Vec::new();
+    for load in load {
+        let visits = load.stop().await;
+        ensure!(visits.len() as u64 > u64::from(RATE), "only {} visits", visits.len());
+        all.push(visits);
+    }
+    Ok(all)
+}
+
+/// Each visit was answered, and each order executed once. Visitors of both nginx give their orders the same names.
+pub fn all_is_well(visits: &[Vec<Visit>], orders: &Orders) -> Result<()> {
+    let failed: Vec<_> =
+        visits.iter().map(|visits| visits.iter().filter(|visit| visit.failed()).collect()).collect();
+    ensure!(failed.iter().all(Vec::is_empty), "failed: {failed:?}");
+    let mut sent = BTreeMap::<String, usize>::new();
+    for order in visits.iter().flatten().filter_map(Visit::order) {
+        *sent.entry(order).or_default() += 1;
+    }
+    ensure!(sent.len() > 10, "only {} orders", sent.len());
+    let others: Vec<_> = sent.iter().filter(|(id, count)| orders.executions(id).len() != **count).collect();
+    ensure!(others.is_empty(), "executed more or less often than sent: {others:?}");
+    Ok(())
+}
+
+/// Long enough for visitors to be there before something happens.
+pub const WARM: Duration = Duration::from_millis(500);
