@@ -23,11 +23,13 @@ use std::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 
 /// As the sidecar has them.
 const LEASE: i64 = 10;
+/// So long after its last mark a roll-out still looks at the answers.
+const WATCHED: Duration = Duration::from_secs(5);
 const BEAT: Duration = Duration::from_millis(2_500);
 /// So many come at once in the beginning.
 const AT_ONCE: usize = 64;
@@ -43,6 +45,8 @@ pub struct Shape {
     pub workers: usize,
     /// How long a request may still be with a worker that drains; half of the drains find one.
     pub in_flight: Duration,
+    /// How often an edge says what a host that deploys has been answered, and nothing else. None: never.
+    pub counts: Option<Duration>,
 }
 
 /// All of it ends when it is dropped.
@@ -87,6 +91,10 @@ struct Edge {
     said: BTreeMap<Name, Said>,
     /// Whose acknowledgement has still to be written.
     due: BTreeSet<Name>,
+    /// Until when a host wants to see how it is answered.
+    watched: BTreeMap<Name, Instant>,
+    /// What its counters have come to.
+    count: u64,
     again: mpsc::UnboundedSender<Name>,
 }
 
@@ -94,11 +102,34 @@ struct Edge {
 struct Said {
     address: Option<IpAddr>,
     revision: i64,
-    /// By address: the value, and whether a request is still there.
-    workers: BTreeMap<String, (WorkerValue, bool)>,
+    /// By address: the value, and until when a request is still there.
+    workers: BTreeMap<String, (WorkerValue, Instant)>,
 }
 
-const UPSTREAM: &str = "myapp";
+/// Each has the workers of every hundredth host.
+const UPSTREAMS: usize = 100;
+
+/// What nginx is to be told of all workers: the upstreams, with these parameters in each.
+pub fn upstreams(shape: &Shape, directives: &str) -> String {
+    let servers = |host: usize| {
+        (0..shape.workers).map(move |worker| format!("server {};", address(ip(host).into(), worker)))
+    };
+    let upstream = |number: usize| {
+        let hosts = (number..shape.hosts).step_by(UPSTREAMS);
+        let servers: Vec<String> = hosts.flat_map(servers).collect();
+        format!("upstream app-{number} {{ zone app-{number} 1m; {} {directives} }}", servers.join(" "))
+    };
+    (0..UPSTREAMS.min(shape.hosts)).map(upstream).collect::<Vec<_>>().join("\n")
+}
+
+fn upstream(host: &Name) -> String {
+    let number = host.as_str().rsplit('-').next().and_then(|number| number.parse::<usize>().ok());
+    format!("app-{}", number.unwrap_or(0) % UPSTREAMS)
+}
+
+fn ip(host: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(host).unwrap_or(0))
+}
 
 // === impl Fleet ===
 
@@ -128,11 +159,18 @@ impl Fleet {
         while let Some(edge) = coming.join_next().await {
             edges.push(edge??);
         }
-        for host in &mut hosts {
-            let all = host.acks.wait_for(|acks| acks.len() == shape.edges);
+        let mut fleet = Self { hosts, edges };
+        fleet.knows(shape.edges).await?;
+        Ok(fleet)
+    }
+
+    /// Waits until every host has heard of so many edges.
+    pub async fn knows(&mut self, edges: usize) -> Result<()> {
+        for host in &mut self.hosts {
+            let all = host.acks.wait_for(|acks| acks.len() == edges);
             timeout(PATIENCE, all).await.context("a host does not hear of every edge")??;
         }
-        Ok(Self { hosts, edges })
+        Ok(())
     }
 }
 
@@ -148,7 +186,7 @@ impl Host {
     async fn start(endpoint: &str, keys: Arc<Keys>, number: usize) -> Result<Self> {
         let mut session = Session::open(endpoint).await?;
         let name: Name = format!("host-{number}").parse()?;
-        let address = Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(number)?);
+        let address = ip(number);
         let value =
             HostValue { version: VERSION.to_owned(), addresses: vec![address.into()], holder: holder() };
         let put = session.put(&keys.host(&name), &value)?;
@@ -162,7 +200,7 @@ impl Host {
     /// One worker as a deploy has it: drained at every edge, fenced, replaced, up again.
     pub async fn replace(&mut self, worker: usize, restart: Duration) -> Result<Drained> {
         let address = address(self.address.into(), worker);
-        let key = self.keys.worker(&self.name, UPSTREAM, &address);
+        let key = self.keys.worker(&self.name, &upstream(&self.name), &address);
         let began = Moment::now();
         let revision = self.say(&key, 1).await?;
         self.heard(revision, false).await?;
@@ -236,8 +274,18 @@ impl Edge {
         let name: Name = format!("edge-{number}").parse()?;
         let (again, due_again) = mpsc::unbounded_channel();
         let dice = Dice::new(u64::try_from(number)?);
-        let mut edge =
-            Self { name, session, keys, shape, dice, said: BTreeMap::new(), due: BTreeSet::new(), again };
+        let mut edge = Self {
+            name,
+            session,
+            keys,
+            shape,
+            dice,
+            said: BTreeMap::new(),
+            due: BTreeSet::new(),
+            watched: BTreeMap::new(),
+            count: 0,
+            again,
+        };
         for kv in found.kvs() {
             edge.hear(kv.key_str()?, Some(kv.value()), kv.mod_revision())?;
         }
@@ -250,26 +298,34 @@ impl Edge {
     }
 
     async fn serve(mut self, mut news: WatchStream, mut due_again: mpsc::UnboundedReceiver<Name>) {
+        let mut tick = interval(self.shape.counts.unwrap_or(PATIENCE));
         loop {
             tokio::select! {
                 Ok(Some(news)) = news.message() => {
                     for event in news.events() {
-                    let Some(kv) = event.kv() else { continue };
-                    let value = (event.event_type() == EventType::Put).then(|| kv.value());
-                    // What another one wrote there is nothing to us.
-                    let heard = kv.key_str().map_err(Into::into).and_then(|key| self.hear(key, value, kv.mod_revision()));
-                    if let Err(error) = heard { eprintln!("{}: {error:#}", self.name); }
+                        let Some(kv) = event.kv() else { continue };
+                        let value = (event.event_type() == EventType::Put).then(|| kv.value());
+                        // What another one wrote there is nothing to us.
+                        let key = kv.key_str().map_err(anyhow::Error::from);
+                        _ = key.and_then(|key| self.hear(key, value, kv.mod_revision()));
                     }
                 }
-                Some(host) = due_again.recv() => { self.due.insert(host); }
-                else => { eprintln!("{} hears no more", self.name); return }
+                Some(host) = due_again.recv() => {
+                    self.due.insert(host);
+                }
+                _ = tick.tick(), if self.shape.counts.is_some() => {
+                    let now = Instant::now();
+                    self.watched.retain(|_, until| *until > now);
+                    self.due.extend(self.watched.keys().cloned());
+                }
+                else => return,
             }
             // More than one host may have come to it by now.
             while let Ok(host) = due_again.try_recv() {
                 self.due.insert(host);
             }
-            if let Err(error) = self.answer().await {
-                eprintln!("{}: {error:#}", self.name);
+            // etcd has ended, and so has the measurement.
+            if self.answer().await.is_err() {
                 return;
             }
         }
@@ -286,12 +342,13 @@ impl Edge {
             }
             (Key::Worker { address, .. }, Some(value)) => {
                 let value: WorkerValue = serde_json::from_slice(value)?;
+                self.watched.insert(name.clone(), Instant::now() + WATCHED);
                 // At a fence it is drained already.
                 let is_busy = value.said == 1 && self.dice.share() < 0.5;
-                said.workers.insert(address.clone(), (value, is_busy));
+                let wait = if is_busy { self.dice.below(self.shape.in_flight) } else { Duration::ZERO };
+                said.workers.insert(address, (value, Instant::now() + wait));
                 if is_busy {
-                    let (again, name, wait) =
-                        (self.again.clone(), name.clone(), self.dice.below(self.shape.in_flight));
+                    let (again, name) = (self.again.clone(), name.clone());
                     tokio::spawn(async move {
                         sleep(wait).await;
                         _ = again.send(name);
@@ -319,30 +376,26 @@ impl Edge {
         Ok(())
     }
 
-    /// Whoever is asked again has let go of its last request.
     fn value(&mut self, host: &Name) -> AckValue {
+        self.count += 1;
+        let (count, now) = (self.count, Instant::now());
         let said = self.said.entry(host.clone()).or_default();
         let peers = (0..self.shape.workers).filter_map(|worker| {
             let address = address(said.address?, worker);
-            let spoken = said.workers.get_mut(&address);
-            let in_flight = spoken.as_ref().map_or(0, |(_, is_busy)| u64::from(*is_busy));
-            let marks = spoken.map(|(value, is_busy)| {
-                *is_busy = false;
-                let marks = value.marks.iter();
-                marks
-                    .filter_map(|mark| {
-                        Some(AckMark { owner: at_edge(host, &mark.owner)?, state: mark.state, epoch: 7 })
-                    })
-                    .collect()
+            let spoken = said.workers.get(&address);
+            let in_flight = spoken.map_or(0, |(_, busy_until)| u64::from(now < *busy_until));
+            let marks = spoken.iter().flat_map(|(value, _)| &value.marks);
+            let marks = marks.filter_map(|mark| {
+                Some(AckMark { owner: at_edge(host, &mark.owner)?, state: mark.state, epoch: 7 })
             });
-            let marks: Vec<AckMark> = marks.unwrap_or_default();
+            let marks: Vec<AckMark> = marks.collect();
             Some(AckPeer {
                 address,
                 state: if marks.is_empty() { PeerState::Up } else { PeerState::Draining },
                 marks,
                 in_flight,
-                requests: 123_456,
-                responses: Responses { success: 123_400, server_error: 6, ..Responses::default() },
+                requests: 123_456 + count,
+                responses: Responses { success: 123_400 + count, server_error: 6, ..Responses::default() },
                 fails: 0,
                 cut: 0,
                 weight: 1,
@@ -354,7 +407,7 @@ impl Edge {
         AckValue {
             revision: said.revision,
             instance: "5f2c6a0e9b7d4c13".to_owned(),
-            upstreams: vec![AckUpstream { name: UPSTREAM.to_owned(), peers, elsewhere, queue: None }],
+            upstreams: vec![AckUpstream { name: upstream(host), peers, elsewhere, queue: None }],
             refused: Vec::new(),
             uncovered: Vec::new(),
         }

@@ -35,6 +35,7 @@ pub mod fleet;
 pub mod front;
 pub mod guide;
 pub mod haproxy;
+pub mod herd;
 pub mod http;
 pub mod lab;
 pub mod lives;

@@ -8,11 +8,14 @@ use clap::Parser;
 use e2e::{
     clock::Moment,
     door::Door,
-    fleet::{Drained, Fleet, Shape},
+    fleet::{self, Drained, Fleet, Shape},
     lab::store::Store,
-    net::Inside,
+    net::{Inside, Realm},
     place::Place,
-    process, stage,
+    process,
+    sidecar::Sidecar,
+    site::Site,
+    stage,
 };
 use std::{collections::BTreeMap, fs, net::SocketAddr, process::ExitCode, time::Duration};
 use tokio::{task::JoinSet, time::sleep};
@@ -30,6 +33,12 @@ struct Arguments {
     /// How many hosts deploy at once; several times, one after the other
     #[arg(long, value_delimiter = ',', default_value = "1,10,50,100")]
     deploying: Vec<usize>,
+    /// One edge more, a real one: nginx of this version with all the workers, and its sidecar
+    #[arg(long, default_value = "1.22.1")]
+    nginx: String,
+    /// How often an edge says how a host that deploys is answered, in milliseconds; 0: never
+    #[arg(long, default_value_t = 200)]
+    counts: u64,
     /// Of each line
     #[arg(long, default_value_t = 20)]
     seconds: u64,
@@ -55,7 +64,8 @@ fn main() -> ExitCode {
 
 async fn measure(arguments: Arguments) -> Result<()> {
     let Arguments { hosts, edges, workers, .. } = arguments;
-    let shape = Shape { hosts, edges, workers, in_flight: IN_FLIGHT };
+    let counts = (arguments.counts > 0).then(|| Duration::from_millis(arguments.counts));
+    let shape = Shape { hosts, edges, workers, in_flight: IN_FLIGHT, counts };
     let place = Place::new()?;
     let etcd = Store::alone(place.path()).await?;
     let member = etcd.members().first().context("no member")?;
@@ -73,20 +83,55 @@ async fn measure(arguments: Arguments) -> Result<()> {
     row(&format!("they come, in {:.1} s", after.at.since(before.at).as_secs_f64()), &before, &after);
 
     let before = read().await?;
+    let (site, sidecar) = real_edge(&arguments, &shape, &etcd.endpoints()).await?;
+    fleet.knows(edges + 1).await?;
+    let after = read().await?;
+    row(&format!("a real edge, in {:.1} s", after.at.since(before.at).as_secs_f64()), &before, &after);
+    let own = |what: &str, before: (Moment, Duration)| {
+        let (now, cpu) = (Moment::now(), cpu(sidecar.pid())?);
+        let share = cpu.saturating_sub(before.1).as_secs_f64() / now.since(before.0).as_secs_f64();
+        let resident = process::resident(sidecar.pid()).context("the sidecar is gone")? as f64 / 1024.0;
+        println!(
+            "  the sidecar of the real edge, {what}: RSS {resident:.1} MB, {:.0} % of a processor",
+            100.0 * share
+        );
+        anyhow::Ok(())
+    };
+    let mark = || anyhow::Ok((Moment::now(), cpu(sidecar.pid())?));
+
+    let (before, began) = (read().await?, mark()?);
     sleep(Duration::from_secs(arguments.seconds)).await;
     row("at rest", &before, &read().await?);
+    own("at rest", began)?;
 
     for &together in &arguments.deploying {
         ensure!(together <= hosts, "{together} of {hosts} hosts");
-        let before = read().await?;
+        let (before, began) = (read().await?, mark()?);
         let until = Moment::now() + Duration::from_secs(arguments.seconds);
         let drains = deploy(&mut fleet, together, workers, until).await?;
         row(&format!("{together} hosts deploy, {} drains", drains.len()), &before, &read().await?);
         spread("  to the last acknowledgement", drains.iter().map(|drained| drained.acknowledged));
         spread("  to in flight 0 and the fence", drains.iter().map(|drained| drained.fenced));
+        own("meanwhile", began)?;
     }
+    drop(sidecar);
+    site.end().await?;
     println!("the db file of etcd: {:.0} MB", member_size(&etcd).await?);
     Ok(())
+}
+
+/// nginx and the sidecar as they are installed, with every worker of the fleet for a peer.
+async fn real_edge(arguments: &Arguments, shape: &Shape, endpoints: &str) -> Result<(Site, Sidecar)> {
+    let mut site = Site::new(&arguments.nginx).await?;
+    // 4m hold 1 191 peers.
+    let zone = shape.hosts * shape.workers / 250 + 4;
+    let upstreams = fleet::upstreams(shape, "handoff;");
+    site.write(&format!("handoff_zone {zone}m;\n{upstreams}\n{}", site.api("write=on")))?;
+    site.start().await?;
+    let told =
+        ["--store", endpoints, "--store-cluster", "scale", "--role", "edge", "--store-name", "edge-real"];
+    let sidecar = Sidecar::launch_on(&Realm::default(), site.place(), &told.map(str::to_owned))?;
+    Ok((site, sidecar))
 }
 
 /// So many hosts replace one worker after the other, again and again.
