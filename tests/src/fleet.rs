@@ -419,7 +419,8 @@ impl Edge {
 impl Session {
     async fn open(endpoint: &str) -> Result<Self> {
         let options = ConnectOptions::new()
-            .with_keep_alive(Duration::from_secs(3), Duration::from_secs(3))
+            // Longer than the sidecar's: all of them share one process here, which may be late itself.
+            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(20))
             .with_keep_alive_while_idle(true);
         let mut client = Client::connect([endpoint], Some(options)).await?;
         let lease = client.lease_grant(LEASE, None).await?.id();

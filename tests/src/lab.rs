@@ -212,11 +212,14 @@ impl Lab {
     /// Waits until every host waits for so many edges, and nobody is marked.
     pub async fn knows_edges(&self, edges: usize) -> Result<()> {
         for host in &self.hosts {
+            let mut last = String::new();
             wait::until("a host to know every edge", PATIENCE, async || {
-                (host.edges().await.ok()? == edges && host.is_all_up().await).then_some(())
+                let (known, is_up) = (host.edges().await.ok()?, host.is_all_up().await);
+                last = format!("it knows {known} of {edges} edges, and that all is up: {is_up}");
+                (known == edges && is_up).then_some(())
             })
             .await
-            .with_context(|| host.said())?;
+            .with_context(|| last + "\n" + &host.said())?;
         }
         Ok(())
     }

@@ -68,8 +68,37 @@ async fn a_deploy_of_all_hosts_fails_visits_without_a_store_and_none_with_one() 
     Ok(())
 }
 
+/// The machines, the workers and the judge are the same, and there is no store.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "ten minutes: make many-hosts"]
+#[ignore = "make many-hosts"]
+async fn without_a_store_the_judge_sees_what_fails() -> Result<()> {
+    ensure!(net::possible(), "needs root");
+    let _alone = alone::take()?;
+    let plan = plan(VERSIONS[0], Setup::Tuned, 0).await?;
+    let outcome = Trial { plan, how: How::Pm2, fault: Fault::None, rate: RATE }.play().await?;
+    println!("{}\n{}", verdict::HEADER, verdict::row(&outcome));
+    ensure!(!verdict::broken(&outcome).is_empty(), "three hosts were deployed, and nobody failed");
+    Ok(())
+}
+
+/// `pm2 reload`, as ever: workers that close their server when they are told to end.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "make many-hosts"]
+async fn with_a_store_a_pm2_reload_of_all_hosts_fails_nobody() -> Result<()> {
+    ensure!(net::possible(), "needs root");
+    let _alone = alone::take()?;
+    for version in VERSIONS {
+        let plan = Plan { behaviour: Behaviour::Graceful, ..plan(version, Setup::Handoff, 1).await? };
+        let outcome = Trial { plan, how: How::Pm2, fault: Fault::None, rate: RATE }.play().await?;
+        println!("{}\n{}", verdict::HEADER, verdict::row(&outcome));
+        let broken = verdict::broken(&outcome);
+        ensure!(broken.is_empty(), "{broken:#?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "make many-hosts"]
 async fn whatever_befalls_them_only_those_fail_whom_nobody_could_help() -> Result<()> {
     ensure!(net::possible(), "needs root");
     let _alone = alone::take()?;
