@@ -155,6 +155,15 @@ storm: build ## 100 000 requests of every kind over each nginx, while peers, pau
 containers: build ## each documented way to replace a container, in front of both nginx: two minutes; needs root
 	cargo test $(LOCKED) -p e2e --test containers -- --include-ignored --nocapture --test-threads=1
 
+.PHONY: many-hosts
+many-hosts: build ## three app hosts, two nginx and etcd on a network of their own; what befalls them in mid-deploy: ten minutes, needs root
+	cargo test $(LOCKED) -p e2e --test net --test many_hosts -- --include-ignored --nocapture --test-threads=1
+
+.PHONY: many-hosts-scale
+many-hosts-scale: setup ## what 1 000 app hosts, 50 nginx and 20 000 workers ask of etcd, and how they come back to it: five minutes
+	cargo run --release $(LOCKED) --bin scale
+	cargo run --release $(LOCKED) --bin herd
+
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes
 	cargo run --release $(LOCKED) --bin demo

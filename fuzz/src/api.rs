@@ -3,31 +3,52 @@
 //! It is taken apart as the module does. A request that is refused changes nothing, and after each the gate of a peer is
 //! what its marks say.
 
-use crate::common::{A, APP, B, C, Stage, moment};
+use crate::common::{A, APP, B, C, Stage, moment, serving};
+use handoff_core::Slots;
 use handoff_core::control::{Control, find};
 use handoff_core::plus::path::Method;
 use handoff_core::plus::{self, Call, Fields, Nginx, Sight, Visitors};
+use handoff_core::table::SlotId;
+use handoff_core::tenancy::Tenure;
 use handoff_core::{metrics, timeline, view};
 use handoff_wire::path::Path;
-use handoff_wire::{MarkSet, OrphanSet, Overview, Pause, Renew, Resume, Span, State, ZoneView};
+use handoff_wire::{
+    MarkSet, OrphanSet, Overview, Pause, PeerAdd, PeerRemove, Renew, Resume, Span, State, ZoneView,
+};
 use serde::de::DeserializeOwned;
 
 /// What nginx says of itself to those who ask as they ask NGINX Plus.
 struct Plain;
 
+/// Places for peers that are added.
+const SLOTS: usize = 3;
+
 pub fn api(input: &[u8]) {
     let mut stage = Stage::new();
+    let slots = stage.table().reserve(APP, SLOTS, 1, |_| true).unwrap();
+    stage.world.slots = Some(Slots { ids: slots, weighs: true });
     for line in String::from_utf8_lossy(input).lines() {
         match line.strip_prefix('+').and_then(|millis| millis.parse::<u32>().ok()) {
             Some(millis) => stage.now += u64::from(millis),
             None => ask(&stage, line),
         }
         stage.control().sweep();
+        look_again(&mut stage);
         check(&stage);
     }
     // Whatever was said, all that is leased runs out.
     stage.sweep_after(u64::from(u32::MAX));
     check(&stage);
+}
+
+/// nginx's list follows the zone.
+fn look_again(stage: &mut Stage) {
+    let table = stage.zone.table();
+    let is_taken = |id: &SlotId| table.slot(*id).is_some_and(|slot| slot.tenancy.tenure() == Tenure::Taken);
+    let added = stage.world.slots.iter().flat_map(|slots| &slots.ids).copied().filter(is_taken);
+    let named = [A, B, C].into_iter().filter_map(|peer| table.find(APP, peer));
+    let peers = named.chain(added).map(serving).collect();
+    stage.world.upstreams.insert(APP.to_owned(), peers);
 }
 
 fn ask(stage: &Stage, line: &str) {
@@ -51,6 +72,11 @@ fn ask(stage: &Stage, line: &str) {
         (Path::Resume, "POST") => {
             read(body).map(|resume: Resume| begin().resume(&resume).map(|done| done.events))
         }
+        (Path::Peers(upstream), "POST") => {
+            read(body).map(|add: PeerAdd| begin().add(upstream, &add).map(|done| done.events))
+        }
+        (Path::Peer { upstream, peer }, "DELETE") => read(body)
+            .map(|remove: PeerRemove| begin().remove_peer(upstream, peer, &remove).map(|done| done.events)),
         _ => return look(stage, &path),
     };
     if let Some(Err(refusal)) = written {
@@ -88,15 +114,24 @@ fn ask_plus(stage: &Stage, method: &str, path: &str, body: &str) {
     let method = match method {
         "GET" => Method::Read,
         "PATCH" => Method::Patch,
+        "POST" => Method::Post,
+        "DELETE" => Method::Delete,
         _ => Method::Other,
     };
     let sight = Sight { table: stage.table(), world: &stage.world, nginx: &Plain, now: moment(stage.now) };
     let answer = plus::Path::parse(path).and_then(|path| path.with(method)).and_then(|call| match call {
         Call::Read(path) => sight.answer(&path, &Fields::of(query)),
         Call::Patch { upstream, id } => sight.patch(&upstream, &id, body.as_bytes()).map(|done| done.body),
+        Call::Post { upstream } => {
+            let added = sight.post(&upstream, body.as_bytes())?;
+            Ok(sight.server(&upstream, &added.peer))
+        }
+        Call::Delete { upstream, id } => sight.delete(&upstream, &id).map(|done| done.body),
     });
     match answer {
-        Ok(body) => drop(serde_json::from_slice::<serde_json::Value>(&body.unwrap()).unwrap()),
+        Ok(body) => {
+            body.iter().for_each(|body| drop(serde_json::from_slice::<serde_json::Value>(body).unwrap()))
+        }
         Err(error) => assert!((400..500).contains(&error.status), "{}", error.status),
     }
 }
@@ -106,7 +141,8 @@ fn check(stage: &Stage) {
     for id in table.ids() {
         let slot = table.slot(id).unwrap();
         let marks = slot.marks().iter().filter_map(|mark| mark.view(now)).map(|mark| mark.state);
-        assert_eq!(slot.gate.state(), marks.max().unwrap_or(State::Up));
+        let state = if slot.tenancy.is_here() { marks.max().unwrap_or(State::Up) } else { State::Down };
+        assert_eq!(slot.gate.state(), state);
     }
 }
 

@@ -7,7 +7,7 @@
 //            throws: as graceful, but worker 0 throws 200 ms after it listens, as long as CRASH_FILE exists.
 // ORDERS     every order leaves a line here when its execution starts and one when it is done.
 // LIVES      every worker leaves a line here when it boots, listens and begins to close.
-// HOST       where it listens: 127.0.0.1, or in a container 0.0.0.0.
+// HOST       where it listens: 127.0.0.1 unless it is told another, in a container 0.0.0.0.
 //
 // Times are CLOCK_MONOTONIC in nanoseconds, the clock of the stage.
 
@@ -17,6 +17,7 @@ const { setTimeout: sleep } = require('node:timers/promises');
 const express = require('express');
 const { WebSocketServer } = require('ws');
 
+const host = process.env.HOST ?? '127.0.0.1';
 const port = Number(process.env.PORT ?? 3000);
 const instance = Number(process.env.NODE_APP_INSTANCE ?? 0);
 const behaviour = process.env.BEHAVIOUR ?? 'graceful';
@@ -79,7 +80,7 @@ sockets.on('connection', (socket) => socket.on('message', (data, isBinary) => so
 async function start() {
   lives('boot', port, instance);
   await sleep(WARM_UP.from + Math.random() * (WARM_UP.to - WARM_UP.from));
-  server.listen(port, process.env.HOST ?? '127.0.0.1', () => {
+  server.listen(port, host, () => {
     lives('listen', port, instance);
     if (behaviour !== 'naive') process.send?.('ready');
     if (behaviour === 'throws' && instance === 0) setTimeout(crash, 200);

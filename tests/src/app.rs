@@ -4,7 +4,7 @@ use crate::{orders, place, ports};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -35,6 +35,8 @@ pub struct App {
     pub behaviour: Behaviour,
     pub mode: Mode,
     pub workers: u16,
+    /// Where they listen.
+    pub host: Ipv4Addr,
     pub first_port: u16,
     /// How long PM2 waits for `ready`, if it does.
     pub wait_ready: Option<Duration>,
@@ -51,6 +53,7 @@ impl App {
             behaviour,
             mode,
             workers,
+            host: Ipv4Addr::LOCALHOST,
             first_port: ports::row(workers)?,
             wait_ready: (behaviour != Behaviour::Naive).then_some(LISTEN_TIMEOUT),
             preload: None,
@@ -64,7 +67,7 @@ impl App {
             Mode::Fork => self.workers,
             Mode::Cluster => 1,
         };
-        (self.first_port..).take(ports.into()).map(ports::address).collect()
+        (self.first_port..).take(ports.into()).map(|port| (self.host, port).into()).collect()
     }
 
     pub fn script(&self) -> &Path {
@@ -96,6 +99,7 @@ impl App {
             ("BEHAVIOUR", behaviour.to_owned()),
             ("ORDERS", path(self.orders())),
             ("LIVES", path(self.lives())),
+            ("HOST", self.host.to_string()),
             ("CRASH_FILE", path(self.crash_file())),
         ]
     }

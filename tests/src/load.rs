@@ -44,6 +44,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Visit {
     pub number: u64,
+    pub target: SocketAddr,
     pub kind: Kind,
     pub due: Moment,
     pub latency: Duration,
@@ -74,6 +75,7 @@ pub struct Load {
     visits: mpsc::UnboundedReceiver<Visit>,
 }
 
+/// Those who come to one address.
 struct Visitors {
     target: SocketAddr,
     pool: Mutex<Vec<Pooled>>,
@@ -128,7 +130,13 @@ impl fmt::Display for Kind {
 impl Load {
     /// `rate` visits a second to `target`, from now on.
     pub fn start(target: SocketAddr, rate: u32) -> Self {
-        let visitors = Arc::new(Visitors { target, pool: Mutex::default() });
+        Self::over(&[target], rate)
+    }
+
+    /// The same to several addresses by turns: each is sent as many of every kind.
+    pub fn over(targets: &[SocketAddr], rate: u32) -> Self {
+        let visitors = targets.iter().map(|&target| Arc::new(Visitors { target, pool: Mutex::default() }));
+        let visitors = visitors.collect();
         let (stop, stopped) = watch::channel(());
         let (report, visits) = mpsc::unbounded_channel();
         let ticking = spawn(tick(visitors, rate, stopped, report));
@@ -149,7 +157,7 @@ impl Load {
 }
 
 async fn tick(
-    visitors: Arc<Visitors>,
+    visitors: Vec<Arc<Visitors>>,
     rate: u32,
     mut stopped: watch::Receiver<()>,
     report: mpsc::UnboundedSender<Visit>,
@@ -162,12 +170,16 @@ async fn tick(
             _ = stopped.changed() => break,
             () = due.reached() => {}
         }
+        // From round to round of the mix, all move on to the next address.
+        let turn = usize::try_from(number).unwrap_or(0);
+        let place = turn % MIX.len() + turn / MIX.len();
+        let Some(visitors) = visitors.get(place % visitors.len().max(1)) else { break };
         let (visitors, report) = (visitors.clone(), report.clone());
         spawn(async move {
             let answer = timeout(PATIENCE, visitors.visit(number, kind)).await.unwrap_or(Answer::Hung);
             let latency = Moment::now().since(due);
             // Nobody listens when the stage was dropped in mid-run.
-            _ = report.send(Visit { number, kind, due, latency, answer });
+            _ = report.send(Visit { number, target: visitors.target, kind, due, latency, answer });
         });
         due = due + gap;
     }
@@ -262,6 +274,7 @@ mod tests {
     fn what_is_not_the_apps_answer_failed() {
         let visit = |answer| Visit {
             number: 0,
+            target: crate::ports::address(80),
             kind: Kind::Fast,
             due: Moment::from_nanos(0),
             latency: Duration::ZERO,

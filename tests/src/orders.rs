@@ -34,6 +34,13 @@ impl Orders {
         Ok(orders)
     }
 
+    /// Those that were executed on another machine, too.
+    pub fn add(&mut self, other: Self) {
+        for (id, executions) in other.0 {
+            self.0.entry(id).or_default().extend(executions);
+        }
+    }
+
     pub fn executions(&self, id: &str) -> &[Execution] {
         self.0.get(id).map(Vec::as_slice).unwrap_or_default()
     }

@@ -1,6 +1,6 @@
 //! A private PM2: its own home, its own daemon, driven by the real command line.
 
-use crate::{app::App, app::NAME, command, place, process};
+use crate::{app::App, app::NAME, command, net::Realm, place, process};
 use anyhow::Result;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -20,6 +20,7 @@ pub struct Pm2 {
     home: PathBuf,
     cli: PathBuf,
     environment: Vec<(&'static str, String)>,
+    realm: Realm,
 }
 
 impl Pm2 {
@@ -36,8 +37,15 @@ impl Pm2 {
         environment: &[(&'static str, &str)],
     ) -> Result<Self> {
         let pm2 = Self::new(package, home, environment)?;
-        fs::write(pm2.ecosystem(), ecosystem.to_string())?;
-        pm2.run(&["start", &pm2.ecosystem().display().to_string()]).await?;
+        pm2.starts(ecosystem).await?;
+        Ok(pm2)
+    }
+
+    /// Starts the app on another machine.
+    pub async fn start_on(realm: Realm, package: &str, home: &Path, app: &App) -> Result<Self> {
+        let mut pm2 = Self::new(package, home, &[])?;
+        pm2.realm = realm;
+        pm2.starts(&app.ecosystem()).await?;
         Ok(pm2)
     }
 
@@ -52,7 +60,17 @@ impl Pm2 {
     fn new(package: &str, home: &Path, environment: &[(&'static str, &str)]) -> Result<Self> {
         fs::create_dir_all(home)?;
         let environment = environment.iter().map(|&(name, value)| (name, value.to_owned())).collect();
-        Ok(Self { home: home.to_path_buf(), cli: place::pm2_cli(package)?, environment })
+        Ok(Self {
+            home: home.to_path_buf(),
+            cli: place::pm2_cli(package)?,
+            environment,
+            realm: Realm::default(),
+        })
+    }
+
+    async fn starts(&self, ecosystem: &Value) -> Result<()> {
+        fs::write(self.ecosystem(), ecosystem.to_string())?;
+        self.run(&["start", &self.ecosystem().display().to_string()]).await.map(drop)
     }
 
     /// The file that it was started with.
@@ -79,7 +97,7 @@ impl Pm2 {
     }
 
     fn command(&self, arguments: &[&str]) -> tokio::process::Command {
-        let mut pm2 = command::clean("node");
+        let mut pm2 = self.realm.clean("node");
         pm2.arg(&self.cli).args(arguments).env("PM2_HOME", &self.home).env("PM2_DISCRETE_MODE", "true");
         pm2.envs(self.environment.iter().map(|(name, value)| (name, value)));
         pm2

@@ -1,7 +1,8 @@
 //! The safe reload, as an operator types it: `handoff reload`.
 
 use crate::{
-    app, command,
+    app,
+    net::Realm,
     place::{self, Place},
     sidecar,
 };
@@ -37,7 +38,12 @@ impl Reload {
 
 /// Comes back when it ends, however it does.
 pub async fn run(place: &Place, options: &[&str]) -> Result<Reload> {
-    let mut handoff = command::clean(place::handoff()?);
+    run_on(&Realm::default(), place, options).await
+}
+
+/// The same on another machine.
+pub async fn run_on(realm: &Realm, place: &Place, options: &[&str]) -> Result<Reload> {
+    let mut handoff = realm.clean(place::handoff()?);
     handoff.args(["reload", app::NAME, "--json"]).args(options).envs(sidecar::environment(place));
     let output = handoff.output().await.context("cannot run handoff")?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();

@@ -1,7 +1,9 @@
 //! The sidecar, as an operator runs it: `handoff run`.
 
 use crate::{
-    command, peers,
+    command,
+    net::Realm,
+    peers,
     place::{self, Place},
     process, wait,
 };
@@ -13,7 +15,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -68,10 +70,17 @@ impl Sidecar {
 
     /// Starts, and does not wait.
     pub fn launch(place: &Place) -> Result<Self> {
+        Self::launch_on(&Realm::default(), place, &[])
+    }
+
+    /// The same on another machine, with more to be told.
+    pub fn launch_on(realm: &Realm, place: &Place, arguments: &[String]) -> Result<Self> {
         let log = place.file("handoff.log");
         let environment = environment(place);
-        let child = Command::new(place::handoff()?)
+        let child = realm
+            .command(place::handoff()?)
             .arg("run")
+            .args(arguments)
             .envs(environment.clone())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

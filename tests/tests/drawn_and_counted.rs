@@ -24,7 +24,8 @@ fn at(seconds: f64) -> Moment {
 
 fn visit(number: u64, due: f64, millis: u64, code: StatusCode) -> Visit {
     let answer = Answer::Status { code, worker: None };
-    Visit { number, kind: Kind::Order, due: at(due), latency: Duration::from_millis(millis), answer }
+    let (target, latency) = (ports::address(80), Duration::from_millis(millis));
+    Visit { number, target, kind: Kind::Order, due: at(due), latency, answer }
 }
 
 /// Twelve seconds. The worker on port 3000 is replaced by a deploy from 4 s to 8 s, and two orders come to grief.
