@@ -175,7 +175,8 @@ impl Stage {
     async fn end_well(&self, load: Load) -> Result<()> {
         let visits = load.stop().await;
         let failed: Vec<&Visit> = visits.iter().filter(|visit| visit.failed()).collect();
-        println!("    {} visits, {} failed", visits.len(), failed.len());
+        let slowest = visits.iter().map(|visit| visit.latency).max().unwrap_or_default();
+        println!("    {} visits, {} failed, the slowest took {slowest:.1?}", visits.len(), failed.len());
         ensure!(
             failed.is_empty(),
             "{} of {} failed: {failed:#?}\n{:#?}",
@@ -338,7 +339,15 @@ async fn every_way_to_replace_a_container_that_is_documented_loses_nothing() -> 
 
         println!("{version}: the same, and nobody had said anything");
         let load = stage.visited()?;
-        stage.is_replaced("app2", async |stage| marks_lapse(stage, "app2").await).await?;
+        stage
+            .is_replaced("app2", async |stage| {
+                marks_lapse(stage, "app2").await?;
+                wait::until("nginx to try an address that nobody has", PATIENCE, async || {
+                    stage.peers("app2").await.ok()?.iter().any(|peer| peer.fails > 0).then_some(())
+                })
+                .await
+            })
+            .await?;
         stage.serves(&APPS).await?;
         stage.end_well(load).await?;
 
