@@ -52,6 +52,8 @@ async fn a_peer_that_is_added_is_a_peer_like_any_other() -> Result<()> {
         let operator = Marker::operator(&site, "app");
         operator.says(State::Draining, &[&v6]).await?;
         assert_eq!(shares(&site, 20).await?, [&v4, &unix].map(|peer| (peer.clone(), 10)).into());
+        let queue = peers.view().await?.queue.context("a queue")?;
+        assert_eq!((queue.held, queue.resumed), (0, 0), "nobody waits while others are up");
         operator.says(State::Up, &[&v6]).await?;
         assert_eq!(shares(&site, 30).await?.len(), 3);
 
