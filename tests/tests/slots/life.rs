@@ -307,3 +307,28 @@ async fn a_request_whose_peer_fails_goes_on_though_others_came_meanwhile() -> Re
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn who_waits_for_a_peer_goes_to_one_that_is_added() -> Result<()> {
+    let farm = Farm::start(2).await?;
+    let [one, two] = farm.peers()[..] else { unreachable!() };
+    for version in VERSIONS {
+        let site = app(version, &format!("server {one}; handoff_slots 1;")).await?;
+        let peers = Peers::of(&site);
+        let down = serde_json::json!({"owner": "pm2:test", "lease": "60s", "marks": [
+            {"upstream": "app", "peer": one, "state": "down", "expect": "back"}]});
+        site.put(down).await?.json::<handoff_wire::Ack>()?;
+        let door = site.visitors();
+        let waits = spawn(async move { door.get("/").await });
+        wait::until("the request to wait", PATIENCE, async || {
+            let queue = peers.view().await.ok()?.queue?;
+            (queue.held == 1).then_some(())
+        })
+        .await?;
+        peers.add(two).await?;
+        let reply = waits.await??;
+        assert_eq!((reply.status, reply.header("x-peer")), (200, Some(two)));
+        site.end().await?;
+    }
+    Ok(())
+}
