@@ -205,7 +205,7 @@ impl PeerData {
 
     fn attempt(&mut self, pc: PeerConnection, failed: Option<SlotId>) -> ngx_int_t {
         // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
-        for _ in 0..=self.upstream.addresses.len() {
+        for _ in 0..=self.upstream.addresses.len().saturating_add(self.upstream.seats.count) {
             if self.is_paused() {
                 pc.forget(self.upstream.host());
                 return rc::BUSY;

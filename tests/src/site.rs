@@ -290,6 +290,18 @@ impl Site {
         self.says_after(before, says).await
     }
 
+    /// USR2: the master that is to take over from this one, beside it.
+    pub async fn upgraded(&self) -> Result<u32> {
+        let old = self.master();
+        self.signal(Signal::USR2);
+        wait::until("a second master", PATIENCE, async || {
+            let pid = self.written_pid()?;
+            // It has begun when its workers have.
+            (pid != old && process::descendants(pid).len() >= 2).then_some(pid)
+        })
+        .await
+    }
+
     /// The master was replaced by another.
     pub fn follow(&mut self, master: u32) {
         self.master = master;

@@ -3,8 +3,7 @@
 use anyhow::{Result, ensure};
 use e2e::{
     process,
-    site::{NOBODY, PATIENCE, Site, VERSIONS, can_be_anybody},
-    wait,
+    site::{NOBODY, Site, VERSIONS, can_be_anybody},
 };
 use rustix::process::Signal;
 use std::{
@@ -227,18 +226,6 @@ async fn reloads_and_their_failures_leave_the_socket_answering() -> Result<()> {
     Ok(())
 }
 
-/// The master that took over from another.
-async fn upgraded(site: &Site) -> Result<u32> {
-    let old = site.master();
-    site.signal(Signal::USR2);
-    wait::until("a second master", PATIENCE, async || {
-        let pid = site.written_pid()?;
-        // It has begun when its workers have.
-        (pid != old && process::descendants(pid).len() >= 2).then_some(pid)
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_binary_upgrade_keeps_the_socket_through_the_end_of_the_old_master() -> Result<()> {
     for version in VERSIONS {
@@ -248,7 +235,7 @@ async fn a_binary_upgrade_keeps_the_socket_through_the_end_of_the_old_master() -
         let before = site.overview().await?.instance;
         let mut new = 0;
         let answers = questioned(&site, async || {
-            new = upgraded(&site).await?;
+            new = site.upgraded().await?;
             site.signal(Signal::QUIT);
             process::death(old).await?;
             Ok(())
@@ -274,7 +261,7 @@ async fn an_upgrade_that_is_taken_back_keeps_the_socket_of_the_old_master() -> R
         site.start_daemon().await?;
         let before = site.overview().await?.instance;
         let answers = questioned(&site, async || {
-            let new = upgraded(&site).await?;
+            let new = site.upgraded().await?;
             process::signal(new, Signal::QUIT);
             process::death(new).await?;
             Ok(())

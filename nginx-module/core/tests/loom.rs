@@ -206,3 +206,30 @@ fn whoever_waits_for_a_drain_of_another_process_may_stop_the_worker() {
         drain.join().unwrap();
     });
 }
+
+/// A slot of a peer that was removed is given to another one when nothing is in flight there: whoever was admitted reads one
+/// address, and not half of each.
+#[test]
+fn a_slot_changes_hands_under_nobody() {
+    loom::model(|| {
+        let peer = Arc::new(Peer::default());
+        let address = Arc::new([AtomicU32::new(1), AtomicU32::new(1)]);
+        let serving = {
+            let (peer, address) = (Arc::clone(&peer), Arc::clone(&address));
+            thread::spawn(move || {
+                if peer.claim(0) {
+                    let [high, low] = [&address[0], &address[1]].map(|half| half.load(Relaxed));
+                    assert_eq!(high, low, "half of one peer and half of another");
+                    peer.cells[0].release();
+                }
+            })
+        };
+        // Removed, and if that is acknowledged with nothing in flight, let to the next.
+        peer.gate.set(State::Down);
+        if peer.settle() == 0 {
+            address.iter().for_each(|half| half.store(2, Relaxed));
+            peer.gate.set(State::Up);
+        }
+        serving.join().unwrap();
+    });
+}

@@ -7,7 +7,8 @@ use e2e::{
     farm::{self, Farm},
     marker::Marker,
     ports,
-    site::{Site, VERSIONS},
+    site::{PATIENCE, Site, VERSIONS},
+    wait,
 };
 use handoff_wire::{Code, Owner, PeerAdd, PeerState, Span, State, path};
 use hyper::Method;
@@ -51,6 +52,8 @@ async fn a_peer_that_is_added_is_a_peer_like_any_other() -> Result<()> {
         let operator = Marker::operator(&site, "app");
         operator.says(State::Draining, &[&v6]).await?;
         assert_eq!(shares(&site, 20).await?, [&v4, &unix].map(|peer| (peer.clone(), 10)).into());
+        let queue = peers.view().await?.queue.context("a queue")?;
+        assert_eq!((queue.held, queue.resumed), (0, 0), "nobody waits while others are up");
         operator.says(State::Up, &[&v6]).await?;
         assert_eq!(shares(&site, 30).await?.len(), 3);
 
@@ -264,6 +267,67 @@ async fn a_peer_that_was_added_resumes_its_own_tls_sessions() -> Result<()> {
             assert!(resumed > 0, "each was a new session");
             peers.remove(peer, "?timeout=5s").await?;
         }
+        site.end().await?;
+    }
+    Ok(())
+}
+
+/// nginx from 1.27.3 on gives nobody to a request that began before its list changed.
+#[tokio::test]
+async fn a_request_whose_peer_fails_goes_on_though_others_came_meanwhile() -> Result<()> {
+    let farm = Farm::start(3).await?;
+    let [one, two, three] = farm.peers()[..] else { unreachable!() };
+    for version in VERSIONS {
+        for balancer in
+            ["", "least_conn;", "random two;", "hash $request_id;", "hash $request_id consistent;"]
+        {
+            let lines = format!("{balancer} server {one}; server {two}; handoff_slots 2;");
+            let site = app(version, &lines).await?;
+            let peers = Peers::of(&site);
+            let door = site.visitors();
+            let held = spawn(async move { door.get("/hold").await });
+            let first = wait::until("a request to be held", PATIENCE, async || {
+                let held = peers.view().await.ok()?.peers.into_iter().find(|peer| peer.in_flight == 1)?;
+                farm.holds(&[&held.address]).await.ok().map(|()| held.address)
+            });
+            let first = first.await?;
+            peers.add(three).await?;
+            farm.disconnect(&first).await?;
+            let second = wait::until("another to have it", PATIENCE, async || {
+                let mut all = peers.view().await.ok()?.peers.into_iter();
+                let other = all.find(|peer| peer.in_flight == 1 && peer.address != first)?;
+                farm.holds(&[&other.address]).await.ok().map(|()| other.address)
+            });
+            let second = second.await.with_context(|| format!("{version} {balancer}: it failed"))?;
+            farm.release().await?;
+            let reply = held.await??;
+            assert_eq!((reply.status, reply.header("x-peer")), (200, Some(second.as_str())));
+            site.end().await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_for_a_peer_goes_to_one_that_is_added() -> Result<()> {
+    let farm = Farm::start(2).await?;
+    let [one, two] = farm.peers()[..] else { unreachable!() };
+    for version in VERSIONS {
+        let site = app(version, &format!("server {one}; handoff_slots 1;")).await?;
+        let peers = Peers::of(&site);
+        let down = serde_json::json!({"owner": "pm2:test", "lease": "60s", "marks": [
+            {"upstream": "app", "peer": one, "state": "down", "expect": "back"}]});
+        site.put(down).await?.json::<handoff_wire::Ack>()?;
+        let door = site.visitors();
+        let waits = spawn(async move { door.get("/").await });
+        wait::until("the request to wait", PATIENCE, async || {
+            let queue = peers.view().await.ok()?.queue?;
+            (queue.held == 1).then_some(())
+        })
+        .await?;
+        peers.add(two).await?;
+        let reply = waits.await??;
+        assert_eq!((reply.status, reply.header("x-peer")), (200, Some(two)));
         site.end().await?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use e2e::{
     farm::Farm,
     marker::Marker,
     process,
-    site::{PATIENCE, VERSIONS},
+    site::{PATIENCE, Site, VERSIONS},
     wait,
 };
 use handoff_wire::{PeerState, State};
@@ -169,6 +169,33 @@ async fn a_new_nginx_knows_nobody_who_was_added() -> Result<()> {
         })
         .await?;
         visits(&site, 4).await?;
+        site.end().await?;
+    }
+    Ok(())
+}
+
+/// The new binary has a zone of its own. If it is taken back, the old one's is as it was.
+#[tokio::test]
+async fn a_new_binary_knows_nobody_who_was_added() -> Result<()> {
+    let farm = Farm::start(2).await?;
+    let [one, two] = farm.peers()[..] else { unreachable!() };
+    for version in VERSIONS {
+        let mut site = Site::new(version).await?;
+        site.write(&http(&site, &format!("server {one}; handoff_slots 2;")))?;
+        site.start_daemon().await?;
+        Peers::of(&site).add(two).await?;
+        let new = site.upgraded().await?;
+        process::signal(new, Signal::QUIT);
+        process::death(new).await?;
+        assert_eq!(shares(&site, 8).await?, even(&[one, two], 4));
+
+        let (old, new) = (site.master(), site.upgraded().await?);
+        site.signal(Signal::QUIT);
+        process::death(old).await?;
+        site.follow(new);
+        assert_eq!(shares(&site, 8).await?, even(&[one], 8));
+        Peers::of(&site).add(two).await?;
+        assert_eq!(shares(&site, 8).await?, even(&[one, two], 4));
         site.end().await?;
     }
     Ok(())
