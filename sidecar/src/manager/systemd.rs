@@ -30,7 +30,7 @@ pub enum SystemdError {
     Refused(String),
     #[error("{0} is no template with units or one of them: write shop@ or shop@1")]
     NoTemplate(String),
-    #[error("systemd knows no unit {0} that was started. Start it: systemctl start {0}")]
+    #[error("systemd has no unit {0} at work. Start it: systemctl enable --now {0}")]
     Unknown(String),
 }
 
@@ -38,8 +38,6 @@ const SHOWN: &str = "--property=Id,MainPID,ActiveState,SubState,NRestarts,Timeou
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The exit code of a job that was done and failed. Any other failure is a refusal.
 const JOB_FAILED: i32 = 1;
-/// Of units whose instance is no number.
-const NAMED: u32 = 1_000_000;
 
 impl Systemd {
     /// Whether an operator means units: `shop@`, `shop@1`, `shop@1.service`. An app in PM2 may be called as a package is,
@@ -51,15 +49,8 @@ impl Systemd {
     /// The units of a template that are there, and which of them the target means; all, if it is the template.
     pub async fn find(target: &str) -> Result<(Self, Option<PmId>), SystemdError> {
         let (app, instance) = template(target)?;
-        let shown = show(&format!("{app}*.service")).await?;
-        let mut names: Vec<String> = shown.iter().filter_map(|unit| unit.get("Id").cloned()).collect();
-        names.sort_unstable();
-        let mut units = BTreeMap::new();
-        for (name, index) in names.into_iter().zip(NAMED..) {
-            let of = name.strip_prefix(&app).and_then(|rest| rest.strip_suffix(".service"));
-            let id = of.and_then(|of| of.parse().ok()).filter(|&number| number < NAMED).unwrap_or(index);
-            units.insert(PmId(id), name);
-        }
+        let shown = show(&[&format!("{app}*.service")]).await?;
+        let units = numbered(&app, shown.iter().filter_map(|unit| unit.get("Id").cloned()).collect());
         let only = match &instance {
             Some(instance) => {
                 let wanted = format!("{app}{instance}.service");
@@ -107,8 +98,20 @@ fn template(target: &str) -> Result<(String, Option<String>), SystemdError> {
     Ok((format!("{app}@"), (!instance.is_empty()).then(|| instance.to_owned())))
 }
 
-async fn show(pattern: &str) -> Result<Vec<Shown>, SystemdError> {
-    let words = ["show", SHOWN, "--", pattern];
+/// By their instances, if these are numbers; else in their order.
+fn numbered(app: &str, mut names: Vec<String>) -> BTreeMap<PmId, String> {
+    names.sort_unstable();
+    names.dedup();
+    let number = |name: &String| name.strip_prefix(app)?.strip_suffix(".service")?.parse().ok().map(PmId);
+    let numbers: Option<BTreeMap<PmId, String>> =
+        names.iter().map(|name| Some((number(name)?, name.clone()))).collect();
+    let are_distinct = |numbers: &BTreeMap<PmId, String>| numbers.len() == names.len();
+    let in_order = || (0..).map(PmId).zip(names.iter().cloned()).collect();
+    numbers.filter(are_distinct).unwrap_or_else(in_order)
+}
+
+async fn show(patterns: &[&str]) -> Result<Vec<Shown>, SystemdError> {
+    let words = [&["show", SHOWN, "--"], patterns].concat();
     let output = time::timeout(PATIENCE, systemctl(&words)).await.map_err(|_| SystemdError::Silent)??;
     if !output.status.success() {
         return Err(refused(&output));
@@ -180,7 +183,9 @@ impl Manager for Systemd {
 
     fn list(&self) -> Answer<'_, (Daemon, Vec<Listed>)> {
         Box::pin(async {
-            let shown = show(&format!("{}*.service", self.app)).await?;
+            // By their names: one that is stopped may be forgotten by then, and is inactive then.
+            let names: Vec<&str> = self.units.values().map(String::as_str).collect();
+            let shown = show(&names).await?;
             let listed = self.units.iter().filter_map(|(&id, name)| {
                 let shown = shown.iter().find(|shown| shown.get("Id") == Some(name))?;
                 Some(self.listed(id, shown))
@@ -241,6 +246,18 @@ mod tests {
         for pm2s in ["shop", "@acme/shop", "shop:1", "all", "ecosystem.config.js", "a/b@1", "shop@*", "@1"] {
             assert!(!Systemd::is_meant(pm2s), "{pm2s}");
         }
+    }
+
+    #[test]
+    fn units_are_numbered_by_their_instances_or_in_their_order() {
+        let of = |names: &[&str]| {
+            let numbered =
+                numbered("shop@", names.iter().map(|name| format!("shop@{name}.service")).collect());
+            numbered.into_iter().map(|(id, name)| format!("{id} {name}")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&["10", "2"]), ["2 shop@2.service", "10 shop@10.service"]);
+        assert_eq!(of(&["green", "blue"]), ["0 shop@blue.service", "1 shop@green.service"]);
+        assert_eq!(of(&["1", "01"]), ["0 shop@01.service", "1 shop@1.service"]);
     }
 
     #[test]
