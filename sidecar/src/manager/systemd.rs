@@ -110,8 +110,9 @@ fn numbered(app: &str, mut names: Vec<String>) -> BTreeMap<PmId, String> {
     numbers.filter(are_distinct).unwrap_or_else(in_order)
 }
 
+/// Those that are stopped, too.
 async fn show(patterns: &[&str]) -> Result<Vec<Shown>, SystemdError> {
-    let words = [&["show", SHOWN, "--"], patterns].concat();
+    let words = [&["show", "--all", SHOWN, "--"], patterns].concat();
     let output = time::timeout(PATIENCE, systemctl(&words)).await.map_err(|_| SystemdError::Silent)??;
     if !output.status.success() {
         return Err(refused(&output));

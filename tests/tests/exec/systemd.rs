@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use e2e::{
     alone,
+    door::Door,
     load::{Load, Visit},
     machine::Machine,
     orders::Orders,
@@ -208,7 +209,8 @@ async fn a_stop_that_takes_longer_than_systemd_waits_is_given_the_time() -> Resu
     let machine = server().await?;
     with(&machine, "shop", "TimeoutStopSec=2\n")?;
     machine.succeeds("systemctl daemon-reload && systemctl start shop@1").await?;
-    let slow = tokio::spawn(e2e::crowd::one(machine.address(8001), "/slow?ms=6000"));
+    let visitor = Door::Tcp(machine.address(8001));
+    let slow = tokio::spawn(async move { visitor.get("/slow?ms=6000").await });
     wait::until("the request to be there", PATIENCE, async || {
         let view = "curl --silent --unix-socket /run/handoff/nginx.sock http://nginx/v1/upstreams/shop";
         machine.succeeds(view).await.ok()?.contains("\"in_flight\":1").then_some(())
@@ -273,7 +275,8 @@ async fn a_reload_of_a_template_replaces_each_unit_and_a_broken_release_meets_no
         // Mended, and reloaded again: it begins with the one that was stopped.
         machine.succeeds("mv /srv/shop/good.js /srv/shop/server.js").await?;
         with(&machine, "shop", "")?;
-        machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
+        let said = machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
+        assert!(said.contains("all 2 workers of shop@ are new"), "{said}");
     }
     let visits = load.stop().await;
     let failed = failed(&machine, &visits)?;
