@@ -34,7 +34,8 @@ pub enum SystemdError {
     Unknown(String),
 }
 
-const SHOWN: &str = "--property=Id,MainPID,ActiveState,SubState,NRestarts,TimeoutStopUSec";
+const SHOWN: &str =
+    "--property=Id,MainPID,ActiveState,SubState,NRestarts,TimeoutStopUSec,Environment,ExecStart";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The exit code of a job that was done and failed. Any other failure is a refusal.
 const JOB_FAILED: i32 = 1;
@@ -78,6 +79,7 @@ impl Systemd {
             kill_timeout: span(of("TimeoutStopUSec")),
             restarts: of("NRestarts").parse().unwrap_or_default(),
             autorestart: true,
+            port: port(of("Environment"), of("ExecStart")),
             ..Settings::default()
         };
         Listed { id, app: self.app.clone(), pid, status: status(of("ActiveState"), of("SubState")), settings }
@@ -127,6 +129,13 @@ fn parse(text: &str) -> Vec<Shown> {
         pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<Shown>()
     });
     blocks.filter(|shown| !shown.is_empty()).collect()
+}
+
+/// Where one that does not run will listen, as its environment says, or the words of `handoff exec`.
+fn port(environment: &str, command: &str) -> Option<u16> {
+    let by_variable = environment.split(' ').find_map(|word| word.strip_prefix("PORT="));
+    let by_word = || command.split_once(" --port ").and_then(|(_, rest)| rest.split(' ').next());
+    by_variable.or_else(by_word)?.parse().ok()
 }
 
 /// `1min 30s`, `infinity`
@@ -273,6 +282,9 @@ mod tests {
         assert_eq!((one.pid, one.status, one.settings.restarts), (Some(17), Status::Online, 2));
         assert_eq!(one.settings.kill_timeout, Some(Duration::from_secs(90)));
         assert_eq!((two.pid, two.status, two.settings.kill_timeout), (None, Status::Errored, None));
+        let exec = "{ path=/usr/bin/handoff ; argv[]=/usr/bin/handoff exec --port 3101 -- gunicorn ; }";
+        assert_eq!(port("A=1 PORT=3001", exec), Some(3001));
+        assert_eq!((port("", exec), port("", "/usr/bin/node server.js")), (Some(3101), None));
         assert_eq!(status("activating", "auto-restart"), Status::Other);
         assert_eq!(status("activating", "start"), Status::Launching);
     }

@@ -275,7 +275,8 @@ async fn a_reload_of_a_template_replaces_each_unit_and_a_broken_release_meets_no
         // Mended, and reloaded again: it begins with the one that was stopped.
         machine.succeeds("mv /srv/shop/good.js /srv/shop/server.js").await?;
         with(&machine, "shop", "")?;
-        let said = machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
+        let said =
+            machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
         assert!(said.contains("all 2 workers of shop@ are new"), "{said}");
     }
     let visits = load.stop().await;
