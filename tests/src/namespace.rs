@@ -63,7 +63,10 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        _ = process::Command::new("ip").args(["netns", "delete", &self.name]).status();
+        let delete = |what: [&str; 3]| _ = process::Command::new("ip").args(what).status();
+        // With the namespace it goes, too, but some time later.
+        delete(["link", "delete", &self.name.replace("handoff-", "ho")]);
+        delete(["netns", "delete", &self.name]);
     }
 }
 

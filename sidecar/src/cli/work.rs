@@ -64,7 +64,7 @@ pub(super) fn describe(plan: &Plan) -> String {
             (_, true) => "has no peer in nginx, and would be restarted",
         };
         let peers = if peers.is_empty() { String::new() } else { format!(": {}", peers.join(", ")) };
-        format!("{app}:{} {what}{peers}\n", planned.id)
+        format!("{} {what}{peers}\n", planned.id.of(app))
     };
     let caution = plan.caution().map(|text| format!("{text}\n"));
     let cluster = plan.cluster.as_ref();

@@ -35,7 +35,7 @@ impl Manager for Pm2 {
     }
 
     fn name(&self, app: &str, id: PmId) -> String {
-        format!("{app}:{id}")
+        id.of(app)
     }
 
     fn list(&self) -> Answer<'_, (Daemon, Vec<Listed>)> {

@@ -30,16 +30,15 @@ pub enum SystemdError {
     Refused(String),
     #[error("{0} is no template with units or one of them: write shop@ or shop@1")]
     NoTemplate(String),
-    #[error("systemd knows no unit {0} that was started. Start it: systemctl start {0}")]
+    #[error("systemd has no unit {0} at work. Start it: systemctl enable --now {0}")]
     Unknown(String),
 }
 
-const SHOWN: &str = "--property=Id,MainPID,ActiveState,SubState,NRestarts,TimeoutStopUSec";
+const SHOWN: &str =
+    "--property=Id,MainPID,ActiveState,SubState,NRestarts,TimeoutStopUSec,Environment,ExecStart";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The exit code of a job that was done and failed. Any other failure is a refusal.
 const JOB_FAILED: i32 = 1;
-/// Of units whose instance is no number.
-const NAMED: u32 = 1_000_000;
 
 impl Systemd {
     /// Whether an operator means units: `shop@`, `shop@1`, `shop@1.service`. An app in PM2 may be called as a package is,
@@ -51,15 +50,8 @@ impl Systemd {
     /// The units of a template that are there, and which of them the target means; all, if it is the template.
     pub async fn find(target: &str) -> Result<(Self, Option<PmId>), SystemdError> {
         let (app, instance) = template(target)?;
-        let shown = show(&format!("{app}*.service")).await?;
-        let mut names: Vec<String> = shown.iter().filter_map(|unit| unit.get("Id").cloned()).collect();
-        names.sort_unstable();
-        let mut units = BTreeMap::new();
-        for (name, index) in names.into_iter().zip(NAMED..) {
-            let of = name.strip_prefix(&app).and_then(|rest| rest.strip_suffix(".service"));
-            let id = of.and_then(|of| of.parse().ok()).filter(|&number| number < NAMED).unwrap_or(index);
-            units.insert(PmId(id), name);
-        }
+        let shown = show(&[&format!("{app}*.service")]).await?;
+        let units = numbered(&app, shown.iter().filter_map(|unit| unit.get("Id").cloned()).collect());
         let only = match &instance {
             Some(instance) => {
                 let wanted = format!("{app}{instance}.service");
@@ -87,6 +79,7 @@ impl Systemd {
             kill_timeout: span(of("TimeoutStopUSec")),
             restarts: of("NRestarts").parse().unwrap_or_default(),
             autorestart: true,
+            port: port(of("Environment"), of("ExecStart")),
             ..Settings::default()
         };
         Listed { id, app: self.app.clone(), pid, status: status(of("ActiveState"), of("SubState")), settings }
@@ -107,8 +100,21 @@ fn template(target: &str) -> Result<(String, Option<String>), SystemdError> {
     Ok((format!("{app}@"), (!instance.is_empty()).then(|| instance.to_owned())))
 }
 
-async fn show(pattern: &str) -> Result<Vec<Shown>, SystemdError> {
-    let words = ["show", SHOWN, "--", pattern];
+/// By their instances, if these are numbers; else in their order.
+fn numbered(app: &str, mut names: Vec<String>) -> BTreeMap<PmId, String> {
+    names.sort_unstable();
+    names.dedup();
+    let number = |name: &String| name.strip_prefix(app)?.strip_suffix(".service")?.parse().ok().map(PmId);
+    let numbers: Option<BTreeMap<PmId, String>> =
+        names.iter().map(|name| Some((number(name)?, name.clone()))).collect();
+    let are_distinct = |numbers: &BTreeMap<PmId, String>| numbers.len() == names.len();
+    let in_order = || (0..).map(PmId).zip(names.iter().cloned()).collect();
+    numbers.filter(are_distinct).unwrap_or_else(in_order)
+}
+
+/// Those that are stopped, too.
+async fn show(patterns: &[&str]) -> Result<Vec<Shown>, SystemdError> {
+    let words = [&["show", "--all", SHOWN, "--"], patterns].concat();
     let output = time::timeout(PATIENCE, systemctl(&words)).await.map_err(|_| SystemdError::Silent)??;
     if !output.status.success() {
         return Err(refused(&output));
@@ -123,6 +129,13 @@ fn parse(text: &str) -> Vec<Shown> {
         pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<Shown>()
     });
     blocks.filter(|shown| !shown.is_empty()).collect()
+}
+
+/// Where one that does not run will listen, as its environment says, or the words of `handoff exec`.
+fn port(environment: &str, command: &str) -> Option<u16> {
+    let by_variable = environment.split(' ').find_map(|word| word.strip_prefix("PORT="));
+    let by_word = || command.split_once(" --port ").and_then(|(_, rest)| rest.split(' ').next());
+    by_variable.or_else(by_word)?.parse().ok()
 }
 
 /// `1min 30s`, `infinity`
@@ -180,7 +193,9 @@ impl Manager for Systemd {
 
     fn list(&self) -> Answer<'_, (Daemon, Vec<Listed>)> {
         Box::pin(async {
-            let shown = show(&format!("{}*.service", self.app)).await?;
+            // By their names: one that is stopped may be forgotten by then, and is inactive then.
+            let names: Vec<&str> = self.units.values().map(String::as_str).collect();
+            let shown = show(&names).await?;
             let listed = self.units.iter().filter_map(|(&id, name)| {
                 let shown = shown.iter().find(|shown| shown.get("Id") == Some(name))?;
                 Some(self.listed(id, shown))
@@ -244,6 +259,18 @@ mod tests {
     }
 
     #[test]
+    fn units_are_numbered_by_their_instances_or_in_their_order() {
+        let of = |names: &[&str]| {
+            let numbered =
+                numbered("shop@", names.iter().map(|name| format!("shop@{name}.service")).collect());
+            numbered.into_iter().map(|(id, name)| format!("{id} {name}")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&["10", "2"]), ["2 shop@2.service", "10 shop@10.service"]);
+        assert_eq!(of(&["green", "blue"]), ["0 shop@blue.service", "1 shop@green.service"]);
+        assert_eq!(of(&["1", "01"]), ["0 shop@01.service", "1 shop@1.service"]);
+    }
+
+    #[test]
     fn what_systemctl_shows_is_read() {
         let text = "MainPID=17\nNRestarts=2\nTimeoutStopUSec=1min 30s\nId=shop@1.service\nActiveState=active\nSubState=running\n\n\
                     MainPID=0\nNRestarts=0\nTimeoutStopUSec=infinity\nId=shop@2.service\nActiveState=failed\nSubState=failed\n";
@@ -255,6 +282,9 @@ mod tests {
         assert_eq!((one.pid, one.status, one.settings.restarts), (Some(17), Status::Online, 2));
         assert_eq!(one.settings.kill_timeout, Some(Duration::from_secs(90)));
         assert_eq!((two.pid, two.status, two.settings.kill_timeout), (None, Status::Errored, None));
+        let exec = "{ path=/usr/bin/handoff ; argv[]=/usr/bin/handoff exec --port 3101 -- gunicorn ; }";
+        assert_eq!(port("A=1 PORT=3001", exec), Some(3001));
+        assert_eq!((port("", exec), port("", "/usr/bin/node server.js")), (Some(3101), None));
         assert_eq!(status("activating", "auto-restart"), Status::Other);
         assert_eq!(status("activating", "start"), Status::Launching);
     }

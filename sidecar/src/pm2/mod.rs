@@ -21,6 +21,19 @@ use std::fmt;
 #[serde(transparent)]
 pub struct PmId(pub u32);
 
+/// Of systemd, as which no app of PM2 is called here.
+pub fn is_template(app: &str) -> bool {
+    app.ends_with('@')
+}
+
+impl PmId {
+    /// What an operator calls a worker: `shop:3` in PM2; of systemd's template `shop@`, `shop@3`.
+    pub fn of(self, app: &str) -> String {
+        let between = if is_template(app) { "" } else { ":" };
+        format!("{app}{between}{self}")
+    }
+}
+
 impl fmt::Display for PmId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

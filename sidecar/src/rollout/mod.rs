@@ -419,12 +419,13 @@ impl Rollout {
         let now = self.worlds.borrow().clone()?;
         let app = &self.order.app;
         let is_same = |(id, was): (&PmId, &world::Seen)| {
-            let Some(is) = now.workers.get(id) else { return Some(format!("{app}:{id} is gone")) };
+            let Some(is) = now.workers.get(id) else { return Some(format!("{} is gone", id.of(app))) };
             let (was, is) = (&was.listed.settings, &is.listed.settings);
             let text =
                 |what: Option<u64>| what.map_or_else(|| "none".to_owned(), |number| number.to_string());
             let of = |name: &str, was: Option<u64>, is: Option<u64>| {
-                (was != is).then(|| format!("{app}:{id} has {name} {} instead of {}", text(is), text(was)))
+                (was != is)
+                    .then(|| format!("{} has {name} {} instead of {}", id.of(app), text(is), text(was)))
             };
             of("PORT", was.port.map(Into::into), is.port.map(Into::into)).or(of(
                 "NODE_APP_INSTANCE",

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     mapping::Behind,
     peer::{Peer, Place},
-    pm2::{PmId, monitor::Status},
+    pm2::{PmId, is_template, monitor::Status},
 };
 use handoff_wire::{Overview, PeerView, UpstreamView, Upstreams};
 use std::collections::{BTreeMap, BTreeSet};
@@ -180,7 +180,7 @@ impl Planned {
         around: Surroundings<'_>,
         options: &Options,
     ) -> Vec<String> {
-        let name = format!("{app}:{}", self.id);
+        let name = self.id.of(app);
         if let Some(unknown) = &seen.unknown {
             return vec![format!("what {name} listens on is not known: {unknown}")];
         }
@@ -204,7 +204,7 @@ impl Planned {
         world: &World,
         around: Surroundings<'_>,
     ) -> Result<Option<Relief>, String> {
-        let name = format!("{app}:{}", self.id);
+        let name = self.id.of(app);
         let is_free = |peer: &Peer| match world.behind.get(peer) {
             Some(Behind::Nobody) => !places.values().any(|peers| peers.contains(peer)),
             Some(Behind::Worker(worker)) => Some(*worker) == around.left,
@@ -224,7 +224,11 @@ impl Planned {
                 "{nobody}, so its requests would fail while it is replaced: run two workers or more there, or say --force"
             ));
         }
-        let mend = match Spare::find(&name, &seen.listed.settings, &self.peers, around.upstreams, is_free) {
+        let spare = match is_template(app) {
+            true => Err("start another one of its units".to_owned()),
+            false => Spare::find(&name, &seen.listed.settings, &self.peers, around.upstreams, is_free),
+        };
+        let mend = match spare {
             Ok(spare) => return Ok(Some(Relief::StandIn(spare))),
             Err(mend) => mend,
         };

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use e2e::{
     alone,
+    door::Door,
     load::{Load, Visit},
     machine::Machine,
     orders::Orders,
@@ -140,13 +141,18 @@ async fn systemctl_restarts_each_worker_and_nobody_notices() -> Result<()> {
         assert!(says.contains("nginx has nothing left with it"), "{says}");
         assert!(!says.contains("WARN"), "{says}");
 
-        // The same units without handoff.
+        // The same units, and nginx, without handoff.
         let unit = file(&format!("/etc/systemd/system/{name}@.service"))?;
         let start =
             unit.lines().find_map(|line| Some(line.strip_prefix("ExecStart=")?.split_once(" -- ")?.1));
         let start = start.context("no ExecStart")?;
         with(&machine, name, &format!("Type=exec\nExecStart=\nExecStart=/usr/bin/env {start}\n"))?;
-        machine.succeeds(&format!("systemctl daemon-reload && systemctl restart {name}@1 {name}@2")).await?;
+        machine
+            .succeeds(&format!(
+                "sed -i 's/^    handoff;//' /etc/nginx/conf.d/{name}.conf && systemctl restart nginx
+                 systemctl daemon-reload && systemctl restart {name}@1 {name}@2"
+            ))
+            .await?;
         answers(&machine, &app, 1).await?;
         answers(&machine, &app, 2).await?;
         let (without, all) = restart_each(&machine, &app).await?;
@@ -203,7 +209,8 @@ async fn a_stop_that_takes_longer_than_systemd_waits_is_given_the_time() -> Resu
     let machine = server().await?;
     with(&machine, "shop", "TimeoutStopSec=2\n")?;
     machine.succeeds("systemctl daemon-reload && systemctl start shop@1").await?;
-    let slow = tokio::spawn(e2e::crowd::one(machine.address(8001), "/slow?ms=6000"));
+    let visitor = Door::Tcp(machine.address(8001));
+    let slow = tokio::spawn(async move { visitor.get("/slow?ms=6000").await });
     wait::until("the request to be there", PATIENCE, async || {
         let view = "curl --silent --unix-socket /run/handoff/nginx.sock http://nginx/v1/upstreams/shop";
         machine.succeeds(view).await.ok()?.contains("\"in_flight\":1").then_some(())
@@ -222,7 +229,8 @@ async fn a_reload_of_a_template_replaces_each_unit_and_a_broken_release_meets_no
     let _alone = alone::take()?;
     let machine = server().await?;
     let [shop, ..] = &APPS;
-    machine.succeeds("systemctl start shop@1 shop@2").await?;
+    // So that systemd remembers them when they are stopped.
+    machine.succeeds("systemctl enable --now shop@1 shop@2").await?;
     let pids = "systemctl show --property MainPID --value shop@1 shop@2";
     let before = machine.succeeds(pids).await?;
     let said = machine.succeeds("handoff reload shop@ --dry-run").await?;
@@ -263,11 +271,13 @@ async fn a_reload_of_a_template_replaces_each_unit_and_a_broken_release_meets_no
         println!("{}", said.text);
         assert_eq!(said.code, Some(exit), "{}", said.text);
         let state = machine.succeeds("systemctl show --property ActiveState,MainPID --value shop@2").await?;
-        assert!(state.contains("active") && state.contains(untouched.trim()), "{state}");
+        assert!(state.contains(untouched.trim()) && !state.contains("inactive"), "{state}");
         // Mended, and reloaded again: it begins with the one that was stopped.
         machine.succeeds("mv /srv/shop/good.js /srv/shop/server.js").await?;
         with(&machine, "shop", "")?;
-        machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
+        let said =
+            machine.succeeds("systemctl daemon-reload && handoff reload shop@ --health /health").await?;
+        assert!(said.contains("all 2 workers of shop@ are new"), "{said}");
     }
     let visits = load.stop().await;
     let failed = failed(&machine, &visits)?;

@@ -219,8 +219,8 @@ impl Row {
     /// Why, if the end does not say it, and what it wrote last.
     fn failure(&self, app: &str, end: &End) -> Vec<Line> {
         let Some(Step::Failed { text, log, .. }) = &self.step else { return Vec::new() };
-        let why = (!end.text.contains(text)).then(|| format!("{app}:{} failed: {text}", self.id));
-        let wrote = (!log.is_empty()).then(|| format!("{app}:{} wrote last:", self.id));
+        let why = (!end.text.contains(text)).then(|| format!("{} failed: {text}", self.id.of(app)));
+        let wrote = (!log.is_empty()).then(|| format!("{} wrote last:", self.id.of(app)));
         let heads = why.iter().chain(&wrote).map(|head| Line::plain(head));
         heads.chain(log.iter().map(|line| Line::default().with(Style::Dim, &format!("  {line}")))).collect()
     }

@@ -87,7 +87,7 @@ impl Plain {
     fn line(&self, worker: PmId, step: &Step, now: Duration) -> String {
         let since = now.saturating_sub(self.began).as_secs_f64();
         let canary = if self.planned.contains(&worker) { "" } else { " (canary)" };
-        let text = harmless(&format!("{}:{worker}{canary} {}", self.app, says(step)));
+        let text = harmless(&format!("{}{canary} {}", worker.of(&self.app), says(step)));
         format!("{text} ({since:.1} s)\n")
     }
 }
