@@ -20,7 +20,7 @@ use etcd_client::{Client, Compare, EventType, GetOptions, Txn, TxnOp, TxnOpRespo
 use handoff_wire::{
     Ack, AckedMark, Code, Drained, MarkSet, MarkView, Overview, Owner, PeerState, Refusal, Renew, Span,
     State, UpstreamView, Upstreams, ZoneView,
-    store::{AckValue, HostValue, Key, Keys, Name, at_edge},
+    store::{AckValue, EdgeView, HostValue, Key, Keys, Name, StoreView, at_edge},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -133,9 +133,8 @@ impl Gateway {
             holder: holder(),
         };
         let key = self.desk.keys.host(&self.desk.host);
-        let since;
-        match session.claim(&key, &value, |value| &value.holder, &[]).await? {
-            Claim::Ours(revision) => since = revision,
+        let since = match session.claim(&key, &value, |value| &value.holder, &[]).await? {
+            Claim::Ours(revision) => revision,
             Claim::Overtaken => {
                 return Err(StoreError::Failed("another process took our name just now".to_owned()));
             }
@@ -148,7 +147,7 @@ impl Gateway {
                     LEASE.as_secs()
                 )));
             }
-        }
+        };
         let line = Line { client: session.client.clone(), holds: session.holds(&key), lease: session.lease };
         self.desk.enter(line, since).await;
         let mut client = session.client.clone();
@@ -192,6 +191,15 @@ impl Desk {
             processes: Vec::new(),
             uncovered: book.edges.uncovered(),
         })
+    }
+
+    pub fn view(&self) -> Result<StoreView, Refusal> {
+        let book = self.book();
+        book.instance()?;
+        let last = book.ledger.last_written();
+        let behind = book.edges.behind(last);
+        let edge = |name: &Name| EdgeView { name: name.clone(), current: !behind.contains(&name) };
+        Ok(StoreView { host: self.host.clone(), edges: book.edges.names().map(edge).collect() })
     }
 
     pub fn upstreams(&self) -> Result<Upstreams, Refusal> {
