@@ -13,7 +13,7 @@ use super::{
     edges::Edges,
     http,
     ledger::{Before, Ledger, lapsed},
-    session::{Backoff, Claim, LEASE, Session, holder, read, timely},
+    session::{Backoff, Claim, LEASE, Session, connect, holder, read, timely},
 };
 use crate::{peer::Peer, telemetry::Changes};
 use etcd_client::{Client, Compare, EventType, GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
@@ -163,6 +163,11 @@ impl Gateway {
                     log.warn(format!("the store does not tell what nginx hosts say: {error}"));
                 }
                 pause.pause().await;
+                // The lease is known to every member, and this one may be gone.
+                if let Ok(another) = connect(&self.settings).await {
+                    client = another.clone();
+                    self.desk.turn_to(another).await;
+                }
             }
         };
         tokio::select! {
@@ -356,6 +361,13 @@ impl Desk {
         }
         *self.line.lock().await = Some(line);
         self.change();
+    }
+
+    /// From here on another member is asked.
+    async fn turn_to(&self, client: Client) {
+        if let Some(line) = self.line.lock().await.as_mut() {
+            line.client = client;
+        }
     }
 
     async fn leave(&self, problem: String) {
