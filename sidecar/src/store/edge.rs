@@ -441,7 +441,7 @@ impl Edge {
                         _ => _ = self.refused.insert(key, (mark.clone(), refusal.clone())),
                     }
                 }
-                self.nginx_log.warn(format!("nginx was not told: nginx refuses: {}", refusal.text));
+                self.nginx_log.warn(format!("nginx was not told: {}", refusal.text));
                 Ok(())
             }
             Err(error) => Err(error),
