@@ -13,14 +13,14 @@ use super::{
     edges::Edges,
     http,
     ledger::{Before, Ledger, lapsed},
-    session::{Backoff, Claim, LEASE, Session, holder, read, timely},
+    session::{Backoff, Claim, LEASE, Session, connect, holder, read, timely},
 };
 use crate::{peer::Peer, telemetry::Changes};
 use etcd_client::{Client, Compare, EventType, GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use handoff_wire::{
     Ack, AckedMark, Code, Drained, MarkSet, MarkView, Overview, Owner, PeerState, Refusal, Renew, Span,
     State, UpstreamView, Upstreams, ZoneView,
-    store::{AckValue, HostValue, Key, Keys, Name, at_edge},
+    store::{AckValue, EdgeView, HostValue, Key, Keys, Name, StoreView, at_edge},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -133,9 +133,8 @@ impl Gateway {
             holder: holder(),
         };
         let key = self.desk.keys.host(&self.desk.host);
-        let since;
-        match session.claim(&key, &value, |value| &value.holder, &[]).await? {
-            Claim::Ours(revision) => since = revision,
+        let since = match session.claim(&key, &value, |value| &value.holder, &[]).await? {
+            Claim::Ours(revision) => revision,
             Claim::Overtaken => {
                 return Err(StoreError::Failed("another process took our name just now".to_owned()));
             }
@@ -148,7 +147,7 @@ impl Gateway {
                     LEASE.as_secs()
                 )));
             }
-        }
+        };
         let line = Line { client: session.client.clone(), holds: session.holds(&key), lease: session.lease };
         self.desk.enter(line, since).await;
         let mut client = session.client.clone();
@@ -164,6 +163,11 @@ impl Gateway {
                     log.warn(format!("the store does not tell what nginx hosts say: {error}"));
                 }
                 pause.pause().await;
+                // The lease is known to every member, and this one may be gone.
+                if let Ok(another) = connect(&self.settings).await {
+                    client = another.clone();
+                    self.desk.turn_to(another).await;
+                }
             }
         };
         tokio::select! {
@@ -192,6 +196,15 @@ impl Desk {
             processes: Vec::new(),
             uncovered: book.edges.uncovered(),
         })
+    }
+
+    pub fn view(&self) -> Result<StoreView, Refusal> {
+        let book = self.book();
+        book.instance()?;
+        let last = book.ledger.last_written();
+        let behind = book.edges.behind(last);
+        let edge = |name: &Name| EdgeView { name: name.clone(), current: !behind.contains(&name) };
+        Ok(StoreView { host: self.host.clone(), edges: book.edges.names().map(edge).collect() })
     }
 
     pub fn upstreams(&self) -> Result<Upstreams, Refusal> {
@@ -348,6 +361,13 @@ impl Desk {
         }
         *self.line.lock().await = Some(line);
         self.change();
+    }
+
+    /// From here on another member is asked.
+    async fn turn_to(&self, client: Client) {
+        if let Some(line) = self.line.lock().await.as_mut() {
+            line.client = client;
+        }
     }
 
     async fn leave(&self, problem: String) {

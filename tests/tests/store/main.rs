@@ -158,7 +158,12 @@ async fn a_host_that_dies_is_let_go_and_one_that_comes_back_takes_over() -> Resu
     fleet.kill_host()?;
     fleet.start_host()?;
     let began = Instant::now();
-    wait::until("the app host to be there again", PATIENCE, async || fleet.view().await.ok()).await?;
+    wait::until("the app host to be there again, with what it had written down", PATIENCE, async || {
+        let view = fleet.view().await.ok()?;
+        let mut peers = view.upstreams.iter().flat_map(|upstream| &upstream.peers);
+        peers.any(|peer| peer.marks.iter().any(|mark| mark.owner.as_str() == "operator")).then_some(())
+    })
+    .await?;
     ensure!(began.elapsed() < Duration::from_secs(5), "it waited for its own lease: {:?}", began.elapsed());
     let ended = fleet.handoff(&["ready", &peer]).await?;
     assert_eq!(ended.code, Some(0), "{ended:?}");
