@@ -118,6 +118,11 @@ soak: build ## hundreds of deploys in a row, every broken release, every signal 
 deploys: build ## `handoff deploy`: each step fails, is interrupted, is killed; on both nginx, PM2 5, 6 and 7: ten minutes
 	cargo test $(LOCKED) -p e2e --test deploy -- --include-ignored --nocapture --test-threads=1
 
+.PHONY: store
+store: build ## many nginx and etcd: its restart, its loss, garbage, a dead app host; the failing baseline; how long a mark takes: five minutes
+	cargo test $(LOCKED) -p handoff --test store_model -- --include-ignored --nocapture
+	cargo test $(LOCKED) -p e2e --test store -- --include-ignored --nocapture --test-threads=1
+
 # A module that looks before it claims: the test of the barrier must notice.
 WITH_WRONG_ORDER = HANDOFF_WRONG_ORDER_MODULE=$$(build/module pinned look_before_claim)
 .PHONY: wrong-order

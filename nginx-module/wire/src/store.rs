@@ -169,6 +169,21 @@ pub struct AckRefused {
     pub refusal: Refusal,
 }
 
+/// `GET /v1/store`, on an app host: who is in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreView {
+    pub host: Name,
+    pub edges: Vec<EdgeView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeView {
+    pub name: Name,
+    /// Its nginx has all that this host says.
+    pub current: bool,
+}
+
+pub const VIEW: &str = "/v1/store";
 const ROOT: &str = "/handoff/v1";
 /// The longest name, in bytes.
 const MAX_NAME: usize = 40;

@@ -149,3 +149,73 @@ fn what_an_older_module_says_is_read() {
     let upstream: UpstreamView = from_str(r#"{"name":"myapp","peers":[]}"#).unwrap();
     assert_eq!((upstream.queue, upstream.retry), (None, None));
 }
+
+mod store {
+    use handoff_wire::{Owner, store::*};
+    use serde_json::{from_str, to_string};
+
+    fn again<T: serde::Serialize + serde::de::DeserializeOwned>(text: &str) -> Option<String> {
+        to_string(&from_str::<T>(text).ok()?).ok()
+    }
+
+    #[test]
+    fn what_stands_in_the_store_is_read_as_it_is_written() {
+        let text = r#"{"version":"0.1.0","addresses":["10.0.0.5","fd00::5"],"holder":{"boot":"b1","pid":812,"start":77}}"#;
+        assert_eq!(again::<HostValue>(text).as_deref(), Some(text));
+        let text = r#"{"state":"draining","said":3,"marks":[{"owner":"pm2:/home/shop/.pm2","state":"draining","expect":"back","reason":"shop:0: PM2 stops it"},{"owner":"operator","state":"draining","expect":"gone","force":true}]}"#;
+        assert_eq!(again::<WorkerValue>(text).as_deref(), Some(text));
+        let text =
+            r#"{"version":"0.1.0","nginx":"1.28.3","holder":{"boot":"b1","pid":9,"start":5},"loaded":41}"#;
+        assert_eq!(again::<EdgeValue>(text).as_deref(), Some(text));
+        let text = r#"{"revision":42,"instance":"00c0ffee","upstreams":[{"name":"shop","peers":[{"address":"10.0.0.5:3000","state":"up","weight":1},{"address":"10.0.0.5:3001","state":"draining","marks":[{"owner":"pm2:app1//home/shop/.pm2","state":"draining","epoch":7}],"in_flight":2,"requests":9,"responses":{"1xx":0,"2xx":8,"3xx":0,"4xx":0,"5xx":1},"fails":1,"cut":1,"weight":1,"backup":true}],"elsewhere":{"serves":true}}],"refused":[{"upstream":"shop","address":"10.0.0.5:3000","owner":"rollout:app1/a1","refusal":{"status":409,"code":"Floor","text":"nobody is left"}}],"uncovered":[{"peer":"10.0.0.5:3000","by":"upstream \"other\"","more":0}]}"#;
+        assert_eq!(again::<AckValue>(text).as_deref(), Some(text));
+        let text = r#"{"host":"app1","edges":[{"name":"edge1","current":true}]}"#;
+        assert_eq!(again::<StoreView>(text).as_deref(), Some(text));
+    }
+
+    #[test]
+    fn every_key_names_what_it_is_made_of() {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let keys = Keys::new(&name("prod"));
+        let (host, edge) = (name("app1"), name("edge-1.example"));
+        let (upstream, address) = ("shop / 2".to_owned(), "[fd00::5]:3000".to_owned());
+        for (key, is, text) in [
+            (keys.host(&host), Key::Host(host.clone()), "/handoff/v1/prod/hosts/app1"),
+            (
+                keys.worker(&host, &upstream, &address),
+                Key::Worker { host: host.clone(), upstream, address },
+                "/handoff/v1/prod/workers/app1/shop%20%2F%202/[fd00::5]:3000",
+            ),
+            (keys.edge(&edge), Key::Edge(edge.clone()), "/handoff/v1/prod/edges/edge-1.example"),
+            (keys.ack(&host, &edge), Key::Ack { host, edge }, "/handoff/v1/prod/acks/app1/edge-1.example"),
+        ] {
+            assert_eq!((key.as_str(), keys.parse(&key)), (text, Some(is)));
+        }
+        assert_eq!(keys.parse("/handoff/v1/other/hosts/app1"), None);
+        let (first, end) = keys.said();
+        let is_said = |key: &str| (first.as_str()..end.as_str()).contains(&key);
+        assert!(is_said("/handoff/v1/prod/hosts/app1") && is_said("/handoff/v1/prod/workers/z/z/z"));
+        assert!(!is_said("/handoff/v1/prod/edges/z") && !is_said("/handoff/v1/prod/acks/z/z"));
+    }
+
+    #[test]
+    fn a_name_is_plain() {
+        for wrong in ["", "a/b", "a b", "ü", &"x".repeat(41)] {
+            assert!(wrong.parse::<Name>().unwrap_err().to_string().contains("is not a name"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn two_hosts_are_never_the_same_owner() {
+        let at = |host: &str, owner: &str| {
+            let owner: Owner = owner.parse().unwrap();
+            at_edge(&host.parse().unwrap(), &owner).unwrap().to_string()
+        };
+        assert_eq!(at("app1", "pm2:/home/shop/.pm2"), "pm2:app1//home/shop/.pm2");
+        assert_eq!(at("app1", "operator"), "rollout:app1/operator");
+        let long = format!("pm2:{}", "x".repeat(50));
+        let (one, other) = (at("app1.example.com", &long), at("app2.example.com", &long));
+        assert!(one.len() <= 63 && one != other && one.starts_with("pm2:app1.example.com/"), "{one}");
+        assert_ne!(one, at("app1.example.com", &format!("{long}y")));
+    }
+}

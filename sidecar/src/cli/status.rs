@@ -19,6 +19,7 @@ use crate::{
     survey::{self, Survey},
     worker::Worker,
 };
+use handoff_wire::store::{EdgeView, StoreView};
 use handoff_wire::{MarkView, PauseView, PeerState, UpstreamView, Upstreams};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +50,9 @@ struct NginxStatus {
     control: String,
     instance: Option<String>,
     upstreams: usize,
+    /// Who is told through the store, if nginx is many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<StoreView>,
     paused: Vec<PauseStatus>,
 }
 
@@ -129,6 +133,7 @@ pub(super) async fn collect(context: &Context) -> Status {
             control: context.control.to_string(),
             instance: None,
             upstreams: 0,
+            store: None,
             paused: Vec::new(),
         },
         daemons: Vec::new(),
@@ -148,6 +153,13 @@ pub(super) async fn collect(context: &Context) -> Status {
             None
         }
     };
+    if view.is_some() {
+        status.nginx.store = context.control().store().await.ok().flatten();
+        if status.nginx.store.as_ref().is_some_and(|store| store.edges.is_empty()) {
+            let text = "no nginx is in the store: start `handoff run --role edge` on the nginx hosts";
+            status.fail(Failure::new(Exit::NoNginx, text.to_owned()));
+        }
+    }
     for home in &context.homes {
         let peers = view.iter().flat_map(target::peers).collect();
         let survey = survey::take(home, &context.overrides, peers).await;
@@ -344,7 +356,15 @@ impl NginxStatus {
         let nginx = self.instance.as_ref().map_or("not reached".to_owned(), |instance| {
             format!("instance {instance}, {} upstreams with `handoff`", self.upstreams)
         });
-        format!("nginx  {}  {nginx}", self.control)
+        let store = self.store.as_ref().map_or_else(String::new, |store| {
+            let edge = |edge: &EdgeView| match edge.current {
+                true => edge.name.to_string(),
+                false => format!("{} (behind)", edge.name),
+            };
+            let edges: Vec<String> = store.edges.iter().map(edge).collect();
+            format!("\nstore  {}  nginx on {}", store.host, edges.join(", "))
+        });
+        format!("nginx  {}  {nginx}{store}", self.control)
     }
 }
 

@@ -37,6 +37,7 @@ fn refusal(refusal: &Refusal) -> String {
              `handoff_api write=on user=NAME;`",
             refusal.text
         ),
+        Code::Waiting => refusal.text.clone(),
         _ => format!("nginx refuses: {}", refusal.text),
     }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use handoff_wire::{
     Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, PeerView, Quiet,
     Renew, Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
+    store::{StoreView, VIEW},
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -59,6 +60,15 @@ impl Control {
 
     pub async fn overview(&mut self) -> Result<Overview, ControlError> {
         self.get(path::OVERVIEW, PATIENCE).await
+    }
+
+    /// None: one nginx answers, for itself.
+    pub async fn store(&mut self) -> Result<Option<StoreView>, ControlError> {
+        match self.get(VIEW, PATIENCE).await {
+            Ok(view) => Ok(Some(view)),
+            Err(error) if error.code() == Some(Code::PathNotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub async fn upstreams(&mut self) -> Result<Upstreams, ControlError> {

@@ -52,6 +52,8 @@ pub struct Edge {
     stale: BTreeSet<Name>,
     nginx: Nginx,
     beat: Instant,
+    /// When counts were looked at.
+    looked: Instant,
     log: Changes,
     nginx_log: Changes,
 }
@@ -73,7 +75,7 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often nginx is asked while somebody waits for its requests to end.
 const PACE: Duration = Duration::from_millis(50);
 /// How often a host is told of counts alone.
-const COUNTS: Duration = Duration::from_millis(250);
+const COUNTS: Duration = Duration::from_millis(500);
 /// So long after its last mark a roll-out still looks at the answers.
 const WATCHED: Duration = Duration::from_secs(5);
 /// A reload of nginx may keep the socket away for a moment.
@@ -100,6 +102,7 @@ impl Edge {
             stale: BTreeSet::new(),
             nginx: Nginx::Silent,
             beat: Instant::now(),
+            looked: Instant::now(),
             log: Changes::default(),
             nginx_log: Changes::default(),
         }
@@ -246,7 +249,7 @@ impl Edge {
             Compare::mod_revision(first, CompareOp::Less, self.said.revision() + 1).with_range(end);
         let key = self.keys.edge(&self.settings.name);
         match session.claim(&key, &value, |value| &value.holder, &[nothing_new]).await? {
-            Claim::Ours => {
+            Claim::Ours(_) => {
                 self.log
                     .info(format!("{} is in the store: app hosts wait for its nginx", self.settings.name));
                 self.due = self.said.hosts().map(|(name, _)| name.clone()).collect();
@@ -349,7 +352,8 @@ impl Edge {
     async fn put_again(&mut self) {
         let result = async {
             self.mirror.look(&mut self.control).await?;
-            self.told.clear();
+            // What is there and wanted no more goes.
+            self.told = self.mirror.marks_of_hosts();
             self.put_all(self.said.wanted(), true).await
         };
         let result = result.await;
@@ -362,7 +366,8 @@ impl Edge {
         let gone: Vec<(Peer, Owner)> =
             self.told.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         let new = wanted.iter().filter(|(key, mark)| {
-            self.mirror.has(&key.0) && self.told.get(*key) != Some(*mark) && !self.refused.contains_key(*key)
+            let is_told = self.told.get(*key).is_some_and(|told| says_the_same(told, mark));
+            self.mirror.has(&key.0) && !is_told && !self.refused.contains_key(*key)
         });
         // By owner: a command is one owner's, and is done whole or not at all.
         let mut sets = BTreeMap::<(Owner, bool), Vec<(Peer, WorkerMark)>>::new();
@@ -455,7 +460,8 @@ impl Edge {
         let is_new = self.mirror.meet(&mut self.control).await?;
         if self.mirror.instance() != was || self.nginx != Nginx::Answers {
             self.mirror.look(&mut self.control).await?;
-            self.told.clear();
+            // What is there and wanted no more goes.
+            self.told = self.mirror.marks_of_hosts();
             self.put_all(self.said.wanted(), true).await?;
             self.due.extend(self.said.hosts().map(|(name, _)| name.clone()));
             return Ok(());
@@ -501,20 +507,24 @@ impl Edge {
         self.watched.retain(|_, until| *until > now);
         let rollouts = self.told.keys().filter(|(_, owner)| owner.kind() == OwnerKind::Rollout);
         let marked: BTreeSet<&Peer> = rollouts.map(|(peer, _)| peer).collect();
+        let mut is_due = now.duration_since(self.looked) >= COUNTS;
         for peer in &marked {
             for host in self.mirror.hosts(peer, &self.said) {
-                self.watched.insert(host, now + WATCHED);
+                is_due |= self.watched.insert(host, now + WATCHED).is_none();
             }
         }
         let waited: Vec<Peer> = self.told.keys().map(|(peer, _)| peer.clone()).collect();
         let waited = waited.into_iter().filter(|peer| self.mirror.in_flight(peer) > 0);
         let mut peers: BTreeSet<Peer> = waited.collect();
-        for host in self.watched.keys() {
-            peers.extend(self.mirror.peers(self.said.addresses(host)));
+        if is_due {
+            self.looked = now;
+            for host in self.watched.keys() {
+                peers.extend(self.mirror.peers(self.said.addresses(host)));
+            }
         }
-        let upstreams: BTreeSet<String> = match self.watched.is_empty() {
-            true => BTreeSet::new(),
-            false => peers.iter().map(|peer| peer.upstream.clone()).collect(),
+        let upstreams: BTreeSet<String> = match is_due && !self.watched.is_empty() {
+            false => BTreeSet::new(),
+            true => peers.iter().map(|peer| peer.upstream.clone()).collect(),
         };
         for peer in &peers {
             let was = self.mirror.in_flight(peer);
@@ -555,4 +565,9 @@ impl Edge {
             }
         };
     }
+}
+
+/// nginx knows the owner by another name, and nothing of force.
+fn says_the_same(one: &WorkerMark, other: &WorkerMark) -> bool {
+    (one.state, one.expect, &one.reason) == (other.state, other.expect, &other.reason)
 }

@@ -13,14 +13,14 @@ use super::{
     edges::Edges,
     http,
     ledger::{Before, Ledger, lapsed},
-    session::{Backoff, Claim, LEASE, Session, holder, read, timely},
+    session::{Backoff, Claim, LEASE, Session, connect, holder, read, timely},
 };
 use crate::{peer::Peer, telemetry::Changes};
 use etcd_client::{Client, Compare, EventType, GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use handoff_wire::{
     Ack, AckedMark, Code, Drained, MarkSet, MarkView, Overview, Owner, PeerState, Refusal, Renew, Span,
     State, UpstreamView, Upstreams, ZoneView,
-    store::{AckValue, HostValue, Key, Keys, Name, at_edge},
+    store::{AckValue, EdgeView, HostValue, Key, Keys, Name, StoreView, at_edge},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +55,20 @@ struct Book {
     /// Changes when the store may have lost what we hold. None: we are not in the store.
     instance: Option<String>,
     problem: Option<String>,
+    view: View,
+}
+
+/// Whether what we know of the edges is what there is.
+#[derive(Clone, Copy, Debug, Default)]
+enum View {
+    #[default]
+    None,
+    /// Those who have not answered our coming yet are waited for until then.
+    Begun {
+        since: i64,
+        until: Instant,
+    },
+    Whole,
 }
 
 /// To the store, under our lease.
@@ -68,6 +82,8 @@ struct Line {
 const WAIT: Duration = Duration::from_secs(1);
 /// How long a fact does: nobody may hold up what comes after it.
 const SHORT: Duration = Duration::from_millis(200);
+/// How long an edge has to say what it has of a host that has just come.
+const VIEW: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(250);
 /// etcd takes 128 in one transaction.
 const AT_ONCE: usize = 100;
@@ -117,8 +133,8 @@ impl Gateway {
             holder: holder(),
         };
         let key = self.desk.keys.host(&self.desk.host);
-        match session.claim(&key, &value, |value| &value.holder, &[]).await? {
-            Claim::Ours => {}
+        let since = match session.claim(&key, &value, |value| &value.holder, &[]).await? {
+            Claim::Ours(revision) => revision,
             Claim::Overtaken => {
                 return Err(StoreError::Failed("another process took our name just now".to_owned()));
             }
@@ -131,9 +147,9 @@ impl Gateway {
                     LEASE.as_secs()
                 )));
             }
-        }
+        };
         let line = Line { client: session.client.clone(), holds: session.holds(&key), lease: session.lease };
-        self.desk.enter(line).await;
+        self.desk.enter(line, since).await;
         let mut client = session.client.clone();
         let listening = async {
             let mut pause = Backoff::default();
@@ -147,6 +163,11 @@ impl Gateway {
                     log.warn(format!("the store does not tell what nginx hosts say: {error}"));
                 }
                 pause.pause().await;
+                // The lease is known to every member, and this one may be gone.
+                if let Ok(another) = connect(&self.settings).await {
+                    client = another.clone();
+                    self.desk.turn_to(another).await;
+                }
             }
         };
         tokio::select! {
@@ -175,6 +196,15 @@ impl Desk {
             processes: Vec::new(),
             uncovered: book.edges.uncovered(),
         })
+    }
+
+    pub fn view(&self) -> Result<StoreView, Refusal> {
+        let book = self.book();
+        book.instance()?;
+        let last = book.ledger.last_written();
+        let behind = book.edges.behind(last);
+        let edge = |name: &Name| EdgeView { name: name.clone(), current: !behind.contains(&name) };
+        Ok(StoreView { host: self.host.clone(), edges: book.edges.names().map(edge).collect() })
     }
 
     pub fn upstreams(&self) -> Result<Upstreams, Refusal> {
@@ -321,21 +351,30 @@ impl Desk {
 // === impl Desk: the store ===
 
 impl Desk {
-    async fn enter(&self, line: Line) {
+    async fn enter(&self, line: Line, since: i64) {
         {
             let mut book = self.book();
             book.instance = Some(format!("{:016x}", line.lease));
             book.problem = None;
+            book.view = View::Begun { since, until: Instant::now() + VIEW };
             book.ledger.forget_written();
         }
         *self.line.lock().await = Some(line);
         self.change();
     }
 
+    /// From here on another member is asked.
+    async fn turn_to(&self, client: Client) {
+        if let Some(line) = self.line.lock().await.as_mut() {
+            line.client = client;
+        }
+    }
+
     async fn leave(&self, problem: String) {
         *self.line.lock().await = None;
         let mut book = self.book();
         (book.instance, book.problem) = (None, Some(problem));
+        book.view = View::None;
         book.edges = Edges::default();
         drop(book);
         self.change();
@@ -434,6 +473,7 @@ impl Desk {
                 let TxnOpResponse::Get(found) = response else { continue };
                 found.kvs().iter().for_each(|kv| self.hear(&mut book, kv, true, log));
             }
+            book.complete();
         }
         self.change();
         let from = || Some(WatchOptions::new().with_prefix().with_start_revision(revision + 1));
@@ -451,6 +491,7 @@ impl Desk {
                     let Some(kv) = event.kv() else { continue };
                     self.hear(&mut book, kv, event.event_type() == EventType::Put, log);
                 }
+                book.complete();
             }
             self.change();
         }
@@ -484,6 +525,7 @@ impl Desk {
             let (lapsed, is_behind) = {
                 let mut book = self.book();
                 let lapsed = book.ledger.sweep(Instant::now());
+                book.complete();
                 (lapsed, book.instance.is_some() && !book.ledger.unwritten().is_empty())
             };
             for (peer, owner) in &lapsed {
@@ -499,7 +541,18 @@ impl Desk {
 // === impl Book ===
 
 impl Book {
+    /// Half a picture would say that peers are gone.
+    fn complete(&mut self) {
+        let View::Begun { since, until } = self.view else { return };
+        if self.is_everywhere(since) || Instant::now() >= until {
+            self.view = View::Whole;
+        }
+    }
+
     fn instance(&self) -> Result<String, Refusal> {
+        if self.instance.is_some() && !matches!(self.view, View::Whole) {
+            return Err(Code::Waiting.says("the store is asked what nginx hosts have"));
+        }
         self.instance.clone().ok_or_else(|| {
             let why = self.problem.as_deref().unwrap_or("not yet reached");
             Code::Waiting.says(format!("the store is out of reach: {why}"))

@@ -6,7 +6,7 @@
 use super::gateway::Desk;
 use crate::{control::Address, peer::Peer, telemetry::Changes};
 use bytes::Bytes;
-use handoff_wire::{Code, ErrorBody, MAX_BODY, MAX_WAIT, Refusal, Span, path::Path};
+use handoff_wire::{Code, ErrorBody, MAX_BODY, MAX_WAIT, Refusal, Span, path::Path, store::VIEW};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
@@ -122,6 +122,9 @@ async fn route(desk: &Desk, request: Request<Incoming>, may_write: bool) -> Resu
     if !is_read && !may_write {
         return Err(Code::Forbidden
             .says("only root, the user of this sidecar and those of its PM2 daemons may write"));
+    }
+    if path == VIEW && is_read {
+        return json(&desk.view()?);
     }
     match (Path::parse(&path), is_read, &method) {
         (Some(Path::Overview), true, _) => json(&desk.overview()?),

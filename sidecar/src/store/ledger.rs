@@ -164,6 +164,11 @@ impl Ledger {
         self.peers.get(peer).map_or(Some(0), |entry| entry.written)
     }
 
+    /// The revision of the last that was written.
+    pub fn last_written(&self) -> i64 {
+        self.peers.values().filter_map(|entry| entry.written).max().unwrap_or(0)
+    }
+
     pub fn effective(&self, peer: &Peer) -> State {
         self.peers.get(peer).map_or(State::Up, Entry::state)
     }

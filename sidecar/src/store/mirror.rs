@@ -7,7 +7,7 @@ use crate::{
 };
 use handoff_wire::{
     Ack, MarkView, Owner, PeerState, PeerView, QueueView, Responses, UncoveredView, UpstreamView,
-    store::{AckMark, AckPeer, AckUpstream, Elsewhere, Name},
+    store::{AckMark, AckPeer, AckUpstream, Elsewhere, Name, WorkerMark},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -146,6 +146,28 @@ impl Mirror {
         }
     }
 
+    /// The marks that are there for app hosts, whoever put them there.
+    pub fn marks_of_hosts(&self) -> BTreeMap<(Peer, Owner), WorkerMark> {
+        let peers = self
+            .upstreams
+            .iter()
+            .flat_map(|(name, upstream)| upstream.peers.values().map(move |view| (name, view)));
+        let marks = peers.flat_map(|(name, view)| {
+            let of_hosts = view.marks.iter().filter(|mark| is_of_a_host(&mark.owner));
+            of_hosts.map(move |mark| {
+                let said = WorkerMark {
+                    owner: mark.owner.clone(),
+                    state: mark.state,
+                    expect: mark.expect,
+                    reason: mark.reason.clone(),
+                    force: false,
+                };
+                ((Peer::new(name, &view.address), mark.owner.clone()), said)
+            })
+        });
+        marks.collect()
+    }
+
     pub fn has(&self, peer: &Peer) -> bool {
         self.find(peer).is_some()
     }
@@ -236,6 +258,12 @@ impl Upstream {
         let (responses, fails) = sum(self.peers.values().filter(|peer| !is_theirs(peer)));
         Some(Elsewhere { serves, responses, fails })
     }
+}
+
+/// `pm2:app1//home/shop/.pm2`; of this nginx's own host it would be `pm2:/home/shop/.pm2`.
+fn is_of_a_host(owner: &Owner) -> bool {
+    let name = owner.as_str().split_once(':').and_then(|(_, name)| name.split_once('/'));
+    name.is_some_and(|(host, _)| host.parse::<Name>().is_ok())
 }
 
 fn acked(view: &PeerView, with_counts: bool) -> AckPeer {

@@ -14,6 +14,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{sync::watch, task::JoinHandle, time};
@@ -43,7 +47,8 @@ pub struct Backoff(Duration);
 /// What is in the way of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    Ours,
+    /// Since this revision.
+    Ours(i64),
     /// Another process has that name.
     Taken(Holder),
     /// Something else that it depends on has changed.
@@ -60,7 +65,7 @@ impl Session {
         let granted = timely(client.lease_grant(seconds, None)).await?;
         let lease = granted.id();
         let (sender, until) = watch::channel(Some(asked + LEASE));
-        let keeper = tokio::spawn(keep(client.clone(), lease, sender));
+        let keeper = tokio::spawn(keep(settings.clone(), client.clone(), lease, sender));
         Ok(Self { client, lease, until, keeper })
     }
 
@@ -105,7 +110,7 @@ impl Session {
                 .or_else(vec![TxnOp::get(key, None)]);
             let answer = timely(self.client.txn(txn)).await?;
             if answer.succeeded() {
-                return Ok(Claim::Ours);
+                return Ok(Claim::Ours(answer.header().map_or(0, |header| header.revision())));
             }
             let responses = answer.op_responses();
             let Some(TxnOpResponse::Get(found)) = responses.first() else { return Ok(Claim::Overtaken) };
@@ -161,6 +166,11 @@ fn is_there(theirs: &Holder, ours: &Holder) -> bool {
     theirs.boot != ours.boot || process.is_alive(&Proc::default())
 }
 
+/// Chance enough to keep processes from doing the same at the same time.
+fn dice() -> usize {
+    usize::try_from(RandomState::new().build_hasher().finish() % 1_000_003).unwrap_or(0)
+}
+
 /// This very process.
 pub fn holder() -> Holder {
     let own = Process::own();
@@ -171,10 +181,14 @@ pub fn holder() -> Holder {
     }
 }
 
-async fn connect(settings: &Settings) -> Result<Client, StoreError> {
+/// To the next member: one that is gone must not be asked again and again. Where to begin is another member in each process.
+pub async fn connect(settings: &Settings) -> Result<Client, StoreError> {
+    static TURN: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(dice()));
+    let turn = TURN.fetch_add(1, Ordering::Relaxed) % settings.endpoints.len().max(1);
+    let endpoint = settings.endpoints.get(turn).ok_or(StoreError::Silent)?;
     let mut options = ConnectOptions::new()
         .with_connect_timeout(PATIENCE)
-        .with_keep_alive(Duration::from_secs(3), Duration::from_secs(3))
+        .with_keep_alive(Duration::from_secs(5), Duration::from_secs(10))
         .with_keep_alive_while_idle(true)
         // A member that lost the others must not keep us.
         .with_require_leader(true)
@@ -195,11 +209,11 @@ async fn connect(settings: &Settings) -> Result<Client, StoreError> {
             fs::read_to_string(path).map_err(|error| StoreError::File { path: path.clone(), error })?;
         options = options.with_user(user, password.trim_end_matches(['\r', '\n']));
     }
-    timely(Client::connect(&settings.endpoints, Some(options))).await
+    timely(Client::connect([endpoint], Some(options))).await
 }
 
 /// Renews the lease until it is over.
-async fn keep(mut client: Client, lease: i64, until: watch::Sender<Option<Instant>>) {
+async fn keep(settings: Settings, mut client: Client, lease: i64, until: watch::Sender<Option<Instant>>) {
     let mut line: Option<(LeaseKeeper, LeaseKeepAliveStream)> = None;
     loop {
         let sent = Instant::now();
@@ -226,6 +240,10 @@ async fn keep(mut client: Client, lease: i64, until: watch::Sender<Option<Instan
             break;
         }
         time::sleep(RETRY).await;
+        // A lease is known to every member.
+        if let Ok(another) = connect(&settings).await {
+            client = another;
+        }
     }
     until.send_replace(None);
 }
@@ -245,8 +263,7 @@ impl Backoff {
 
     /// Between half of a pause and all of it; the next one is twice as long.
     pub async fn pause(&mut self) {
-        let dice = RandomState::new().build_hasher().finish() % 1024;
-        let dice = u32::try_from(dice).unwrap_or(0);
+        let dice = u32::try_from(dice() % 1024).unwrap_or(0);
         time::sleep(self.0 / 2 + self.0 * dice / 2048).await;
         self.0 = (self.0 * 2).min(LONGEST_PAUSE);
     }

@@ -142,6 +142,11 @@ async fn a_host_that_dies_is_let_go_and_one_that_comes_back_takes_over() -> Resu
     for site in &fleet.sites {
         assert_eq!(site.peer(&peer).await?.state, PeerState::Draining);
     }
+    let file = fleet.site(0)?.file("state/operator-marks.json");
+    wait::until("it to be written down", PATIENCE, async || {
+        std::fs::read_to_string(&file).ok()?.contains(&peer).then_some(())
+    })
+    .await?;
     fleet.kill_host()?;
     wait::until("both nginx to use the worker again", PATIENCE, async || fleet.all_up().await.then_some(()))
         .await?;
