@@ -26,11 +26,12 @@ use tokio::{
     time::{Instant, interval, sleep, timeout},
 };
 
-/// As the sidecar has them.
-const LEASE: i64 = 10;
+/// Longer than the sidecar's 10 s: none of these opens a second session, and all are one process, which may be late itself.
+const LEASE: i64 = 60;
+/// As the sidecar has it.
+const BEAT: Duration = Duration::from_millis(2_500);
 /// So long after its last mark a roll-out still looks at the answers.
 const WATCHED: Duration = Duration::from_secs(5);
-const BEAT: Duration = Duration::from_millis(2_500);
 /// So many come at once in the beginning.
 const AT_ONCE: usize = 64;
 /// What one txn may hold, by etcd's default: 128.
@@ -249,16 +250,28 @@ impl Drop for Host {
 
 async fn follow(keys: Arc<Keys>, mut acks: WatchStream, tell: watch::Sender<Acks>) {
     while let Ok(Some(news)) = acks.message().await {
-        let heard: Vec<_> = news.events().iter().filter_map(|event| ack(&keys, event)).collect();
-        tell.send_modify(|acks| acks.extend(heard));
+        tell.send_modify(|acks| {
+            for event in news.events() {
+                match ack(&keys, event) {
+                    Some((edge, Some(ack))) => _ = acks.insert(edge, ack),
+                    // Nobody waits for an edge that is gone.
+                    Some((edge, None)) => _ = acks.remove(&edge),
+                    None => {}
+                }
+            }
+        });
     }
 }
 
-fn ack(keys: &Keys, event: &etcd_client::Event) -> Option<(Name, (i64, u64))> {
+/// What an edge said; no word is left of one whose lease is over.
+fn ack(keys: &Keys, event: &etcd_client::Event) -> Option<(Name, Option<(i64, u64)>)> {
     let Key::Ack { edge, .. } = keys.parse(event.kv()?.key_str().ok()?)? else { return None };
+    if event.event_type() == EventType::Delete {
+        return Some((edge, None));
+    }
     let value: AckValue = serde_json::from_slice(event.kv()?.value()).ok()?;
     let in_flight = value.upstreams.iter().flat_map(|upstream| &upstream.peers).map(|peer| peer.in_flight);
-    Some((edge, (value.revision, in_flight.sum())))
+    Some((edge, Some((value.revision, in_flight.sum()))))
 }
 
 // === impl Edge ===

@@ -2,7 +2,7 @@
 //!
 //! The store does one thing after the other. A client finds its connection broken, pauses, and goes through its calls; one
 //! that is refused, or has waited longer than its patience, pauses longer and begins anew, and what the store still does
-//! for it was done in vain. So a herd can come about that treads down what it needs; whether it does is the question.
+//! for it was done in vain; what it has not begun by then costs it no more than to see that. So a herd can come about that treads down what it needs; whether it does is the question.
 //!
 //! What a call costs is taken from a measurement of the real thing (`make many-hosts-scale`).
 
@@ -87,6 +87,8 @@ enum What {
     Comes,
     /// A call reaches the store.
     Asks,
+    /// The store is done with what it did, and begins with the next.
+    Done,
     /// It was answered, and the client has the answer.
     Answered,
     /// The client would wait no longer.
@@ -123,9 +125,18 @@ impl World {
             at(&mut events, self.way(&mut dice) + self.pauses.of(pause, &mut dice), What::Comes, who, 0, 0);
         }
         let mut herd = Herd::default();
-        let mut busy_until = Duration::ZERO;
+        // Those that wait their turn, and since when; the first is what the store does.
+        let mut queue = VecDeque::<(usize, u32, Duration)>::new();
         let mut tried = std::collections::BTreeMap::<u128, usize>::new();
         while let Some(Reverse((now, _, what, who, attempt, call))) = events.pop() {
+            if what == What::Done {
+                queue.pop_front();
+                if let Some(&(who, attempt, since)) = queue.front() {
+                    herd.longest_wait = herd.longest_wait.max(now - since);
+                    self.begin(&clients, who, attempt, now, &mut dice, &mut events, &mut at);
+                }
+                continue;
+            }
             let Some(client) = clients.get_mut(who) else { continue };
             if client.is_back || attempt != client.attempt || now > END {
                 herd.in_vain += usize::from(what == What::Answered && !client.is_back);
@@ -146,11 +157,10 @@ impl World {
                     self.pauses(client, who, now, &mut dice, &mut events, &mut at)
                 }
                 What::Asks => {
-                    let Some(call) = client.calls.front() else { continue };
-                    let begins = busy_until.max(now);
-                    herd.longest_wait = herd.longest_wait.max(begins - now);
-                    busy_until = begins + call.cost;
-                    at(&mut events, busy_until + self.way(&mut dice), What::Answered, who, attempt, left);
+                    queue.push_back((who, attempt, now));
+                    if queue.len() == 1 {
+                        self.begin(&clients, who, attempt, now, &mut dice, &mut events, &mut at);
+                    }
                 }
                 What::Answered => {
                     client.calls.pop_front();
@@ -165,12 +175,33 @@ impl World {
                 What::GivesUp if call == left => {
                     self.pauses(client, who, now, &mut dice, &mut events, &mut at);
                 }
-                What::GivesUp => {}
+                What::GivesUp | What::Done => {}
             }
         }
         herd.busiest = tried.values().copied().max().unwrap_or(0);
         herd.back.sort_unstable();
         herd
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that a step of the simulation changes")]
+    fn begin(
+        &self,
+        clients: &[Client],
+        who: usize,
+        attempt: u32,
+        now: Duration,
+        dice: &mut Dice,
+        events: &mut BinaryHeap<Event>,
+        at: &mut impl FnMut(&mut BinaryHeap<Event>, Duration, What, usize, u32, u32),
+    ) {
+        let client = clients.get(who).filter(|client| client.attempt == attempt);
+        let call = client.and_then(|client| client.calls.front());
+        let done = now + call.map_or(self.cost.call, |call| call.cost);
+        if let Some(client) = client {
+            let left = u32::try_from(client.calls.len()).unwrap_or(0);
+            at(events, done + self.way(dice), What::Answered, who, attempt, left);
+        }
+        at(events, done, What::Done, 0, 0, 0);
     }
 
     fn pauses(

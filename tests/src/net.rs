@@ -30,7 +30,7 @@ use tokio::{
     sync::oneshot,
 };
 
-const PREFIX: &str = "handoff-";
+const PREFIX: &str = "handoff-lab-";
 const FOLDER: &str = "/run/netns";
 /// Nobody's: whoever is called by it does not hear.
 const NOWHERE: &str = "02:00:00:00:00:01";
