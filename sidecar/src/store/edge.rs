@@ -81,6 +81,8 @@ const WATCHED: Duration = Duration::from_secs(5);
 /// A reload of nginx may keep the socket away for a moment.
 const ABSENT: Duration = Duration::from_secs(1);
 const MAX_MARKS: usize = 256;
+/// So many messages are heard before any of them is answered.
+const MESSAGES: usize = 256;
 /// In one transaction.
 const AT_ONCE: usize = 50;
 /// The answer with everything in it.
@@ -172,6 +174,11 @@ impl Edge {
                 () = session.lost() => return Err(StoreError::Lost),
                 message = stream.message() => {
                     self.hear(message?)?;
+                    // All that is there is answered together: a write of each would wait for a disk.
+                    for _ in 0..MESSAGES {
+                        let Ok(message) = time::timeout(Duration::ZERO, stream.message()).await else { break };
+                        self.hear(message?)?;
+                    }
                     self.put().await;
                     // Before a host is answered: what its roll-out counts from.
                     self.look().await;
