@@ -58,7 +58,7 @@ async fn paths_methods_and_parameters_are_exact() -> Result<()> {
         ("GET", "/handoff/v2", Code::PathNotFound, nothing("/handoff/v2")),
         ("GET", "/handoff/metrics/1", Code::PathNotFound, nothing("/handoff/metrics/1")),
         ("GET", "/?x=1", Code::BadRequest, "this path takes no parameters, not \"x=1\"".into()),
-        ("POST", "/", Code::MethodNotAllowed, "POST is not for this path: use GET, HEAD, DELETE".into()),
+        ("POST", "/", Code::MethodNotAllowed, "POST is not for this path: use GET, HEAD".into()),
         ("GET", "/v1/upstreams/app/peers", Code::MethodNotAllowed, "GET is not for this path: use POST".into()),
         ("GET", "/v1/upstreams/app/peer", Code::PathNotFound, nothing("/v1/upstreams/app/peer")),
         ("GET", "/v1/upstreams/%FF", Code::PathNotFound, nothing("/v1/upstreams/%FF")),
