@@ -5,8 +5,9 @@ use crate::{clock::Moment, dice::Dice};
 use anyhow::{Context, Result, ensure};
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
-    WatchStream,
+    WatchResponse, WatchStream,
 };
+use futures_util::FutureExt;
 use handoff_wire::{
     Expect, PeerState, Responses, State,
     store::{
@@ -48,6 +49,8 @@ pub struct Shape {
     pub in_flight: Duration,
     /// How often an edge says what a host that deploys has been answered, and nothing else. None: never.
     pub counts: Option<Duration>,
+    /// Whether an edge hears all that is there before it answers any of it.
+    pub gathers: bool,
 }
 
 /// All of it ends when it is dropped.
@@ -314,15 +317,7 @@ impl Edge {
         let mut tick = interval(self.shape.counts.unwrap_or(PATIENCE));
         loop {
             tokio::select! {
-                Ok(Some(news)) = news.message() => {
-                    for event in news.events() {
-                        let Some(kv) = event.kv() else { continue };
-                        let value = (event.event_type() == EventType::Put).then(|| kv.value());
-                        // What another one wrote there is nothing to us.
-                        let key = kv.key_str().map_err(anyhow::Error::from);
-                        _ = key.and_then(|key| self.hear(key, value, kv.mod_revision()));
-                    }
-                }
+                Ok(Some(said)) = news.message() => self.hear_all(&said),
                 Some(host) = due_again.recv() => {
                     self.due.insert(host);
                 }
@@ -334,6 +329,11 @@ impl Edge {
                 else => return,
             }
             // More than one host may have come to it by now.
+            while let Some(Ok(Some(said))) =
+                self.shape.gathers.then(|| news.message().now_or_never()).flatten()
+            {
+                self.hear_all(&said);
+            }
             while let Ok(host) = due_again.try_recv() {
                 self.due.insert(host);
             }
@@ -341,6 +341,16 @@ impl Edge {
             if self.answer().await.is_err() {
                 return;
             }
+        }
+    }
+
+    fn hear_all(&mut self, said: &WatchResponse) {
+        for event in said.events() {
+            let Some(kv) = event.kv() else { continue };
+            let value = (event.event_type() == EventType::Put).then(|| kv.value());
+            // What another one wrote there is nothing to us.
+            let key = kv.key_str().map_err(anyhow::Error::from);
+            _ = key.and_then(|key| self.hear(key, value, kv.mod_revision()));
         }
     }
 

@@ -39,6 +39,9 @@ struct Arguments {
     /// How often an edge says how a host that deploys is answered, in milliseconds; 0: never
     #[arg(long, default_value_t = 200)]
     counts: u64,
+    /// Edges hear all that is there before they answer any of it
+    #[arg(long)]
+    gathers: bool,
     /// Of each line
     #[arg(long, default_value_t = 20)]
     seconds: u64,
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
 async fn measure(arguments: Arguments) -> Result<()> {
     let Arguments { hosts, edges, workers, .. } = arguments;
     let counts = (arguments.counts > 0).then(|| Duration::from_millis(arguments.counts));
-    let shape = Shape { hosts, edges, workers, in_flight: IN_FLIGHT, counts };
+    let shape = Shape { hosts, edges, workers, in_flight: IN_FLIGHT, counts, gathers: arguments.gathers };
     let place = Place::new()?;
     let etcd = Store::alone(place.path()).await?;
     let member = etcd.members().first().context("no member")?;
