@@ -66,6 +66,14 @@ macro_rules! word {
 }
 pub(crate) use word;
 
+/// What a block says of its requests.
+pub(crate) struct Rules {
+    pub(crate) reuse: Reuse,
+    pub(crate) queue: Option<Queue>,
+    pub(crate) retry: Option<Budget>,
+    pub(crate) slow_start: Option<Span>,
+}
+
 /// Where a process counts.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
@@ -81,10 +89,7 @@ impl Upstream {
         us: &mut ngx_http_upstream_srv_conf_t,
         addresses: Vec<(String, *const libc::sockaddr)>,
         seats: Seats,
-        reuse: Reuse,
-        queue: Option<Queue>,
-        retry: Option<Budget>,
-        slow_start: Option<Span>,
+        rules: Rules,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -94,10 +99,10 @@ impl Upstream {
             name,
             addresses: Addresses::new(addresses),
             seats,
-            reuse,
-            hold: Hold::new(queue),
-            retry,
-            slow_start,
+            reuse: rules.reuse,
+            hold: Hold::new(rules.queue),
+            retry: rules.retry,
+            slow_start: rules.slow_start,
             peers: RefCell::default(),
             us,
             original,

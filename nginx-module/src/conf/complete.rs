@@ -5,7 +5,7 @@ use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
 use crate::nginx::{array, text};
 use crate::seat::{self, Seats, Weights};
-use crate::upstream::Upstream;
+use crate::upstream::{Rules, Upstream};
 use crate::{Handoff, name, socket, zone};
 use handoff_core::hold::Queue;
 use handoff_core::retry::Budget;
@@ -97,11 +97,13 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         );
         return Err(Refused);
     }
-    let reuse = server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default();
-    let queue = server_conf(us).and_then(|conf| conf.queue).unwrap_or_else(|| Some(Queue::default()));
-    let retry = server_conf(us).and_then(|conf| conf.retry).unwrap_or_else(|| Some(Budget::default()));
-    let slow_start = server_conf(us).and_then(|conf| conf.slow_start).flatten();
-    if let Some(why) = slow_start.and_then(|_| never_starts_slowly(us)) {
+    let rules = Rules {
+        reuse: server_conf(us).and_then(|conf| conf.reuse).unwrap_or_default(),
+        queue: server_conf(us).and_then(|conf| conf.queue).unwrap_or_else(|| Some(Queue::default())),
+        retry: server_conf(us).and_then(|conf| conf.retry).unwrap_or_else(|| Some(Budget::default())),
+        slow_start: server_conf(us).and_then(|conf| conf.slow_start).flatten(),
+    };
+    if let Some(why) = rules.slow_start.and_then(|_| never_starts_slowly(us)) {
         ngx_log_error!(
             NGX_LOG_EMERG,
             cf.log,
@@ -119,13 +121,13 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         );
         return Err(Refused);
     }
-    let weights = match slow_start {
+    let weights = match rules.slow_start {
         Some(_) => Weights::Grown,
         None if slots > 0 && seat::is_fixed(cf, us) => Weights::Fixed,
         None => Weights::Heeded,
     };
     let seats = Seats::new(slots, weights);
-    Upstream::wrap(name, us, addresses, seats, reuse, queue, retry, slow_start).ok_or(Refused)
+    Upstream::wrap(name, us, addresses, seats, rules).ok_or(Refused)
 }
 
 /// Why the peers of an upstream cannot get their share little by little. A share is a weight that changes; nginx lets those
