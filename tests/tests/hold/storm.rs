@@ -15,7 +15,7 @@ use e2e::{
     site::{PATIENCE, Site, VERSIONS},
     wait,
 };
-use handoff_wire::{QueueView, UpstreamView, path};
+use handoff_wire::{UpstreamView, path};
 use hyper::Method;
 use rustix::process::Signal;
 use serde_json::json;
@@ -484,16 +484,23 @@ impl Storm {
     /// Nobody waits, nothing is in flight, and each order has arrived once at most.
     async fn ends(mut self, tally: &Tally) -> Result<()> {
         self.clears().await?;
+        let (mut resumed, mut timed_out) = (0, 0);
         for name in ["app", "safe"] {
-            wait::until("nothing to be left", PATIENCE, async || {
+            let queue = wait::until("nothing to be left", PATIENCE, async || {
                 let view: UpstreamView = self.stage.site.read(&path::upstream(name)).await.ok()?;
-                let QueueView { held, bytes, resumed, timed_out, left, .. } = view.queue?;
                 let in_flight: u64 = view.peers.iter().map(|peer| peer.in_flight).sum();
-                eprintln!("{name}: {held} wait, {bytes} bytes, {in_flight} in flight; {resumed} went on, {timed_out} timed out, {left} left");
-                ([held, bytes, in_flight] == [0; 3] && [resumed, timed_out].iter().all(|&count| count > 0)).then_some(())
+                let queue = view.queue?;
+                eprintln!("{name}: {in_flight} in flight, {queue:?}");
+                ([queue.held, queue.bytes, in_flight] == [0; 3]).then_some(queue)
             })
             .await?;
+            resumed += queue.resumed;
+            timed_out += queue.timed_out;
         }
+        ensure!(
+            resumed > 0 && timed_out > 0,
+            "{resumed} went on, {timed_out} waited in vain: nobody had to wait"
+        );
         let twice: Vec<_> = self.orders.iter().filter(|(_, arrived)| **arrived > 1).collect();
         ensure!(twice.is_empty() && !self.orders.is_empty(), "arrived more than once: {twice:?}");
         if let Some((before, after)) = tally.resident {
