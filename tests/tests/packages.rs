@@ -155,11 +155,17 @@ async fn manuals_and_completions_can_be_read() -> Result<()> {
         says("mandoc", &["-Tlint".as_ref(), "-Werror".as_ref(), page.path().as_ref()]).await?;
         pages.push(page.file_name().to_string_lossy().into_owned());
     }
-    let text = says("mandoc", &["-Tascii".as_ref(), dist.join("man/handoff.1").as_ref()]).await?;
-    let text = without_overstrikes(&text);
-    for command in pages.iter().filter_map(|page| page.strip_prefix("handoff-")?.strip_suffix(".1")) {
-        assert!(text.contains(&format!("handoff-{command}(1)")), "{command} is not in handoff(1)");
+    let shown = async |page: &str| {
+        let page = dist.join("man").join(format!("{page}.1"));
+        let text = says("mandoc", &["-Tascii".as_ref(), page.as_ref()]).await?;
+        anyhow::Ok(without_overstrikes(&text))
+    };
+    // Each is named by the page above it: handoff-peers-add by handoff-peers, that by handoff.
+    for page in pages.iter().filter_map(|page| page.strip_suffix(".1")) {
+        let Some((above, _)) = page.rsplit_once('-') else { continue };
+        assert!(shown(above).await?.contains(&format!("{page}(1)")), "{page} is not in {above}(1)");
     }
+    let text = shown("handoff").await?;
     assert!(text.contains("EXIT STATUS") && text.contains(" 14  another roll-out"), "{text}");
 
     let completions = dist.join("completions");
