@@ -90,7 +90,7 @@ loom: ## core's claim and drain under every interleaving; the wrong order must b
 	build/loom
 
 .PHONY: unit
-unit: ## core, wire and sidecar alone: a Rust toolchain is enough
+unit: ## core, wire and sidecar alone: a Rust toolchain and protoc are enough
 	cargo test $(LOCKED) -p handoff-core -p handoff-wire -p handoff -- --skip real_pm2
 
 .PHONY: contract
