@@ -3,7 +3,7 @@
 //! It is taken apart as the module does. A request that is refused changes nothing, and after each the gate of a peer is
 //! what its marks say.
 
-use crate::common::{A, APP, B, C, Stage, moment, serving};
+use crate::common::{A, APP, B, C, Stage, moment, plus_server, serving};
 use handoff_core::Slots;
 use handoff_core::control::{Control, find};
 use handoff_core::plus::path::Method;
@@ -13,7 +13,7 @@ use handoff_core::tenancy::Tenure;
 use handoff_core::{metrics, timeline, view};
 use handoff_wire::path::Path;
 use handoff_wire::{
-    MarkSet, OrphanSet, Overview, Pause, PeerAdd, PeerRemove, Renew, Resume, Span, State, ZoneView,
+    MarkSet, OrphanSet, Overview, Pause, PeerAdd, PeerRemove, Renew, Resume, State, ZoneView,
 };
 use serde::de::DeserializeOwned;
 
@@ -175,18 +175,7 @@ impl Nginx for Plain {
 
     fn servers(&self, upstream: &str) -> Vec<plus::Server> {
         let peers = [A, B, C].into_iter().zip(0..);
-        let server = |(address, id): (&str, u32)| plus::Server {
-            id,
-            address: address.to_owned(),
-            name: address.to_owned(),
-            weight: 1,
-            max_conns: 0,
-            max_fails: 1,
-            fail_timeout: Span::from_secs(10),
-            slow_start: Span::default(),
-            backup: false,
-            down: false,
-        };
+        let server = |(address, id)| plus_server(id, address);
         if upstream == APP { peers.map(server).collect() } else { Vec::new() }
     }
 

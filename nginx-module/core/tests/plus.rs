@@ -52,24 +52,9 @@ impl Nginx for Script {
     }
 }
 
-fn server(id: u32, address: &str) -> Server {
-    Server {
-        id,
-        address: address.to_owned(),
-        name: address.to_owned(),
-        weight: 1,
-        max_conns: 0,
-        max_fails: 1,
-        fail_timeout: Span::from_secs(10),
-        slow_start: Span::default(),
-        backup: false,
-        down: false,
-    }
-}
-
 impl Plus {
     fn new() -> Self {
-        let mut servers = vec![server(0, A), server(1, B), server(2, C)];
+        let mut servers = vec![plus_server(0, A), plus_server(1, B), plus_server(2, C)];
         servers[2].backup = true;
         let visitors = Visitors {
             accepted: 100,

@@ -13,6 +13,7 @@ pub mod dice;
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
 use handoff_core::hold::{Outlook, Queue};
+use handoff_core::plus::Server;
 use handoff_core::retry::Budget;
 use handoff_core::room::Room;
 use handoff_core::slot::Slot;
@@ -260,6 +261,22 @@ pub fn process(pid: u32) -> Process {
 
 pub fn serving(slot: SlotId) -> Standing {
     Standing { slot, backup: false, weight: 1, available: true, unavail: false, full: false }
+}
+
+/// As nginx would have a server that its configuration only names.
+pub fn plus_server(id: u32, address: &str) -> Server {
+    Server {
+        id,
+        address: address.to_owned(),
+        name: address.to_owned(),
+        weight: 1,
+        max_conns: 0,
+        max_fails: 1,
+        fail_timeout: Span::from_secs(10),
+        slow_start: Span::default(),
+        backup: false,
+        down: false,
+    }
 }
 
 pub fn moment(mono: u64) -> Moment {
