@@ -64,7 +64,7 @@ pub struct Failure {
     pub time_left: Option<u64>,
     /// How many attempts nginx would still make.
     pub tries_left: usize,
-    /// `proxy_next_upstream_tries` allows for one more.
+    /// `proxy_next_upstream_tries` allows for one more. Only who was given a request has been tried.
     pub may_try: bool,
     /// How many attempts failed with some of it sent, this one included.
     pub broke: u32,
@@ -212,7 +212,7 @@ impl Failure {
             (true, true) => Verdict::Granted(Granted::Next),
             (_, false) if !has_budget => Verdict::Refused(Refused::Sent),
             (true, false) => add(Granted::Unsent),
-            (false, _) if !self.may_try => Verdict::Refused(Refused::Tries),
+            (false, _) if !(self.may_try || self.met_nobody()) => Verdict::Refused(Refused::Tries),
             (false, _) => self.more(has_budget, around(), add),
         }
     }
@@ -228,6 +228,12 @@ impl Failure {
         ]
         .into_iter()
         .find_map(|(is_so, refused)| is_so.then_some(refused))
+    }
+
+    /// The connection was refused, as by all workers of an app in the milliseconds before nginx hears that they went. That
+    /// is no reason to give up before those who would have waited.
+    fn met_nobody(&self) -> bool {
+        self.cause == Cause::Connection && self.sent == Sent::Nothing
     }
 
     /// nginx has no attempt left for it.

@@ -100,6 +100,18 @@ fn what_a_user_can_meet() {
         ),
         ("proxy_next_upstream_tries", Failure { may_try: false, ..LAST }, REPLACED, refused(Refused::Tries)),
         ("the same, and nobody is up", Failure { may_try: false, ..LAST }, EXPECTED, refused(Refused::Tries)),
+        (
+            "the same, closed ports, and nobody is up",
+            Failure { may_try: false, ..refused_connection },
+            EXPECTED,
+            granted(Granted::Held),
+        ),
+        (
+            "the same, closed ports, nobody knows yet",
+            Failure { may_try: false, ..refused_connection },
+            OTHERS,
+            news,
+        ),
         ("nobody is up, and somebody comes", LAST, EXPECTED, granted(Granted::Held)),
         ("one address, another worker", LAST, REPLACED, granted(Granted::Replaced)),
         ("one address, nobody knows yet", LAST, ALONE, news),
@@ -294,6 +306,7 @@ fn check(
     let rests_for_time = matches!(verdict, Verdict::Rests(Rest::ForTime(_)));
     let is_ours = is(Granted::Unsent) || is(Granted::Replaced) || rests_for_time;
     let may_be_done = failure.may_change && !failure.may_repeat_changes && failure.sent == Sent::Something;
+    let met_nobody = failure.cause == Cause::Connection && failure.sent == Sent::Nothing;
     for (holds, why) in [
         (
             is(Granted::Next) == nginx_goes_on(failure),
@@ -303,7 +316,7 @@ fn check(
         (!goes_again || failure.is_reason, "the mask"),
         (!goes_again || failure.time_left != Some(0), "the time"),
         (!goes_again || !failure.is_unbuffered || failure.sent == Sent::Nothing, "the body"),
-        (!goes_again || failure.tries_left > 0 || failure.may_try, "the tries"),
+        (!goes_again || failure.tries_left > 0 || failure.may_try || met_nobody, "the tries"),
         (!is_ours || (has_budget && has_place && taken == 1), "what is added has a place in the budget"),
         (
             taken == 0 || is_ours || (!has_place && verdict == refused(Refused::Budget)),

@@ -33,6 +33,9 @@ pub const RATE: u32 = 200;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// So long nothing happens before and after.
 const CALM: Duration = Duration::from_millis(500);
+/// So many may be with the workers at any time. With more, those who had waited are still in the line before a new worker, of
+/// which it has not taken all: if it is stopped now, it resets them.
+const USUAL: u64 = 40;
 /// How late nginx may hear of what is true already.
 const SLACK: Duration = Duration::from_millis(250);
 
@@ -261,7 +264,8 @@ impl Trial {
         let mut last = Vec::new();
         wait::until(what, PATIENCE, async || {
             last = self.peers().await.ok()?;
-            last.iter().all(&is_right).then_some(())
+            let is_calm = last.iter().map(|peer| peer.in_flight).sum::<u64>() <= USUAL;
+            (is_calm && last.iter().all(&is_right)).then_some(())
         })
         .await
         .with_context(|| states(&last))
@@ -340,7 +344,9 @@ pub fn set(ecosystem: &mut Value, pointer: &str, value: Value) {
 }
 
 fn states(peers: &[PeerView]) -> String {
-    peers.iter().map(|peer| format!("{} {:?} {:?}; ", peer.address, peer.state, peer.marks)).collect()
+    let state =
+        |peer: &PeerView| format!("{} {:?} {} {:?}; ", peer.address, peer.state, peer.in_flight, peer.marks);
+    peers.iter().map(state).collect()
 }
 
 // === impl Findings ===
