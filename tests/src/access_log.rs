@@ -30,6 +30,11 @@ impl AccessLog {
         self.0.get(&visit).map(|entry| entry.tried.as_slice()).unwrap_or_default()
     }
 
+    /// How long this one waited for a peer.
+    pub fn waited(&self, visit: u64) -> Duration {
+        self.0.get(&visit).map(|entry| entry.held).unwrap_or_default()
+    }
+
     /// Whether the visit ever reached nginx.
     pub fn knows(&self, visit: u64) -> bool {
         self.0.contains_key(&visit)
@@ -75,5 +80,6 @@ mod tests {
     fn who_waited_is_known_where_anybody_waits() {
         let log = AccessLog::parse("1|127.0.0.1:3000|200|0.000\n2|127.0.0.1:3000|200|0.412\n3|myapp|502|-\n");
         assert_eq!(log.held().collect::<Vec<_>>(), [Duration::from_millis(412)]);
+        assert_eq!([1, 2, 3, 4].map(|visit| log.waited(visit).as_millis()), [0, 412, 0, 0]);
     }
 }

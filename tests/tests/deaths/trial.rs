@@ -410,6 +410,21 @@ impl Findings {
         visit.kind == Kind::Order && unasked.filter_map(|life| life.died).any(|died| lasted.contains(&died))
     }
 
+    /// An order that had waited, came to a worker that had just begun to listen, with all the others, and lay in its backlog
+    /// when it was stopped: the kernel resets it, and nginx cannot know that nobody has executed it.
+    pub fn lay_before_a_worker_that_closed(&self, visit: &Visit) -> bool {
+        let Some(last) = self.log.tried(visit.number).last() else { return false };
+        let waited = self.log.waited(visit.number);
+        let (came, ended) = (visit.due + waited, visit.due + visit.latency);
+        let has_it = |life: &&Life| {
+            life.port == last.port()
+                && life.listened.is_some_and(|listened| listened <= came && came <= listened + SLACK)
+                && life.closed.is_some_and(|closed| came <= closed && closed <= ended)
+        };
+        let is_untouched = visit.order().is_some_and(|order| self.orders.executions(&order).is_empty());
+        is_untouched && !waited.is_zero() && self.lives.iter().any(|life| has_it(&life))
+    }
+
     pub fn nobody_listened(&self, visit: &Visit) -> bool {
         let (from, to) = (visit.due, visit.due + visit.latency);
         self.gaps().iter().any(|gap| from <= gap.1 + SLACK && to + SLACK >= gap.0)
