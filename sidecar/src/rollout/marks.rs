@@ -58,6 +58,14 @@ pub struct Fenced {
 /// While two nginx share the socket (an upgrade of the binary), a new connection may reach either. So many must reach
 /// the one that we know.
 const CONNECTIONS: usize = 4;
+/// A mark that lapsed is set anew after each of these, and then no more: an nginx that is restarted is back by then.
+pub const ANEW: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1600),
+];
 const BEAT: Duration = Duration::from_secs(1);
 
 impl Views {

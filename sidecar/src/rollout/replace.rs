@@ -19,7 +19,7 @@ use super::{
     grip::{Call, Grip, KILL_GRACE},
     health,
     logs::Logs,
-    marks::{Fenced, Marks, Set, Views},
+    marks::{ANEW, Fenced, Marks, Set, Views},
     stop::{Broken, How, Stop},
     verdict::{self, Answers},
     world::Seen,
@@ -63,8 +63,6 @@ pub struct Replaced {
     pub cut: u64,
 }
 
-/// So often a mark that lapsed is set anew before we give up.
-const TRIES: usize = 5;
 const FLOOR_PAUSE: Duration = Duration::from_millis(200);
 const COUNT_PAUSE: Duration = Duration::from_millis(100);
 const DEATH_PAUSE: Duration = Duration::from_millis(5);
@@ -128,7 +126,8 @@ impl Turn {
         self.relieved().await?;
         let process = self.grip.seen()?.process;
         let deadline = Instant::now() + self.grip.options().drain_timeout.duration();
-        for _ in 0..TRIES {
+        for pause in ANEW {
+            time::sleep(pause).await;
             let drained = self.drain(deadline).await?;
             self.marks.clear().await?;
             self.grip.step(Step::Draining { in_flight: drained.in_flight });

@@ -4,7 +4,12 @@
 //! So whoever ends has no connection on which another request could come; what it still has it must finish by itself.
 //! What it did not is [counted](toll).
 
-use super::{counts::Counts, marks::Marks, stop::Stop, verdict::Answers};
+use super::{
+    counts::Counts,
+    marks::{ANEW, Marks},
+    stop::Stop,
+    verdict::Answers,
+};
 use crate::peer::{Peer, Place};
 use handoff_wire::PeerView;
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
@@ -15,8 +20,6 @@ pub struct Window {
     marks: Marks,
 }
 
-/// So often a mark that lapsed is set anew before we give up.
-const TRIES: usize = 5;
 /// Long enough to see how an app with some traffic does.
 const SAMPLE: Duration = Duration::from_millis(500);
 
@@ -30,7 +33,8 @@ impl Window {
 
     /// It was open without a break until now, so that a worker may be stopped.
     pub async fn holds(&mut self) -> Result<(), Stop> {
-        for _ in 0..TRIES {
+        for pause in ANEW {
+            time::sleep(pause).await;
             // What was set before stays as it is, with its epoch, and what lapsed is set anew: either way it is this mark
             // that holds until the end of the order.
             let set = self.marks.change().await?;
