@@ -32,12 +32,13 @@ async fn fails_visits_in_a_deploy_and_none_without(scenario: Scenario) -> Result
         let calm = run.visits.iter().filter(|visit| !deploy.touches(visit));
         ensure!(calm.clone().count() > 500, "too few visits to say anything");
         ensure!(calm.filter(|visit| visit.failed()).count() == 0, "failed without a deploy");
-        ensure!(run.log.retried() > 0, "nginx was never seen to try again");
-        if run.failed().next().is_some() {
+        if run.failed().next().is_some() && run.log.retried() > 0 {
             return Ok(());
         }
     }
-    bail!("three deploys, and stock nginx failed nobody: the load does not see what it should")
+    bail!(
+        "three deploys, and stock nginx failed nobody, or never tried again: the load does not see what it should"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
