@@ -25,6 +25,8 @@ pub struct Look {
     pub examined: BTreeMap<PmId, Examined>,
     /// PM2's daemon; 0 is none that we know.
     pub daemon: u32,
+    /// It has ended, and none that we know is in its place. So nobody starts a worker that is not there.
+    pub is_orphaned: bool,
     /// Its own sockets: in cluster mode it is the one that listens.
     pub daemons: BTreeSet<u64>,
     /// Children of the daemon that are none of the workers looked at. Beside PM2's whole list: workers that have been
@@ -71,6 +73,7 @@ impl Look {
             listed: None,
             examined,
             daemon: daemon.pid,
+            is_orphaned: daemon.pid != 0 && !processes.pids().any(|pid| pid == daemon.pid),
             daemons,
             leavers,
             updating: None,

@@ -221,6 +221,9 @@ impl Roster {
                 for (&id, examined) in &look.examined {
                     self.see_examined(id, examined, look.began, &behind, now);
                 }
+                if look.is_orphaned {
+                    self.workers.values_mut().for_each(|worker| worker.orphaned(now));
+                }
             }
         }
         self.give_to_the_one_that_listens();
@@ -522,6 +525,7 @@ mod tests {
             daemon: 0,
             daemons: BTreeSet::new(),
             leavers: BTreeSet::new(),
+            is_orphaned: false,
             updating: None,
             listeners: Listeners::of(tcp, &[]),
             locals: Locals::of(&[]),

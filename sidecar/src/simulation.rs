@@ -212,6 +212,7 @@ impl World {
             daemon: 0,
             daemons: BTreeSet::new(),
             leavers: BTreeSet::new(),
+            is_orphaned: false,
             updating: None,
             listeners: Listeners::of(&tcp, &[]),
             locals: Locals::of(&[]),

@@ -102,6 +102,9 @@ const STOPPED_FOR_GOOD: Duration = Duration::from_secs(1);
 /// PM2 says `waiting restart` for ever of a worker that it has given up, if the app has `restart_delay` or
 /// `exp_backoff_restart_delay`. Nobody is kept waiting for longer than this.
 const WAITED_FOR_GOOD: Duration = Duration::from_secs(60);
+/// PM2's daemon is gone, and may have gone before it said of a worker that this end was its last. A service manager that
+/// restarts the daemon has done so by then.
+const ORPHANED_FOR_GOOD: Duration = Duration::from_secs(10);
 /// Nobody is kept waiting longer than this for one that runs and does not listen.
 const STARTED_IN_VAIN: Duration = Duration::from_secs(60);
 /// While it serves elsewhere, it is expected for so long where it listened before.
@@ -256,6 +259,13 @@ impl Worker {
             Some(process) if self.buried == Some(process) => {}
             Some(process) => self.present(process, seen, now),
             None => self.absent(seen.status, now),
+        }
+    }
+
+    /// PM2's daemon is gone.
+    pub fn orphaned(&mut self, now: Instant) {
+        if self.phase == Phase::Dead && now.saturating_duration_since(self.since) >= ORPHANED_FOR_GOOD {
+            self.enter(Phase::Gone, now);
         }
     }
 
@@ -515,6 +525,23 @@ mod tests {
         now += WAITED_FOR_GOOD;
         worker.look(&seen(now, None, Status::Other, &[]), now);
         assert_eq!(worker.phase(), Phase::Gone);
+    }
+
+    #[test]
+    fn who_died_with_pm2_is_gone_unless_it_is_soon_back() {
+        let mut now = Instant::now();
+        let mut worker = serving(now);
+        worker.orphaned(now + ORPHANED_FOR_GOOD);
+        assert_eq!(worker.phase(), Phase::Serving, "it outlives its daemon");
+        worker.stopping(now);
+        worker.died(PROCESS, now);
+        worker.orphaned(now);
+        assert_eq!((worker.phase(), worker.wish(&peer(1)).expect), (Phase::Dead, Expect::Back));
+        now += ORPHANED_FOR_GOOD;
+        worker.orphaned(now);
+        assert_eq!((worker.phase(), worker.wish(&peer(1)).expect), (Phase::Gone, Expect::Gone));
+        worker.look(&seen(now, Some(Process { pid: 8, start: 2 }), Status::Online, &[1]), now);
+        assert_eq!(worker.phase(), Phase::Serving, "and when PM2 is there again");
     }
 
     #[test]
