@@ -18,11 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use tokio::{
-    sync::Semaphore,
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 #[derive(Parser)]
 #[command(about = "Runs nginx's own tests with and without the module, and compares")]
@@ -137,7 +133,9 @@ async fn compare(arguments: &Arguments, version: &str) -> Result<usize> {
                 }
                 None => {
                     unsteady += 1;
-                    println!("{test}: {ours:?} was not {stock:?} once, among others; alone, {AGAIN} times, it is");
+                    println!(
+                        "{test}: {ours:?} was not {stock:?} once, among others; alone, {AGAIN} times, it is"
+                    );
                 }
             }
         }
@@ -193,11 +191,7 @@ impl Suite {
 
 impl Bench {
     /// Every test in every set-up, some at a time.
-    async fn all(
-        self: &Arc<Self>,
-        tests: &[String],
-        jobs: usize,
-    ) -> Result<BTreeMap<(Setup, String), Said>> {
+    async fn all(self: &Arc<Self>, tests: &[String], jobs: usize) -> Result<BTreeMap<(Setup, String), Said>> {
         let places = Arc::new(Semaphore::new(jobs));
         let mut runs = JoinSet::new();
         // The set-ups of one test one after the other: what the machine does beside befalls them alike.
