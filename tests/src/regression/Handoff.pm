@@ -34,9 +34,18 @@ sub zone {
 	return $body =~ /^\s*zone\s/m ? '' : " zone zone_of_$name 128k;";
 }
 
+# nginx may be built with more modules than are installed: only those are loaded.
+{
+	my $modules = \&Test::Nginx::test_globals_modules;
+	no warnings qw/redefine prototype/;
+	*Test::Nginx::test_globals_modules = sub {
+		return join '', grep { /^load_module (\S+);$/ && -e $1 } split /^/, $modules->(@_);
+	};
+}
+
 if (defined(my $lines = $ENV{HANDOFF_UPSTREAM})) {
 	my $expand = \&Test::Nginx::write_file_expand;
-	no warnings 'redefine';
+	no warnings qw/redefine prototype/;
 	*Test::Nginx::write_file_expand = sub {
 		my ($self, $name, $content) = @_;
 		# In these files a block ends where a line begins with its brace.
