@@ -137,9 +137,16 @@ regression: build ## nginx's own test suite, with the module and without, over e
 	build/setup $(NGINX_TESTS_NEED)
 	cargo run $(LOCKED) -p e2e --bin regression -- --suite "$$(build/nginx-tests)"
 
+SANITIZED = untouched same_bytes smuggling access api answers hold in_flight orphans plus reload retry reuse slots \
+	slow_start trial worker_variable control_socket
 .PHONY: sanitize
 sanitize: build ## nginx and the module with AddressSanitizer and UndefinedBehaviorSanitizer, under stress; needs a nightly toolchain: half an hour
 	build/sanitize $(NGINX_SOURCES) -- $(LOCKED) --no-fail-fast $(addprefix --test ,$(SANITIZED))
+
+.PHONY: valgrind
+valgrind: build ## nginx's own tests of upstreams with `handoff` under valgrind; NGINX_TESTS as above: five minutes
+	build/setup valgrind $(NGINX_TESTS_NEED)
+	build/valgrind "$$(build/nginx-tests)"
 
 .PHONY: advisories
 advisories: ## known vulnerabilities of the dependencies (RustSec); needs the network; installs cargo-deny

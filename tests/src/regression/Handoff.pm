@@ -34,6 +34,19 @@ sub zone {
 	return $body =~ /^\s*zone\s/m ? '' : " zone zone_of_$name 128k;";
 }
 
+# Under valgrind, and where the machine has more to do, nginx needs longer to start than the suite waits.
+{
+	my $wait = \&Test::Nginx::waitforfile;
+	no warnings qw/redefine prototype/;
+	*Test::Nginx::waitforfile = sub {
+		for (1 .. 12) {
+			my $came = $wait->(@_);
+			return $came if defined $came;
+		}
+		return undef;
+	};
+}
+
 # nginx may be built with more modules than are installed: only those are loaded.
 {
 	my $modules = \&Test::Nginx::test_globals_modules;
