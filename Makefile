@@ -129,6 +129,29 @@ soak: build ## hundreds of deploys in a row, every broken release, every signal 
 fuzz: ## API, directives, PM2's bus and list, configuration, preload, nginx -T: each for FUZZ_SECONDS (60); installs cargo-fuzz
 	build/fuzz $(or $(FUZZ_SECONDS),60)
 
+# What the suite plays backends and clients with; without one of these, tests of it are skipped.
+NGINX_TESTS_NEED = libfcgi-perl libio-socket-ssl-perl libcryptx-perl libcache-memcached-perl memcached \
+	uwsgi-core uwsgi-plugin-python3
+.PHONY: regression
+regression: build ## nginx's own test suite, with the module and without, over each nginx; NGINX_TESTS=/path to a checkout: half an hour
+	build/setup $(NGINX_TESTS_NEED)
+	cargo run $(LOCKED) -p e2e --bin regression -- --suite "$$(build/nginx-tests)"
+
+SANITIZED = untouched same_bytes smuggling access api answers hold in_flight orphans plus reload retry reuse slots \
+	slow_start trial worker_variable control_socket
+.PHONY: sanitize
+sanitize: build ## nginx and the module with AddressSanitizer and UndefinedBehaviorSanitizer, under stress; needs a nightly toolchain: half an hour
+	build/sanitize $(NGINX_SOURCES) -- $(LOCKED) --no-fail-fast $(addprefix --test ,$(SANITIZED))
+
+.PHONY: valgrind
+valgrind: build ## nginx's own tests of upstreams with `handoff` under valgrind; NGINX_TESTS as above: five minutes
+	build/setup valgrind $(NGINX_TESTS_NEED)
+	build/valgrind "$$(build/nginx-tests)"
+
+.PHONY: advisories
+advisories: ## known vulnerabilities of the dependencies (RustSec); needs the network; installs cargo-deny
+	build/deny advisories
+
 .PHONY: deploys
 deploys: build ## `handoff deploy`: each step fails, is interrupted, is killed; on both nginx, PM2 5, 6 and 7: ten minutes
 	cargo test $(LOCKED) -p e2e --test deploy -- --include-ignored --nocapture --test-threads=1

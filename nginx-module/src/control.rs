@@ -1,12 +1,12 @@
 //! The API: takes a request apart, asks core, answers.
 
 use crate::conf::{LocationConf, MainConf};
-use crate::nginx::{log_of, moment, rc, text, version};
+use crate::nginx::{log_of, moment, rc, text, variable, version};
 use crate::reply::{self, json};
 use crate::wait::{self, Awaited, Wait};
 use crate::zone::{Locked, Zone};
 use crate::{Handoff, body, log, page, plus};
-use handoff_core::access::Caller;
+use handoff_core::access::{Caller, is_foreign};
 use handoff_core::control::{Applied, Control, find, unknown_upstream};
 use handoff_core::{Table, metrics, timeline, view};
 use handoff_wire::path::Path;
@@ -124,7 +124,7 @@ fn reject(r: &mut ngx_http_request_t, rejected: Rejected) -> ngx_int_t {
 }
 
 /// Everything that can be said before the body is read.
-fn begin(r: &ngx_http_request_t) -> Result<Call, Rejected> {
+fn begin(r: &mut ngx_http_request_t) -> Result<Call, Rejected> {
     let call = parse(r)?;
     if let Call::Write(_) = call {
         authorize(r)?;
@@ -221,7 +221,9 @@ fn parameter<T: std::str::FromStr<Err: std::fmt::Display>>(
 }
 
 /// Who may write is said by the kernel, not by the client.
-pub(crate) fn authorize(r: &ngx_http_request_t) -> Result<(), Denied> {
+pub(crate) fn authorize(r: &mut ngx_http_request_t) -> Result<(), Denied> {
+    let origin = variable(r, "http_origin");
+    let host = variable(r, "http_host").unwrap_or_default();
     let conf: Option<&LocationConf> = Handoff::location_conf(r);
     let Some(api) = conf.and_then(|conf| conf.api.as_ref()).filter(|api| api.write) else {
         let text = "this location is read-only: say \"handoff_api write=on\" where you write";
@@ -232,7 +234,11 @@ pub(crate) fn authorize(r: &ngx_http_request_t) -> Result<(), Denied> {
     let worker = rustix::process::geteuid().as_raw();
     let caller = caller(connection);
     if api.access.allows(&caller, worker) {
-        return Ok(());
+        let Some(origin) = origin.filter(|origin| is_foreign(origin, &host)) else { return Ok(()) };
+        return Err(Denied::Caller(Code::Forbidden.says(format!(
+            "a page of {origin} may not write to {host}: whose page it is, pass on the Host that it asked for \
+             (proxy_set_header Host $http_host)"
+        ))));
     }
     let who = match caller {
         Caller::Local { user, .. } => format!("user {user}"),

@@ -88,7 +88,7 @@ fn called(r: &ngx_http_request_t, path: &str) -> Result<Call, Rejected> {
 
 /// What can be said of a write before its body is read. A location that is not for writes has, for these clients, no such
 /// method.
-fn check(r: &ngx_http_request_t) -> Result<(), Rejected> {
+fn check(r: &mut ngx_http_request_t) -> Result<(), Rejected> {
     match authorize(r) {
         Ok(()) => {}
         Err(Denied::ReadOnly(_)) => {

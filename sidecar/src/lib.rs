@@ -19,6 +19,7 @@ pub mod danger;
 pub mod deploy;
 pub mod doctor;
 pub mod exec;
+pub mod harmless;
 pub mod host;
 pub mod level;
 pub mod look;

@@ -270,3 +270,27 @@ fn nobody_there_is_no_reason_to_end() {
     assert_eq!(log.matches("does not exist: is nginx running").count(), 1, "{log}");
     assert_eq!(sidecar.stop(), Some(0));
 }
+
+#[test]
+fn a_name_that_would_steer_a_terminal_steers_none() {
+    let stage = Stage::new();
+    // Cleared, renamed, and a line of its own: what it takes to deceive who looks.
+    let name = "evil\u{1b}[2J\u{1b}]0;owned\u{7}\nhandoff: all is well\u{202e}";
+    stage.pm2.list(8, name, 0, "online", json!({}));
+    stage
+        .pm2
+        .publish("process:event", &json!({"at": 1, "event": "exit", "process": {"pm_id": 8, "name": name}}));
+    stage.pm2.says(&format!("Stopping app:{name} id:8"));
+    let steers = |text: &str| text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}');
+    until("the app to be listed", || {
+        let (_, status, complaint) = support::end(&mut support::handoff(&stage.dir, &["status"]));
+        assert!(!steers(&status) && !steers(&complaint), "{status:?} {complaint:?}");
+        assert!(!status.lines().any(|line| line.starts_with("handoff: ")), "{status}");
+        status.contains("evil")
+    });
+    stage.stops(1);
+    stage.until_mark(1, Some(State::Draining));
+    let log = stage.log();
+    assert!(!steers(&log.replace("\u{1b}[", "")), "{log:?}");
+    assert!(!log.lines().any(|line| line.starts_with("handoff: ")), "{log}");
+}

@@ -235,6 +235,47 @@ async fn tcp_passwords_and_addresses_are_guarded_as_in_any_location() -> Result<
 }
 
 #[tokio::test]
+async fn a_page_from_elsewhere_cannot_write_with_its_readers_rights() -> Result<()> {
+    for version in VERSIONS {
+        let mut site = Site::new(version).await?;
+        site.write(&format!("{UPSTREAM}\n{}", site.api("write=on")))?;
+        site.start().await?;
+        let ask = async |path: &str, method: Method, origin: &str| -> Result<u16> {
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("host", "nginx:81")
+                .header("origin", origin);
+            Ok(site.control().send(request.body(mark().into())?).await?.status)
+        };
+        for (origin, status) in [
+            ("http://nginx:81", 200),
+            ("http://evil", 403),
+            ("http://nginx:81.evil", 403),
+            ("null", 403),
+            ("x", 403),
+        ] {
+            // A form can send what a page may not: POST, with a body of its choice.
+            assert_eq!(
+                ask("/v1/renew", Method::POST, origin).await?,
+                if status == 200 { 400 } else { 403 },
+                "{origin}"
+            );
+            assert_eq!(ask("/v1/marks", Method::PUT, origin).await?, status, "{origin}");
+            let server = "/api/9/http/upstreams/app/servers/0";
+            assert_eq!(ask(server, Method::PATCH, origin).await? == 403, status == 403, "{origin}");
+            assert_eq!(
+                ask("/v1", Method::GET, origin).await?,
+                200,
+                "{origin} reads what its browser does not show it"
+            );
+        }
+        site.end().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_says_it_is_somebody_else_is_not_believed() -> Result<()> {
     for version in VERSIONS {
         let mut site = Site::new(version).await?;

@@ -3,12 +3,25 @@
 mod house;
 
 use anyhow::Result;
-use e2e::{app::Mode, wait};
+use e2e::{
+    app::Mode,
+    command,
+    site::{NOBODY, can_be_anybody},
+    wait,
+};
 use handoff_wire::PeerState;
 use house::House;
-use std::{fs, os::unix::fs::symlink, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{chown, symlink},
+    time::Duration,
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whoever runs this listens on a unix socket until it is killed. Perl is on every Debian.
+const LISTENS: &str =
+    "my $s = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 8) or die $!; sleep 1 while 1;";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_forks_and_a_sidecar_are_l0() -> Result<()> {
@@ -66,6 +79,29 @@ async fn a_link_in_place_of_pm2s_socket_is_refused() -> Result<()> {
     let ended = house.handoff(&["--pm2-home", &false_home.display().to_string(), "drain", "myapp"]).await?;
     assert_eq!(ended.code, Some(7), "{ended:?}");
     assert!(ended.stderr.contains("is a link"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_on_which_somebody_else_listens_is_not_believed() -> Result<()> {
+    if !can_be_anybody() {
+        return Ok(());
+    }
+    let house = House::new(&[]).await?;
+    let home = house.site.file("taken");
+    fs::create_dir(&home)?;
+    chown(&home, Some(NOBODY), Some(NOBODY))?;
+    let socket = home.join("rpc.sock");
+    // Nobody listens, and the file is said to be ours.
+    let mut listens = command::clean("setpriv");
+    listens.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"]);
+    listens.args(["/usr/bin/perl", "-MIO::Socket::UNIX", "-e", LISTENS]).arg(&socket).current_dir("/");
+    let _listener = listens.spawn()?;
+    wait::until("somebody to listen", PATIENCE, async || socket.exists().then_some(())).await?;
+    chown(&socket, Some(0), Some(0))?;
+    let ended = house.handoff(&["--pm2-home", &home.display().to_string(), "drain", "myapp"]).await?;
+    assert_eq!(ended.code, Some(7), "{ended:?}");
+    assert!(ended.stderr.contains("it is not believed"), "{ended:?}");
     Ok(())
 }
 

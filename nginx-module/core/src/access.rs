@@ -38,6 +38,12 @@ impl Access {
     }
 }
 
+/// Whether a browser asks in the name of a page from elsewhere: it would lend that page its reader's password, and its
+/// place in the network. `origin` is what it says of the page, `host` where it believes itself to be.
+pub fn is_foreign(origin: &str, host: &str) -> bool {
+    origin.split_once("://").is_none_or(|(_, from)| !from.eq_ignore_ascii_case(host))
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -62,6 +68,16 @@ mod tests {
         assert!(access.allows(&local(1000, &[]), WORKER));
         assert!(access.allows(&local(NOBODY, &[7, 50]), WORKER));
         assert!(!access.allows(&local(1001, &[7]), WORKER));
+    }
+
+    #[test]
+    fn a_page_is_at_home_where_it_came_from_and_nowhere_else() {
+        assert!(!is_foreign("http://nginx:8081", "nginx:8081"));
+        assert!(!is_foreign("https://Nginx.example", "nginx.example"));
+        assert!(is_foreign("http://nginx:8081", "nginx:8082"));
+        assert!(is_foreign("https://nginx.example.evil", "nginx.example"));
+        assert!(is_foreign("null", "null"));
+        assert!(is_foreign("http://nginx", ""));
     }
 
     #[test]

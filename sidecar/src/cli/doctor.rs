@@ -1,6 +1,6 @@
 //! `handoff doctor [APP]`
 
-use super::{Context, Exit, Failure, progress::line::harmless, say, status};
+use super::{Context, Exit, Failure, say, status};
 use crate::{
     doctor::{
         catalogue, checks,
@@ -9,6 +9,7 @@ use crate::{
         gather::{self, Request},
         security::Sys,
     },
+    harmless::harmless,
     rollout::health,
 };
 use handoff_wire::Span;

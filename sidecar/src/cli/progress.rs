@@ -11,6 +11,7 @@ mod writer;
 
 use crate::{
     deploy::event::{self as deploy, Told},
+    harmless::steers,
     rollout::event::Event,
 };
 use line::Line;
@@ -131,7 +132,7 @@ fn json(event: &impl Serialize) -> String {
     let mut out = String::new();
     for c in serde_json::to_string(event).unwrap_or_default().chars() {
         match c {
-            c if line::steers(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c if steers(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => out.push(c),
         }
     }
@@ -267,7 +268,7 @@ mod tests {
         let step = Step::Failed { exit: 10, text: String::new(), log };
         let event = event(What::Step { worker: PmId(3), step });
         let line = json(&event);
-        assert!(!line.trim_end_matches('\n').chars().any(line::steers), "{line}");
+        assert!(!line.trim_end_matches('\n').chars().any(steers), "{line}");
         let read: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(read, serde_json::to_value(&event).unwrap());
     }

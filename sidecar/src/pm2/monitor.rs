@@ -4,6 +4,7 @@
 //! any type. What is not named here is passed over and never stored.
 
 use super::{PmId, orders::Sealed};
+use crate::harmless::harmless;
 use serde::{Deserialize, Deserializer, de};
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -163,7 +164,8 @@ impl RawListed {
         let env = self.pm2_env;
         Some(Listed {
             id,
-            app: self.name.text().unwrap_or_default(),
+            // It is shown and logged, perhaps to root, and whoever runs an app gave it its name.
+            app: harmless(&self.name.text().unwrap_or_default()),
             pid: self.pid.number().filter(|&pid: &u32| pid != 0),
             status: env.status.as_text().map_or(Status::Other, Status::from),
             settings: env.settings(),
@@ -469,6 +471,12 @@ mod tests {
         );
         assert_eq!((worker.app.as_str(), worker.pid, worker.status), ("7", None, Status::Other));
         assert_eq!(worker.settings, Settings { cluster: true, wait_ready: true, ..Settings::default() });
+    }
+
+    #[test]
+    fn a_name_that_would_steer_a_terminal_is_made_harmless() {
+        let worker = one(r#"{"pm_id":1,"name":"shop\u001b[2J\nhandoff: all is well","pm2_env":{}}"#);
+        assert_eq!(worker.app, "shop\u{fffd}[2J\u{fffd}handoff: all is well");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -148,6 +148,10 @@ async fn open(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            // A plain file refuses connections, too, and is somebody's.
+            if !fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::other("it is not a socket; give another path with --preload-socket"));
+            }
             let another = time::timeout(PATIENCE, UnixStream::connect(path)).await;
             match another {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -336,5 +340,27 @@ impl Guests {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Process, Guest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[tokio::test]
+    async fn only_a_socket_that_nobody_listens_on_is_removed() {
+        let dir = crate::scratch::Dir::new();
+        let (file, link, stale) = (dir.join("file"), dir.join("link"), dir.join("stale"));
+        fs::write(&file, "mine").unwrap();
+        symlink(&file, &link).unwrap();
+        for path in [&file, &link] {
+            assert!(open(path).await.unwrap_err().to_string().contains("not a socket"));
+        }
+        assert_eq!(fs::read_to_string(&link).unwrap(), "mine");
+        drop(UnixListener::bind(&stale).unwrap());
+        let listener = open(&stale).await.unwrap();
+        assert!(open(&stale).await.unwrap_err().to_string().contains("another sidecar"));
+        drop(listener);
     }
 }

@@ -117,9 +117,19 @@ impl House {
     }
 
     pub async fn start_sidecar(&mut self) -> Result<()> {
+        self.start_sidecar_with(&[]).await
+    }
+
+    pub async fn start_sidecar_with(&mut self, arguments: &[&str]) -> Result<()> {
         let log = fs::File::create(self.site.file("handoff.log"))?;
         let mut handoff = Command::new(place::handoff()?);
-        handoff.arg("run").envs(self.environment()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        handoff
+            .args(arguments)
+            .arg("run")
+            .envs(self.environment())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         self.sidecar = Some(handoff.spawn()?);
         wait::until("the sidecar to report", PATIENCE, async || {
             self.status().await.ok()?.pointer("/daemons/0/sidecar/pid")?.is_u64().then_some(())

@@ -1,5 +1,6 @@
 //! One line of text in several colours, never longer than there is room for.
 
+use crate::harmless::harmless;
 use std::fmt::Write as _;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,27 +55,6 @@ impl Line {
         }
         out
     }
-}
-
-/// The same without control characters, among them those that begin an escape sequence.
-pub(in crate::cli) fn harmless(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c == '\t' {
-                ' '
-            } else if steers(c) {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
-}
-
-/// Whether a terminal does something else with it than show it: control characters, and those that turn the direction
-/// in which text is read.
-pub(super) fn steers(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// From here on some are two columns wide. A line that is cut too early is better than one that is wrapped.

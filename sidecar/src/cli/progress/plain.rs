@@ -1,7 +1,7 @@
 //! A line for each step, for a log.
 
-use super::line::harmless;
 use crate::{
+    harmless::harmless,
     pm2::PmId,
     rollout::event::{Event, Step, What},
 };

@@ -7,13 +7,16 @@
 //! ```
 
 use super::{
-    line::{Line, Style, harmless},
+    line::{Line, Style},
     picture::{Room, wrapped},
 };
-use crate::deploy::{
-    event::{Event, Stage, State, What},
-    record::Outcome,
-    traffic::Sample,
+use crate::{
+    deploy::{
+        event::{Event, Stage, State, What},
+        record::Outcome,
+        traffic::Sample,
+    },
+    harmless::harmless,
 };
 use std::time::Duration;
 
