@@ -66,6 +66,7 @@ pub struct Stand {
     pub app: App,
     pub site: Site,
     realm: Realm,
+    sidecar_realm: Realm,
     pub plan: Plan,
 }
 
@@ -114,7 +115,9 @@ impl Plan {
             .await?;
         }
         site.write(&self.conf(&site, &app))?;
-        let mut stand = Stand { load: None, sidecar: None, pm2, app, site, realm: realm.clone(), plan: self };
+        let (realm, sidecar_realm) = (realm.clone(), realm.clone());
+        let mut stand =
+            Stand { load: None, sidecar: None, pm2, app, site, realm, sidecar_realm, plan: self };
         stand.site.start_daemon().await?;
         stand.start_sidecar()?;
         stand.is_whole().await?;
@@ -187,8 +190,22 @@ impl Stand {
     }
 
     pub fn start_sidecar(&mut self) -> Result<()> {
-        self.sidecar = Some(Sidecar::launch_on(&self.realm, self.site.place(), &[])?);
+        self.sidecar = Some(self.another_sidecar()?);
         Ok(())
+    }
+
+    /// One beside whatever is left of the last.
+    pub fn another_sidecar(&self) -> Result<Sidecar> {
+        Sidecar::launch_on(&self.sidecar_realm, self.site.place(), &[])
+    }
+
+    /// From now on the sidecar runs there, unlike all others.
+    pub fn move_sidecar(&mut self, realm: Realm) -> Result<()> {
+        self.sidecar_realm = realm;
+        if let Some(sidecar) = self.sidecar.take() {
+            sidecar.stop()?;
+        }
+        self.start_sidecar()
     }
 
     pub fn access_log(&self) -> PathBuf {
@@ -283,8 +300,9 @@ fn last_line(text: &[u8]) -> String {
     String::from_utf8_lossy(text).trim().lines().last().unwrap_or_default().to_owned()
 }
 
+/// Without what nginx says of every connection.
 fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains("[info]")).collect();
     let from = lines.len().saturating_sub(40);
     lines.get(from..).unwrap_or_default().join("\n")
 }
