@@ -116,8 +116,7 @@ impl Plan {
         }
         site.write(&self.conf(&site, &app))?;
         let (realm, sidecar_realm) = (realm.clone(), realm.clone());
-        let mut stand =
-            Stand { load: None, sidecar: None, pm2, app, site, realm, sidecar_realm, plan: self };
+        let mut stand = Stand { load: None, sidecar: None, pm2, app, site, realm, sidecar_realm, plan: self };
         stand.site.start_daemon().await?;
         stand.start_sidecar()?;
         stand.is_whole().await?;
@@ -265,7 +264,8 @@ impl Stand {
         let mut last = String::new();
         wait::until("PM2's list to be whole", PATIENCE, async || {
             let listed = self.listed().await.ok()?;
-            last = listed.iter().map(|worker| format!("{} {}; ", worker.pid, worker.pm2_env.status)).collect();
+            last =
+                listed.iter().map(|worker| format!("{} {}; ", worker.pid, worker.pm2_env.status)).collect();
             let is_online = |worker: &Listed| worker.pm2_env.status == "online" && worker.pid != 0;
             (listed.len() == usize::from(self.plan.workers) && listed.iter().all(is_online)).then_some(())
         })
@@ -276,7 +276,9 @@ impl Stand {
     async fn listed(&self) -> Result<Vec<Listed>> {
         let list = self.pm2.attempt(&["jlist"], PATIENCE).await?.context("`pm2 jlist` hangs")?;
         let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        serde_json::from_str(list.lines().last().context("no list")?).ok().context("PM2's list cannot be read")
+        serde_json::from_str(list.lines().last().context("no list")?)
+            .ok()
+            .context("PM2's list cannot be read")
     }
 
     /// Takes all down in order; nginx complains of nothing but of what was done to it.

@@ -2,7 +2,6 @@
 
 use super::world::World;
 use crate::{
-    clock::Moment,
     dice::Dice,
     pm2::Pm2,
     process,
@@ -91,6 +90,16 @@ const LONG: Duration = Duration::from_secs(11);
 const HOUR: i64 = 3_600;
 const HALF_A_MINUTE: i64 = 30;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// And nothing besides: whoever needs nothing may be there, too.
+    Disk,
+    /// Of all processes.
+    WallClock,
+    /// Both clocks of the sidecar: libfaketime cannot move the monotonic one alone.
+    SidecarClock,
+}
+
 /// What is another one now.
 #[derive(Debug, Default)]
 pub struct After {
@@ -124,13 +133,13 @@ impl Fault {
         }
     }
 
-    /// Whether the clocks of the site must be ours.
-    pub fn needs_clocks(self) -> bool {
-        matches!(self, Self::WallClockForward | Self::WallClockBack | Self::SidecarSleeps)
-    }
-
-    pub fn needs_disk(self) -> bool {
-        matches!(self, Self::DiskFull | Self::DiskReadOnly)
+    /// What must be ours before it can befall a site. What needs different things does not befall the same one.
+    pub fn needs(self) -> Needs {
+        match self {
+            Self::WallClockForward | Self::WallClockBack => Needs::WallClock,
+            Self::SidecarSleeps => Needs::SidecarClock,
+            _ => Needs::Disk,
+        }
     }
 
     /// Comes back when it is over, or when nothing more comes of it.
@@ -160,9 +169,9 @@ impl Fault {
             Self::DiskFull => world.disk()?.fill()?,
             Self::DiskReadOnly => world.disk()?.close().await?,
             Self::SocketRemoved => fs::remove_file(stand.site.socket())?,
-            Self::WallClockForward => world.clocks()?.wall_jumps(HOUR)?,
-            Self::WallClockBack => world.clocks()?.wall_jumps(-HOUR)?,
-            Self::SidecarSleeps => world.clocks()?.sidecar_jumps(HALF_A_MINUTE)?,
+            Self::WallClockForward => world.clock()?.jumps(HOUR)?,
+            Self::WallClockBack => world.clock()?.jumps(-HOUR)?,
+            Self::SidecarSleeps => world.clock()?.jumps(HALF_A_MINUTE)?,
         }
         Ok(after)
     }
@@ -181,7 +190,7 @@ impl Fault {
                 stand.is_whole().await.context("marks of a sidecar that is dead")?;
                 stand.start_sidecar()?;
             }
-            Self::Pm2Dies => resurrect(&stand.pm2).await?,
+            Self::Pm2Dies => resurrect(&stand.pm2, sidecar(stand)?).await?,
             Self::DiskFull => world.disk()?.empty()?,
             Self::DiskReadOnly => world.disk()?.open().await?,
             Self::SocketRemoved => _ = stand.site.reload().await?,
@@ -231,15 +240,15 @@ async fn take_back(site: &Site, dice: &mut Dice) -> Result<()> {
     Ok(())
 }
 
-/// As after a reboot, but for what the daemon left running.
-async fn resurrect(pm2: &Pm2) -> Result<()> {
-    let began = Moment::now();
+/// As after a reboot: what the daemon left running would be in the way.
+async fn resurrect(pm2: &Pm2, sidecar: u32) -> Result<()> {
     wait::until("what PM2 left to be gone", PATIENCE, async || {
-        let left = pm2.processes();
+        let mut left = pm2.processes();
+        // It knows the home, too.
+        left.retain(|&pid| pid != sidecar);
         left.iter().for_each(|&pid| process::signal(pid, Signal::KILL));
         left.is_empty().then_some(())
     })
     .await?;
-    pm2.run(&["resurrect"]).await.with_context(|| format!("resurrect, {:?} after", Moment::now().since(began)))?;
-    Ok(())
+    pm2.run(&["resurrect"]).await.map(drop)
 }

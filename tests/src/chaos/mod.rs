@@ -25,14 +25,14 @@ use crate::{
     wait,
 };
 use anyhow::{Context, Result};
-use fault::Fault;
+use fault::{Fault, Needs};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::Semaphore,
     task::{JoinSet, LocalSet},
     time::sleep,
 };
-use world::{Clocks, Disk, World};
+use world::{Clock, Disk, World};
 
 pub use report::table;
 
@@ -85,6 +85,8 @@ pub struct Seen {
     pub orders: Orders,
     pub lives: Vec<Life>,
     pub log: AccessLog,
+    /// The same, in nginx's own words.
+    pub lines: String,
     /// What the sidecar and nginx said last.
     pub said: String,
     /// What kept it from going on.
@@ -106,8 +108,9 @@ impl Plan {
             deck.extend(kinds);
         }
         deck.truncate(self.faults);
-        let (clocks, others): (Vec<Fault>, Vec<Fault>) = deck.into_iter().partition(|fault| fault.needs_clocks());
-        let faults = clocks.chunks(ROUND).chain(others.chunks(ROUND));
+        let those = |needs| deck.iter().copied().filter(|fault| fault.needs() == needs).collect::<Vec<_>>();
+        let groups = [Needs::Disk, Needs::WallClock, Needs::SidecarClock].map(those);
+        let faults = groups.iter().flat_map(|group| group.chunks(ROUND));
         let mut rounds: Vec<Round> = (0..)
             .zip(faults)
             .map(|(number, faults)| Round {
@@ -176,24 +179,26 @@ fn shuffle<T>(all: &mut [T], dice: &mut Dice) {
 impl Round {
     pub async fn play(self) -> Result<Seen> {
         let mut dice = Dice::new(self.seed);
-        let (needs_clocks, needs_disk) =
-            (self.faults.iter().any(|f| f.needs_clocks()), self.faults.iter().any(|f| f.needs_disk()));
         let folder = crate::place::Place::new()?;
-        let clocks = needs_clocks.then(|| Clocks::new(folder.path())).transpose()?;
-        let realm = clocks.as_ref().map_or_else(Realm::default, Clocks::realm);
+        let needs = self.faults.first().map(|fault| fault.needs());
+        let clock = (needs != Some(Needs::Disk)).then(|| Clock::new(folder.path())).transpose()?;
+        let realm = match &clock {
+            Some(clock) if needs == Some(Needs::WallClock) => clock.wall(),
+            _ => Realm::default(),
+        };
         let mut disk = None;
         let mut stand = self
             .site
             .set(&realm, async |place| {
-                disk = if needs_disk { Some(Disk::new(place).await?) } else { None };
+                disk = if needs == Some(Needs::Disk) { Some(Disk::new(place).await?) } else { None };
                 Ok(())
             })
             .await?;
-        if let Some(clocks) = &clocks {
-            stand.move_sidecar(clocks.sidecar_realm())?;
+        if let Some(clock) = clock.as_ref().filter(|_| needs == Some(Needs::SidecarClock)) {
+            stand.move_sidecar(clock.both())?;
             stand.is_whole().await?;
         }
-        let world = World::of(&stand.app, disk, clocks);
+        let world = World { lives: stand.app.lives(), disk, clock };
         stand.pm2.run(&["save"]).await?;
         let lives = lives::Watch::new(&stand.app.lives());
         stand.visit(self.rate);
@@ -214,12 +219,22 @@ impl Round {
             stuck = at_rest(&stand).await.err().map(|error| format!("{error:#}"));
         }
         let (orders, lives) = (Orders::read(&stand.app.orders())?, lives.finish().await?);
-        let log = AccessLog::read(&stand.access_log())?;
+        let lines = std::fs::read_to_string(stand.access_log())?;
         let said = stand.said();
         if stuck.is_none() {
             stuck = stand.strike(&DONE_TO_IT).await.err().map(|error| format!("{error:#}"));
         }
-        Ok(Seen { round: self, ordeals, visits, orders, lives, log, said, stuck })
+        Ok(Seen {
+            round: self,
+            ordeals,
+            visits,
+            orders,
+            lives,
+            log: AccessLog::parse(&lines),
+            lines,
+            said,
+            stuck,
+        })
     }
 }
 

@@ -34,8 +34,9 @@ pub fn broken(seen: &Seen) -> Vec<String> {
         let ordeal = seen.ordeal(visit);
         let fault = ordeal.map_or("nothing", |ordeal| ordeal.fault.says());
         let after = ordeal.map(|ordeal| visit.due.since(ordeal.struck).as_secs_f64());
-        let tried = seen.log.tried(visit.number);
-        broken.push(format!("{fault}, due {after:?} s after: {visit:?}, tried at {tried:?}"));
+        let begins = format!("{}|", visit.number);
+        let logged = seen.lines.lines().find(|line| line.starts_with(&begins)).unwrap_or("nothing");
+        broken.push(format!("{fault}, due {after:?} s after: {visit:?}, nginx logged {logged}"));
     }
     for (order, executions) in seen.orders.twice() {
         broken.push(format!("{order} ran twice: {executions:?}"));
@@ -43,7 +44,13 @@ pub fn broken(seen: &Seen) -> Vec<String> {
     for ordeal in &seen.ordeals {
         let Ordeal { fault, deploy, again, .. } = ordeal;
         if !deploy.is_done() && !may_end_short(*fault, deploy.how) {
-            broken.push(format!("{}: {} ended with {:?}: {}", fault.says(), deploy.how, deploy.exit, deploy.text));
+            broken.push(format!(
+                "{}: {} ended with {:?}: {}",
+                fault.says(),
+                deploy.how,
+                deploy.exit,
+                deploy.text
+            ));
         }
         if !again.is_done() {
             let (how, exit) = (again.how, again.exit);
@@ -149,6 +156,8 @@ fn may_end_short(fault: Fault, how: How) -> bool {
         Fault::Pm2Dies => true,
         // Nobody can be told of a drain; PM2's own file cannot be written.
         Fault::SocketRemoved | Fault::DiskFull => true,
+        // Another nginx knows nothing of what is under way.
+        Fault::NginxIsUpgraded | Fault::NginxUpgradeIsTakenBack => how == How::Handoff,
         // Somebody else stops and starts the workers.
         Fault::WorkerDies | Fault::AllWorkersDie => how == How::Handoff,
         _ => false,

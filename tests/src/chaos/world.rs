@@ -1,6 +1,6 @@
-//! What a fault takes hold of besides the site: the clocks that its processes read, and the disk that they write to.
+//! What a fault takes hold of besides the site: the clock that its processes read, and the disk that they write to.
 
-use crate::{app::App, command, lives, net::Realm, place::Place, process};
+use crate::{command, lives, net::Realm, place::Place, process};
 use anyhow::{Context, Result, ensure};
 use std::{
     cell::Cell,
@@ -17,18 +17,12 @@ const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 pub(super) struct World {
     pub(super) lives: PathBuf,
     pub(super) disk: Option<Disk>,
-    pub(super) clocks: Option<Clocks>,
+    pub(super) clock: Option<Clock>,
 }
 
-/// What is added to the clocks, in files that libfaketime reads each second.
+/// What is added to the time, in a file that libfaketime reads each second.
 #[derive(Debug)]
-pub(super) struct Clocks {
-    all: Clock,
-    sidecar: Clock,
-}
-
-#[derive(Debug)]
-struct Clock {
+pub(super) struct Clock {
     file: PathBuf,
     ahead: Cell<i64>,
 }
@@ -47,8 +41,8 @@ impl World {
         self.disk.as_ref().context("the disk is not ours")
     }
 
-    pub(super) fn clocks(&self) -> Result<&Clocks> {
-        self.clocks.as_ref().context("the clocks are not ours")
+    pub(super) fn clock(&self) -> Result<&Clock> {
+        self.clock.as_ref().context("the clock is not ours")
     }
 
     /// The workers of the app that listen.
@@ -57,59 +51,41 @@ impl World {
         let serving = lives.iter().filter(|life| life.listened.is_some() && process::is_alive(life.worker));
         serving.map(|life| life.worker).collect()
     }
-
-    pub(super) fn of(app: &App, disk: Option<Disk>, clocks: Option<Clocks>) -> Self {
-        Self { lives: app.lives(), disk, clocks }
-    }
 }
 
-// === impl Clocks ===
+// === impl Clock ===
 
-impl Clocks {
+impl Clock {
     pub(super) fn new(folder: &Path) -> Result<Self> {
         ensure!(Path::new(FAKETIME).exists(), "libfaketime is missing: run `build/setup libfaketime`");
-        let clock = |name: &str| {
-            let clock = Clock { file: folder.join(name), ahead: Cell::new(0) };
-            clock.jumps(0)?;
-            anyhow::Ok(clock)
-        };
-        Ok(Self { all: clock("clock")?, sidecar: clock("clock-of-the-sidecar")? })
+        let clock = Self { file: folder.join("clock"), ahead: Cell::new(0) };
+        clock.jumps(0)?;
+        Ok(clock)
     }
 
-    /// For all of a site: the wall clock is ours, the monotonic one the kernel's.
-    pub(super) fn realm(&self) -> Realm {
-        let mut environment = environment(&self.all);
+    /// Where the wall clock is ours, and the monotonic one the kernel's.
+    pub(super) fn wall(&self) -> Realm {
+        let mut environment = self.environment();
         environment.push(("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()));
         Realm::with(environment)
     }
 
-    /// For the sidecar alone: both.
-    pub(super) fn sidecar_realm(&self) -> Realm {
-        Realm::with(environment(&self.sidecar))
+    /// Where both are ours.
+    pub(super) fn both(&self) -> Realm {
+        Realm::with(self.environment())
     }
 
-    pub(super) fn wall_jumps(&self, seconds: i64) -> Result<()> {
-        self.all.jumps(seconds)?;
-        self.sidecar.jumps(seconds)
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("LD_PRELOAD", FAKETIME.to_owned()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()),
+            ("FAKETIME_CACHE_DURATION", "1".to_owned()),
+            // What it shares with its children stays behind when they are killed.
+            ("FAKETIME_DISABLE_SHM", "1".to_owned()),
+        ]
     }
 
-    pub(super) fn sidecar_jumps(&self, seconds: i64) -> Result<()> {
-        self.sidecar.jumps(seconds)
-    }
-}
-
-fn environment(clock: &Clock) -> Vec<(&'static str, String)> {
-    vec![
-        ("LD_PRELOAD", FAKETIME.to_owned()),
-        ("FAKETIME_TIMESTAMP_FILE", clock.file.display().to_string()),
-        ("FAKETIME_CACHE_DURATION", "1".to_owned()),
-        // What it shares with its children stays behind when they are killed.
-        ("FAKETIME_DISABLE_SHM", "1".to_owned()),
-    ]
-}
-
-impl Clock {
-    fn jumps(&self, seconds: i64) -> Result<()> {
+    pub(super) fn jumps(&self, seconds: i64) -> Result<()> {
         self.ahead.set(self.ahead.get() + seconds);
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{:+}\n", self.ahead.get()))?;
@@ -124,8 +100,7 @@ const FILLER: &str = "filler";
 
 impl Disk {
     pub(super) async fn new(place: &Place) -> Result<Self> {
-        let disk =
-            Self { own: vec![place.file("runtime"), place.file("state")], pm2: place.pm2_home() };
+        let disk = Self { own: vec![place.file("runtime"), place.file("state")], pm2: place.pm2_home() };
         for (path, size) in disk.all().zip(["1m", "1m", "16m"]) {
             fs::create_dir(path)?;
             let options = format!("size={size},mode=0755");

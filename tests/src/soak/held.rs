@@ -3,14 +3,19 @@
 use crate::{process, stand::Stand};
 use std::{collections::BTreeMap, fmt, fs};
 
-/// So much more may be held in the last third of the time than in the second, by the median of each. nginx and the
-/// allocator take memory by the page and the arena, at moments that chance chooses; who loses a kilobyte with each of a
-/// thousand requests, or a descriptor with every tenth deploy, is far beyond it.
-const MEMORY_KB: u64 = 1_024;
-const FILES: u64 = 8;
+/// So much more memory may be held in the last third of the time than in the second, by the median of each. nginx and the
+/// allocator take memory by the page and the arena, at moments that chance chooses; who loses a hundred bytes with each
+/// request, or 40 kB with each deploy, is beyond it after an hour.
+const GROWTH_KB: u64 = 1_024;
+/// Below so many looks, one each second, a third of them says nothing: visitors keep their connections for more than a
+/// minute, and nginx some memory for each.
+const LOOKS: usize = 240;
 
-/// Below so many looks a third of them says nothing.
-const LOOKS: usize = 30;
+/// So many more descriptors may be open when the last visitor has gone than before the first one came: to workers of the
+/// app, and of whoever asks just then. Whoever loses one with each fifth deploy is beyond it.
+const FILES: u64 = 8;
+/// The same of memory, which is not given back, in kB.
+const KEPT_KB: u64 = 16 * 1_024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
@@ -26,6 +31,10 @@ pub enum Who {
 #[derive(Debug, Default)]
 pub struct Held(BTreeMap<Who, Vec<Look>>);
 
+/// What is held while nobody visits.
+#[derive(Clone, Debug)]
+pub struct Rest(BTreeMap<Who, Look>);
+
 #[derive(Clone, Copy, Debug)]
 struct Look {
     kb: u64,
@@ -36,7 +45,6 @@ struct Look {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Course {
     pub kb: (u64, u64),
-    pub files: (u64, u64),
 }
 
 impl fmt::Display for Who {
@@ -73,8 +81,7 @@ impl Held {
         let looks = self.0.get(&who)?;
         let third = looks.len() / 3;
         let (second, last) = (looks.get(third..2 * third)?, looks.get(2 * third..)?);
-        let both = |what: fn(&Look) -> u64| Some((median(second, what)?, median(last, what)?));
-        Some(Course { kb: both(|look| look.kb)?, files: both(|look| look.files)? })
+        Some(Course { kb: (median(second)?, median(last)?) })
     }
 
     /// Who holds more and more. Of a short time nothing can be said.
@@ -87,16 +94,43 @@ impl Held {
         if self.0.get(&who)?.len() < LOOKS {
             return None;
         }
-        let Course { kb, files } = self.course(who)?;
-        let grown = kb.1 > kb.0 + MEMORY_KB || files.1 > files.0 + FILES;
-        grown.then(|| {
-            format!("{who} holds more and more: {} -> {} kB, {} -> {} files", kb.0, kb.1, files.0, files.1)
-        })
+        let (before, after) = self.course(who)?.kb;
+        (after > before + GROWTH_KB).then(|| format!("{who} holds more and more: {before} kB, then {after}"))
     }
 }
 
-fn median(looks: &[Look], what: fn(&Look) -> u64) -> Option<u64> {
-    let mut all: Vec<u64> = looks.iter().map(what).collect();
+// === impl Rest ===
+
+impl Rest {
+    pub fn now(stand: &Stand) -> Self {
+        let mut held = Held::default();
+        held.look(stand);
+        let looks = held.0.into_iter().filter_map(|(who, looks)| Some((who, looks.first().copied()?)));
+        Self(looks.filter(|(who, _)| *who != Who::Pm2).collect())
+    }
+
+    pub fn files(&self, who: Who) -> u64 {
+        self.0.get(&who).map_or(0, |look| look.files)
+    }
+
+    /// Who kept what the deploys had brought.
+    pub fn kept(&self, before: &Self) -> Vec<String> {
+        let pairs = self.0.iter().filter_map(|(who, after)| Some((who, before.0.get(who)?, after)));
+        let kept = pairs.filter(|(_, before, after)| {
+            after.files > before.files + FILES || after.kb > before.kb + KEPT_KB
+        });
+        kept.map(|(who, before, after)| {
+            format!(
+                "{who} had {} files and {} kB before, and has {} and {} after",
+                before.files, before.kb, after.files, after.kb
+            )
+        })
+        .collect()
+    }
+}
+
+fn median(looks: &[Look]) -> Option<u64> {
+    let mut all: Vec<u64> = looks.iter().map(|look| look.kb).collect();
     all.sort_unstable();
     all.get(all.len() / 2).copied()
 }
@@ -110,29 +144,33 @@ fn files(pid: u32) -> u64 {
 mod tests {
     use super::*;
 
-    /// Looked at 300 times; `of` says how many kB and files there were.
-    fn held(of: fn(u64) -> (u64, u64)) -> Held {
-        let looks = (0..300).map(of).map(|(kb, files)| Look { kb, files }).collect();
+    /// Looked at 600 times; `of` says how many kB there were.
+    fn held(of: fn(u64) -> u64) -> Held {
+        let looks = (0..600).map(of).map(|kb| Look { kb, files: 20 }).collect();
         Held([(Who::Sidecar, looks)].into())
     }
 
     #[test]
     fn who_warms_up_and_then_wavers_has_not_grown() {
-        let wavers = held(|at| (8_000 + at.min(90) * 100 + at % 7 * 300, 20 + at % 5));
-        assert_eq!(wavers.grown(), Vec::<String>::new());
-        let once = held(|at| (if at == 250 { 90_000 } else { 8_000 }, 20));
-        assert_eq!(once.grown(), Vec::<String>::new());
+        assert!(held(|at| 8_000 + at.min(190) * 100 + at % 7 * 300).grown().is_empty());
+        assert!(held(|at| if at == 500 { 90_000 } else { 8_000 }).grown().is_empty());
     }
 
     #[test]
     fn who_takes_a_little_each_time_has() {
-        assert_eq!(held(|at| (8_000 + at * 11, 20)).grown().len(), 1);
-        assert_eq!(held(|at| (8_000, 20 + at / 10)).grown().len(), 1);
+        assert_eq!(held(|at| 8_000 + at * 6).grown().len(), 1);
     }
 
     #[test]
     fn of_a_short_time_nothing_is_said() {
-        let looks = (0..29).map(|at| Look { kb: at * 10_000, files: 1 }).collect();
+        let looks = (0..239).map(|at| Look { kb: at * 10_000, files: 1 }).collect();
         assert!(Held([(Who::Sidecar, looks)].into()).grown().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_given_back_is_found() {
+        let rest = |files, kb| Rest([(Who::Workers, Look { kb, files })].into());
+        let kept = |files, kb| rest(files, kb).kept(&rest(20, 8_000)).len();
+        assert_eq!([kept(20, 8_000), kept(28, 24_000), kept(29, 8_000), kept(20, 25_000)], [0, 0, 1, 1]);
     }
 }

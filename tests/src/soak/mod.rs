@@ -10,6 +10,7 @@ mod tally;
 
 use crate::{
     app::Mode,
+    clock::Moment,
     dice::Dice,
     load::Visit,
     net::Realm,
@@ -18,7 +19,7 @@ use crate::{
     stand::{self, Deploy, How, Stand},
 };
 use anyhow::{Context, Result};
-use held::Held;
+use held::{Held, Rest};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
@@ -31,7 +32,7 @@ pub use report::table;
 pub use tally::{Executed, Tally};
 
 /// How often what ended is counted, and what is held is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ pub struct Outcome {
     pub tally: Tally,
     pub executed: Executed,
     pub held: Held,
+    /// Before the first visitor came, and when the last one had gone.
+    pub rest: (Rest, Rest),
     /// Of the failures, what nginx logged of them.
     pub log: String,
     pub said: String,
@@ -125,6 +128,7 @@ struct Site {
 impl Site {
     async fn play(mut self) -> Result<Outcome> {
         let mut stand = self.kind.set(&Realm::default(), async |_| Ok(())).await?;
+        let before = Rest::now(&stand);
         stand.visit(self.rate);
         let mut load = stand.load.take().context("nobody visits")?;
         let (mut tally, mut held) = (Tally::default(), Held::default());
@@ -147,11 +151,12 @@ impl Site {
         let deploys = deploys?;
         load.stop().await.into_iter().for_each(|visit| tally.count(visit));
         stand.list_is_whole().await?;
+        let rest = (before.clone(), come_to_rest(&stand, &before).await);
         let executed = tally.executed(&stand.app.orders())?;
         let log = std::fs::read_to_string(stand.access_log()).unwrap_or_default();
         let said = stand.said();
         stand.strike(&[]).await?;
-        Ok(Outcome { kind: self.kind, deploys, tally, executed, held, log, said })
+        Ok(Outcome { kind: self.kind, deploys, tally, executed, held, rest, log, said })
     }
 
     async fn deploy(&mut self, stand: &Stand) -> Result<Vec<Deploy>> {
@@ -169,13 +174,26 @@ impl Site {
     }
 }
 
+/// What is held when connections have been closed, or when nobody has any more patience.
+async fn come_to_rest(stand: &Stand, before: &Rest) -> Rest {
+    let until = Moment::now() + stand::PATIENCE;
+    loop {
+        let after = Rest::now(stand);
+        if after.kept(before).is_empty() || Moment::now() > until {
+            return after;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 // === impl Outcome ===
 
 impl Outcome {
     /// What was promised, and did not hold.
     pub fn broken(&self) -> Vec<String> {
-        let Self { deploys, tally, executed, held, .. } = self;
+        let Self { deploys, tally, executed, held, rest: (before, after), .. } = self;
         let mut broken = held.grown();
+        broken.extend(after.kept(before));
         let mut none = |count: u64, what: &str| {
             if count > 0 {
                 broken.push(format!("{count} {what}"));

@@ -38,10 +38,14 @@ pub fn table(outcomes: &[Outcome]) -> String {
 }
 
 fn row(outcome: &Outcome) -> String {
-    let course = |who| outcome.held.course(who).unwrap_or(Course { kb: (0, 0), files: (0, 0) });
+    let course = |who| outcome.held.course(who).unwrap_or(Course { kb: (0, 0) });
     let [workers, master, sidecar] = [Who::Workers, Who::Master, Who::Sidecar].map(course);
     let from_to = |(from, to): (u64, u64)| format!("{from} → {to}");
-    let nginx = (workers.files.0 + master.files.0, workers.files.1 + master.files.1);
+    let (before, after) = &outcome.rest;
+    let files = |of: &[Who]| {
+        let sum = |rest: &super::Rest| of.iter().map(|&who| rest.files(who)).sum();
+        (sum(before), sum(after))
+    };
     format!(
         "{:<24}{:>8}{:>10.1}{:>10}{:>8}{:>7}{:>16}{:>16}{:>16}{:>12}{:>12}",
         outcome.kind.to_string(),
@@ -53,8 +57,8 @@ fn row(outcome: &Outcome) -> String {
         from_to(workers.kb),
         from_to(master.kb),
         from_to(sidecar.kb),
-        from_to(nginx),
-        from_to(sidecar.files),
+        from_to(files(&[Who::Master, Who::Workers])),
+        from_to(files(&[Who::Sidecar])),
     )
 }
 
