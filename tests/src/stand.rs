@@ -130,19 +130,19 @@ impl Plan {
         let guesses = if self.guesses { "" } else { " max_fails=0" };
         let servers: String =
             app.addresses().iter().map(|address| format!("server {address}{guesses}; ")).collect();
-        let front = site.front(
-            "proxy_pass http://app;\n        proxy_next_upstream error timeout http_502 http_503 http_504;\n        \
+        // Who plays for an hour keeps only what has to be explained.
+        let which = if self.guesses { " if=$is_odd" } else { "" };
+        let front = site.front(&format!(
+            "proxy_pass http://app;\n        access_log {} visits{which};\n        \
+             proxy_next_upstream error timeout http_502 http_503 http_504;\n        \
              proxy_next_upstream_tries 0;\n        proxy_next_upstream_timeout 10s;",
-        );
+            site.file(ACCESS_LOG).display(),
+        ));
         format!(
             "log_format visits \"$http_x_visit|$upstream_addr|$upstream_status|$handoff_held\";\n\
              map $status $is_odd {{ ~^[23] 0; default 1; }}\n\
-             access_log {} visits{};\n\
              upstream app {{ zone app 256k; least_conn; {servers}keepalive 32; keepalive_timeout 4s; handoff; }}\n\
              {front}\n{}",
-            site.file(ACCESS_LOG).display(),
-            // Who plays for an hour keeps only what has to be explained.
-            if self.guesses { " if=$is_odd" } else { "" },
             site.api("write=on"),
         )
     }

@@ -161,11 +161,14 @@ impl Fault {
             Self::NginxUpgradeIsTakenBack => take_back(&stand.site, dice).await?,
             Self::Pm2Dies => process::signal(stand.pm2.daemon()?, Signal::KILL),
             Self::Pm2Freezes => frozen(stand.pm2.daemon()?, dice.below(SHORT)).await,
-            Self::WorkerDies => process::signal(one_of(&world.workers(), dice)?, Signal::KILL),
+            Self::WorkerDies => process::signal(one_of(&world.workers(&stand.pm2), dice)?, Signal::KILL),
             Self::AllWorkersDie => {
-                world.workers().into_iter().for_each(|worker| process::signal(worker, Signal::KILL));
+                world
+                    .workers(&stand.pm2)
+                    .into_iter()
+                    .for_each(|worker| process::signal(worker, Signal::KILL));
             }
-            Self::WorkerFreezes => frozen(one_of(&world.workers(), dice)?, dice.below(SHORT)).await,
+            Self::WorkerFreezes => frozen(one_of(&world.workers(&stand.pm2), dice)?, dice.below(SHORT)).await,
             Self::DiskFull => world.disk()?.fill()?,
             Self::DiskReadOnly => world.disk()?.close().await?,
             Self::SocketRemoved => fs::remove_file(stand.site.socket())?,
@@ -234,10 +237,9 @@ async fn take_back(site: &Site, dice: &mut Dice) -> Result<()> {
     site.signal(Signal::WINCH);
     sleep(dice.below(SHORT)).await;
     site.signal(Signal::HUP);
-    site.serving(&[]).await?;
     process::signal(new, Signal::QUIT);
     process::death(new).await?;
-    Ok(())
+    site.serving(&[]).await.map(drop)
 }
 
 /// As after a reboot: what the daemon left running would be in the way.

@@ -86,8 +86,10 @@ impl Seen {
                 let broke = matches!(visit.answer, Answer::Reset | Answer::Incomplete);
                 (was_there && broke).then_some(Excuse::DiedWithNginx)
             }
-            Fault::NginxReloads | Fault::NginxIsUpgraded | Fault::NginxUpgradeIsTakenBack => {
-                self.crossed_a_reload(visit)
+            Fault::NginxReloads => self.crossed_a_reload(visit),
+            // Only one of the two may have been told.
+            Fault::NginxIsUpgraded | Fault::NginxUpgradeIsTakenBack => {
+                self.crossed_a_reload(visit).or_else(|| order(Excuse::DiedWithWorker))
             }
             Fault::NginxWorkerFreezes
             | Fault::Pm2Freezes

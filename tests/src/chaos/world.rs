@@ -1,6 +1,6 @@
 //! What a fault takes hold of besides the site: the clock that its processes read, and the disk that they write to.
 
-use crate::{command, lives, net::Realm, place::Place, process};
+use crate::{command, lives, net::Realm, place::Place, pm2::Pm2};
 use anyhow::{Context, Result, ensure};
 use std::{
     cell::Cell,
@@ -45,10 +45,10 @@ impl World {
         self.clock.as_ref().context("the clock is not ours")
     }
 
-    /// The workers of the app that listen.
-    pub(super) fn workers(&self) -> Vec<u32> {
-        let lives = lives::read(&self.lives).unwrap_or_default();
-        let serving = lives.iter().filter(|life| life.listened.is_some() && process::is_alive(life.worker));
+    /// The workers of the app that listen: none that is somebody else's by now, who has the number of one that died.
+    pub(super) fn workers(&self, pm2: &Pm2) -> Vec<u32> {
+        let (lives, living) = (lives::read(&self.lives).unwrap_or_default(), pm2.processes());
+        let serving = lives.iter().filter(|life| life.listened.is_some() && living.contains(&life.worker));
         serving.map(|life| life.worker).collect()
     }
 }
