@@ -122,7 +122,7 @@ churn: build ## peers come and go 14 400 times under every balancer, with reload
 	cargo test $(LOCKED) -p e2e --test slots churn:: -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: soak
-soak: build ## SOAK_DEPLOYS (1000) and SOAK_REQUESTS (1000000) over each nginx, mode and level; nobody fails, nothing grows: an hour
+soak: build ## SOAK_DEPLOYS (1000) and SOAK_REQUESTS (1000000) over each nginx, mode and level: nobody fails, nothing runs twice, nothing grows
 	cargo run --release $(LOCKED) -p e2e --bin soak
 
 .PHONY: chaos

@@ -19,13 +19,15 @@ use anyhow::{Context, Result};
 use handoff_wire::{PeerState, UpstreamView, path};
 use hyper::StatusCode;
 use serde::Deserialize;
-use std::{fmt, fs, path::PathBuf, time::Duration};
+use std::{fmt, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 /// Also for whoever must wait until a lease is over, or PM2's lock.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `handoff reload`: another one, or `pm2 reload`, is under way or was cut off.
 const LOCKED: i32 = 14;
+/// It says why the new release is not good.
+const BROKEN: RangeInclusive<i32> = 10..=13;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -174,6 +176,11 @@ impl fmt::Display for How {
 impl Deploy {
     pub fn is_done(&self) -> bool {
         self.exit == Some(0)
+    }
+
+    /// `handoff reload` took the new release for a broken one: its first worker is not replaced, or stopped.
+    pub fn is_broken(&self) -> bool {
+        self.how == How::Handoff && self.exit.is_some_and(|exit| BROKEN.contains(&exit))
     }
 
     pub fn seconds(&self) -> f64 {

@@ -160,8 +160,10 @@ fn may_end_short(fault: Fault, how: How) -> bool {
         Fault::SocketRemoved | Fault::DiskFull => true,
         // Another nginx knows nothing of what is under way.
         Fault::NginxIsUpgraded | Fault::NginxUpgradeIsTakenBack => how == How::Handoff,
-        // Somebody else stops and starts the workers.
-        Fault::WorkerDies | Fault::AllWorkersDie => how == How::Handoff,
+        // A process that does not answer, and that no other can be told from.
+        Fault::NginxWorkerFreezes => how == How::Handoff,
+        // To `handoff reload` a new worker that dies is a broken release; PM2 starts one that it was just about to start.
+        Fault::WorkerDies | Fault::AllWorkersDie => true,
         _ => false,
     }
 }
