@@ -36,6 +36,7 @@ use ngx::ngx_conf_log_error;
 use std::cell::{Cell, OnceCell};
 use std::ffi::{CString, c_char, c_void};
 use std::fmt;
+use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 
 /// The `http` block.
@@ -45,6 +46,8 @@ pub(crate) struct MainConf {
     /// Upstream blocks and requests point to them: complete and still before the first pointer is taken.
     upstreams: Vec<Upstream>,
     apis: Vec<ApiPlace>,
+    /// The unix sockets on which a control API listens.
+    pub(crate) sockets: Vec<PathBuf>,
     /// This configuration's number in the zone.
     pub(crate) configuration: Cell<u64>,
     /// Peers for which the zone had no room.

@@ -5,6 +5,7 @@
 
 use crate::conf::MainConf;
 use crate::nginx::{global, main_conf, moment, rc};
+use crate::socket;
 use crate::world::alive;
 use handoff_core::event::{EVENTS, Entry};
 use handoff_core::room::Room;
@@ -140,6 +141,8 @@ pub(crate) unsafe extern "C" fn commit(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         }
         conf.upstreams().for_each(|upstream| upstream.meet_peers(zone));
         conf.weigh(zone);
+        // SAFETY: nginx passes the cycle that it has just made.
+        socket::restore(&conf.sockets, unsafe { &*cycle });
     }
     rc::OK
 }

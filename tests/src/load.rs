@@ -143,7 +143,12 @@ impl Load {
         Self { ticking, stop, visits }
     }
 
-    /// Sends no more, waits for the answers that are due, and tells of every visit, in order.
+    /// The visits that ended since this was asked last: who asks often keeps none of them for long.
+    pub fn ended(&mut self) -> Vec<Visit> {
+        std::iter::from_fn(|| self.visits.try_recv().ok()).collect()
+    }
+
+    /// Sends no more, waits for the answers that are due, and tells of every visit that nobody was told of, in order.
     pub async fn stop(mut self) -> Vec<Visit> {
         drop(self.stop);
         let mut visits = Vec::new();

@@ -49,9 +49,12 @@ pub struct Machine {
     address: Ipv4Addr,
 }
 
-/// Where a program runs: on this machine's network, or on another's.
+/// Where a program runs: on this machine's network, or on another's; with more in its environment, or not.
 #[derive(Clone, Debug, Default)]
-pub struct Realm(Option<String>);
+pub struct Realm {
+    network: Option<String>,
+    environment: Vec<(&'static str, String)>,
+}
 
 /// A thread of ours on that machine, for what has to go over its network.
 #[derive(Debug)]
@@ -132,7 +135,7 @@ impl Machine {
     }
 
     pub fn realm(&self) -> Realm {
-        Realm(Some(self.namespace.0.clone()))
+        Realm { network: Some(self.namespace.0.clone()), environment: Vec::new() }
     }
 
     /// Sockets that are made there belong to its network.
@@ -169,28 +172,37 @@ impl Machine {
 // === impl Realm ===
 
 impl Realm {
+    /// On this machine's network.
+    pub fn with(environment: Vec<(&'static str, String)>) -> Self {
+        Self { network: None, environment }
+    }
+
     /// As a service manager starts it: with our environment.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
-        match &self.0 {
+        let mut command = match &self.network {
             None => Command::new(program.as_ref()),
             Some(name) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", name]).arg(program.as_ref());
                 command
             }
-        }
+        };
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// The same with nothing of our environment but what it needs.
     pub fn clean(&self, program: impl AsRef<Path>) -> tokio::process::Command {
-        match &self.0 {
+        let mut command = match &self.network {
             None => command::clean(program.as_ref()),
             Some(name) => {
                 let mut command = command::clean("ip");
                 command.args(["netns", "exec", name]).arg(program.as_ref());
                 command
             }
-        }
+        };
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 }
 

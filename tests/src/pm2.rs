@@ -1,12 +1,13 @@
 //! A private PM2: its own home, its own daemon, driven by the real command line.
 
 use crate::{app::App, app::NAME, command, net::Realm, place, process};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Output,
     thread,
     time::Duration,
 };
@@ -84,6 +85,19 @@ impl Pm2 {
 
     pub async fn version(&self) -> Result<String> {
         Ok(self.run(&["--version"]).await?.lines().last().unwrap_or_default().trim().to_owned())
+    }
+
+    /// The same, however it ends; `None`: it did not, within this time.
+    pub async fn attempt(&self, arguments: &[&str], patience: Duration) -> Result<Option<Output>> {
+        let output = tokio::time::timeout(patience, self.command(arguments).output()).await;
+        Ok(output.ok().transpose()?)
+    }
+
+    /// The daemon, as it wrote itself down.
+    pub fn daemon(&self) -> Result<u32> {
+        let file = self.home.join("pm2.pid");
+        let pid = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(pid.trim().parse()?)
     }
 
     /// Runs PM2's command line. It is a Node program, and starts as one.

@@ -3,6 +3,7 @@
 use crate::{
     backend::Backend,
     door::{Door, Reply},
+    net::Realm,
     nginx::Binary,
     place::{self, Place},
     ports, process, wait,
@@ -41,6 +42,7 @@ pub struct Site {
     port: u16,
     workers: usize,
     user: Option<u32>,
+    realm: Realm,
     child: Option<Child>,
     /// The master: another process than the child after an upgrade.
     master: u32,
@@ -70,6 +72,7 @@ impl Site {
             port: ports::row(3)?,
             workers: 2,
             user: None,
+            realm: Realm::default(),
             child: None,
             master: 0,
         })
@@ -111,6 +114,11 @@ impl Site {
 
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
+        self
+    }
+
+    pub fn in_realm(mut self, realm: Realm) -> Self {
+        self.realm = realm;
         self
     }
 
@@ -193,7 +201,7 @@ impl Site {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary.path);
+        let mut command = self.realm.command(&self.binary.path);
         command.args(["-e", "stderr", "-p"]).arg(self.place.nginx_prefix()).arg("-c").arg(self.conf());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         if let Some(user) = self.user {

@@ -226,6 +226,38 @@ async fn reloads_and_their_failures_leave_the_socket_answering() -> Result<()> {
     Ok(())
 }
 
+/// nginx itself listens on, where nobody can come any more, until it is restarted.
+#[tokio::test]
+async fn a_reload_brings_back_a_socket_that_was_removed() -> Result<()> {
+    for version in VERSIONS {
+        let mut site = site(version).await?;
+        site.start_daemon().await?;
+        for removed in [site.socket(), directory(&site)?.to_path_buf()] {
+            let is_file = fs::symlink_metadata(&removed)?.file_type().is_socket();
+            if is_file {
+                fs::remove_file(&removed)?
+            } else {
+                fs::remove_dir_all(&removed)?
+            }
+            ensure!(site.control().get("/v1/").await.is_err(), "it answers on a socket that is not there");
+            site.reload().await?;
+            site.overview().await?;
+            ensure!(mode(&site.socket())? & 0o777 == 0o666, "not as nginx makes it");
+        }
+        // It is nginx's as the first one was: kept by an upgrade, and gone with the last master.
+        let old = site.master();
+        let new = site.upgraded().await?;
+        site.signal(Signal::QUIT);
+        process::death(old).await?;
+        site.follow(new);
+        site.overview().await?;
+        let socket = site.socket();
+        site.end().await?;
+        ensure!(!socket.exists(), "it stays behind");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_binary_upgrade_keeps_the_socket_through_the_end_of_the_old_master() -> Result<()> {
     for version in VERSIONS {

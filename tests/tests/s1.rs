@@ -60,14 +60,14 @@ async fn a_pm2_reload_in_cluster_mode_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a reload is not; `make soak` runs it"]
+#[ignore = "a reload is not; `make every-case` runs it"]
 async fn a_pm2_restart_in_cluster_mode_loses_no_request() {
     let _alone = alone::take().unwrap();
     nobody_noticed(&deploys(S2, "1.22.1").await.unwrap(), "1.22.1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a quarter of an hour; `make soak` runs it"]
+#[ignore = "a quarter of an hour; `make every-case` runs it"]
 async fn hundreds_of_pm2_reloads_in_a_row_lose_no_request() {
     let _alone = alone::take().unwrap();
     let run = deploys(S1X, "1.22.1").await.unwrap();

@@ -45,7 +45,7 @@ async fn at_a_pm2_reload_whoever_comes_waits_for_the_next_worker() -> Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a reload is not; `make soak` runs it"]
+#[ignore = "a reload is not; `make every-case` runs it"]
 async fn at_a_pm2_restart_whoever_comes_waits_for_the_next_worker() -> Result<()> {
     whoever_comes_waits(S5_RESTART, "1.22.1").await
 }

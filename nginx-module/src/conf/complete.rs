@@ -18,6 +18,7 @@ use nginx_sys::{
 };
 use ngx::http::{HttpModule, HttpModuleMainConf, NgxHttpCoreModule, NgxHttpUpstreamModule};
 use ngx::ngx_log_error;
+use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 
 pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
@@ -51,7 +52,7 @@ pub(crate) fn complete(cf: *mut ngx_conf_t) -> Result<(), Refused> {
     if !main.upstreams.is_empty() {
         name::learn(context)?;
     }
-    guard_sockets(context, main)?;
+    main.sockets = guard_sockets(context, main)?;
     declare_zone(cf, main)
 }
 
@@ -144,8 +145,9 @@ fn never_starts_slowly(us: &ngx_http_upstream_srv_conf_t) -> Option<&'static str
     )
 }
 
-/// Every socket that a control API listens on.
-fn guard_sockets(cf: &ngx_conf_t, main: &MainConf) -> Result<(), Refused> {
+/// Every socket that a control API listens on; those of them that are files.
+fn guard_sockets(cf: &ngx_conf_t, main: &MainConf) -> Result<Vec<PathBuf>, Refused> {
+    let mut files = Vec::new();
     let core = NgxHttpCoreModule::main_conf(cf).ok_or(Refused)?;
     // SAFETY: the core module keeps an array of these, complete by now.
     let ports: &[ngx_http_conf_port_t] = unsafe { array(core.ports) };
@@ -156,17 +158,21 @@ fn guard_sockets(cf: &ngx_conf_t, main: &MainConf) -> Result<(), Refused> {
             // SAFETY: as above.
             let servers: &[*const ngx_http_core_srv_conf_t] = unsafe { array(&raw const addr.servers) };
             for place in main.apis.iter().filter(|place| servers.contains(&place.server)) {
-                guard_socket(cf, addr, place)?;
+                files.extend(guard_socket(cf, addr, place)?);
             }
         }
     }
-    Ok(())
+    Ok(files)
 }
 
-fn guard_socket(cf: &ngx_conf_t, addr: &ngx_http_conf_addr_t, place: &ApiPlace) -> Result<(), Refused> {
+fn guard_socket(
+    cf: &ngx_conf_t,
+    addr: &ngx_http_conf_addr_t,
+    place: &ApiPlace,
+) -> Result<Option<PathBuf>, Refused> {
     if let Some(path) = socket::path(addr.opt.sockaddr.cast()) {
         socket::prepare(&path, place.api.group.as_deref(), cf.log);
-        return Ok(());
+        return Ok(Some(path));
     }
     if place.api.write && !place.api.tcp {
         let listen = text(&addr.opt.addr_text);
@@ -179,7 +185,7 @@ fn guard_socket(cf: &ngx_conf_t, addr: &ngx_http_conf_addr_t, place: &ApiPlace) 
         );
         return Err(Refused);
     }
-    Ok(())
+    Ok(None)
 }
 
 fn declare_zone(cf: *mut ngx_conf_t, main: &mut MainConf) -> Result<(), Refused> {

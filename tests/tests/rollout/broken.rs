@@ -92,13 +92,13 @@ async fn a_broken_release_meets_one_worker_and_no_user() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "with a sidecar it is not; `make soak` runs it"]
+#[ignore = "with a sidecar it is not; `make every-case` runs it"]
 async fn a_broken_release_meets_one_worker_and_no_user_without_a_sidecar_too() -> Result<()> {
     play(Plan::workers(WORKERS), &[&[ERRORS, MUTE, CRASH]]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "every case; `make soak` runs it"]
+#[ignore = "every case; `make every-case` runs it"]
 async fn every_broken_release_meets_one_worker_and_no_user() -> Result<()> {
     let turns: Vec<[Broken; 2]> = [CRASH, LATE, DEAF, MUTE, ILL, ERRORS].map(|broken| [broken; 2]).to_vec();
     let turns: Vec<&[Broken]> = turns.iter().map(|turn| turn.as_slice()).collect();

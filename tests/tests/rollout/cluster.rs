@@ -101,7 +101,7 @@ async fn every_worker_is_replaced_and_nobody_notices_beside_a_sidecar_too() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the newest is not; `make soak` runs it"]
+#[ignore = "the newest is not; `make every-case` runs it"]
 async fn older_versions_of_pm2_do_it_too() -> Result<()> {
     for pm2 in ["pm2-6", "pm2-5"] {
         let stage = Plan::workers(WORKERS).cluster().with_sidecar().on(pm2).set().await?;
@@ -115,7 +115,7 @@ async fn older_versions_of_pm2_do_it_too() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "two minutes; `make soak` runs it"]
+#[ignore = "two minutes; `make every-case` runs it"]
 async fn tens_of_reloads_in_a_row_lose_no_request() -> Result<()> {
     let _alone = alone::take()?;
     let stage = Plan::workers(WORKERS).cluster().set().await?;
@@ -161,7 +161,7 @@ async fn a_release_that_serves_before_it_breaks_meets_few_users_and_no_worker() 
 
 /// So that what the others show is not the calm of the machine.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the same in fork mode is not; `make soak` runs it"]
+#[ignore = "the same in fork mode is not; `make every-case` runs it"]
 async fn a_pm2_reload_of_the_same_release_stops_every_worker() -> Result<()> {
     broken::a_pm2_reload_stops_every_worker(Plan::workers(WORKERS).cluster()).await
 }
@@ -202,7 +202,7 @@ async fn signalled(stage: &Stage, worker: Option<u32>, step: &str, signal: Signa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the same in fork mode is not; `make soak` runs it"]
+#[ignore = "the same in fork mode is not; `make every-case` runs it"]
 async fn one_that_is_killed_leaves_a_canary_that_the_next_one_removes() -> Result<()> {
     let stage = Plan::workers(WORKERS).cluster().with_sidecar().set().await?;
     // Long enough to be met.
@@ -243,7 +243,7 @@ async fn one_that_is_killed_leaves_a_canary_that_the_next_one_removes() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the same in fork mode is not; `make soak` runs it"]
+#[ignore = "the same in fork mode is not; `make every-case` runs it"]
 async fn a_signal_at_any_step_leaves_no_canary_and_no_mark() -> Result<()> {
     let stage = Plan::workers(WORKERS).cluster().set().await?;
     stage.release("good, slow 400, pale 400")?;

@@ -129,13 +129,13 @@ async fn every_case(plan: Plan) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "every case; `make soak` runs it"]
+#[ignore = "every case; `make every-case` runs it"]
 async fn every_signal_at_every_step_is_survived() -> Result<()> {
     every_case(Plan::workers(2)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "every case; `make soak` runs it"]
+#[ignore = "every case; `make every-case` runs it"]
 async fn every_signal_at_every_step_is_survived_beside_a_sidecar_too() -> Result<()> {
     every_case(Plan::workers(2).with_sidecar()).await
 }

@@ -214,13 +214,13 @@ async fn one_that_is_killed_leaves_somebody_who_serves_and_the_next_one_cleans_u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "every case; `make soak` runs it"]
+#[ignore = "every case; `make every-case` runs it"]
 async fn one_that_is_killed_at_any_step_leaves_somebody_who_serves() -> Result<()> {
     killed(&STEPS).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the same with more workers is not; `make soak` runs it"]
+#[ignore = "the same with more workers is not; `make every-case` runs it"]
 async fn a_signal_at_any_step_leaves_no_stand_in_and_no_mark() -> Result<()> {
     let stage = ONE.set().await?;
     stage.release(LENGTHY)?;

@@ -71,7 +71,10 @@ impl Process {
     }
 }
 
-async fn deploys(count: u32) -> Result<()> {
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes; `make every-case` runs it"]
+async fn a_hundred_deploys_in_a_row_fail_nobody_and_leave_nothing_behind() -> Result<()> {
+    const COUNT: u32 = 100;
     let _alone = alone::take()?;
     let stage = Plan::workers(2).with_sidecar().set().await?;
     let first = stage.workers().await?;
@@ -83,7 +86,7 @@ async fn deploys(count: u32) -> Result<()> {
     // The next visitors' orders have the same names.
     fs::write(stage.orders(), "")?;
     let visits = stage.visited(RATE);
-    for _ in 0..count {
+    for _ in 0..COUNT {
         stage.reload(&["shop"]).await?.is(0, &["all 2 workers of shop are new, and nothing was cut"])?;
     }
     visits.end_well().await?;
@@ -100,17 +103,6 @@ async fn deploys(count: u32) -> Result<()> {
     stage.is_as_before(&first).await?;
     let restarts = |workers: &crate::listing::Workers| -> u32 { workers.values().map(|w| w.restarts).sum() };
     let counted = restarts(&stage.workers().await?) - restarts(&first);
-    ensure!(counted == 2 * (count + 3), "PM2 counted {counted} restarts");
+    ensure!(counted == 2 * (COUNT + 3), "PM2 counted {counted} restarts");
     stage.end().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_deploys_in_a_row_fail_nobody_and_leave_nothing_behind() -> Result<()> {
-    deploys(10).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "minutes; `make soak` runs it"]
-async fn a_hundred_deploys_in_a_row_fail_nobody_and_leave_nothing_behind() -> Result<()> {
-    deploys(100).await
 }
