@@ -245,6 +245,7 @@ fn value(ack: Ack) -> AckValue {
         upstreams: vec![upstream],
         refused: Vec::new(),
         uncovered: Vec::new(),
+        amiss: Vec::new(),
     }
 }
 
