@@ -74,6 +74,15 @@ impl Mirror {
         &self.version
     }
 
+    #[cfg(test)]
+    pub(crate) fn of_views(views: serde_json::Value) -> Self {
+        let views: Vec<UpstreamView> = serde_json::from_value(views).unwrap();
+        let upstreams = views.into_iter().map(|view| (view.name.clone(), Upstream::of(view))).collect();
+        let mut mirror = Self { upstreams, ..Self::default() };
+        mirror.index();
+        mirror
+    }
+
     /// Asks who answers, and whether it has changed since it was read.
     pub async fn meet(&mut self, control: &mut Control) -> Result<bool, ControlError> {
         let overview = control.overview().await?;

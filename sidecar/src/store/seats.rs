@@ -269,3 +269,186 @@ fn claimed(peer: &Peer, host: &Name, also: &[Name]) -> String {
         also.join(" and ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn peer(port: u16) -> Peer {
+        Peer::new("shop", format!("10.0.0.5:{port}"))
+    }
+
+    fn brought(ports: &[u16]) -> BTreeMap<Peer, Brought> {
+        let brought = ports.iter().map(|port| {
+            let member = json!({"upstream": "shop", "address": peer(*port).address});
+            let member = serde_json::from_value(member).unwrap();
+            (peer(*port), Brought { host: name("app1"), member, also: Vec::new() })
+        });
+        brought.collect()
+    }
+
+    /// Who added each; an empty word: nginx.conf names it.
+    fn mirror(slots: u32, peers: &[(u16, &str)]) -> Mirror {
+        let views = peers.iter().map(|(port, by)| {
+            let mut view = json!({"address": peer(*port).address, "state": "up", "marks": [], "in_flight": 0, "requests": 0,
+                "fails": 0, "refused": 0, "retired_before": 0, "configured": true, "weight": 1, "backup": false});
+            if !by.is_empty() {
+                view["dynamic"] = true.into();
+                view["added_by"] = (*by).into();
+            }
+            view
+        });
+        let taken = peers.iter().filter(|(_, by)| !by.is_empty()).count();
+        let slots = json!({"max": slots, "taken": taken, "leaving": 0, "refused": 0});
+        Mirror::of_views(json!([{"name": "shop", "peers": views.collect::<Vec<_>>(), "slots": slots}]))
+    }
+
+    fn what(steps: &[Step]) -> Vec<String> {
+        let word = |step: &Step| match step {
+            Step::Add { peer, add, .. } => format!("add {} by {}", peer.address, add.owner),
+            Step::Remove { peer, .. } => format!("remove {}", peer.address),
+        };
+        steps.iter().map(word).collect()
+    }
+
+    fn steps(seats: &mut Seats, mirror: &Mirror) -> Vec<Step> {
+        seats.steps(mirror, |_| true)
+    }
+
+    fn amiss(seats: &Seats) -> Vec<String> {
+        seats.amiss_of(&name("app1")).into_iter().map(|amiss| amiss.text).collect()
+    }
+
+    #[test]
+    fn what_is_brought_is_added_once_and_taken_away_when_nobody_brings_it() {
+        let mut seats = Seats::default();
+        seats.bring(brought(&[1, 2]));
+        let all = steps(&mut seats, &mirror(8, &[]));
+        assert_eq!(
+            what(&all),
+            ["add 10.0.0.5:1 by rollout:app1/store", "add 10.0.0.5:2 by rollout:app1/store"]
+        );
+        all.iter().for_each(|step| seats.done(step));
+        let there = mirror(8, &[(1, "rollout:app1/store"), (2, "rollout:app1/store"), (9, "operator")]);
+        seats.look_again();
+        assert!(steps(&mut seats, &there).is_empty() && !seats.is_due(true));
+        seats.bring(brought(&[2]));
+        assert_eq!(what(&steps(&mut seats, &there)), ["remove 10.0.0.5:1"]);
+        // Another process, to which nothing was told: nginx knows whose they are.
+        let mut anew = Seats::default();
+        anew.bring(brought(&[2]));
+        assert_eq!(
+            what(&steps(&mut anew, &there)),
+            ["remove 10.0.0.5:1", "add 10.0.0.5:2 by rollout:app1/store"]
+        );
+    }
+
+    #[test]
+    fn other_terms_are_told() {
+        let mut seats = Seats::default();
+        seats.bring(brought(&[1]));
+        steps(&mut seats, &mirror(8, &[])).iter().for_each(|step| seats.done(step));
+        let there = mirror(8, &[(1, "rollout:app1/store")]);
+        let mut heavy = brought(&[1]);
+        heavy.values_mut().for_each(|brought| brought.member.weight = 3);
+        seats.bring(heavy);
+        let all = steps(&mut seats, &there);
+        assert!(matches!(&all[..], [Step::Add { add, .. }] if add.weight == 3), "{all:?}");
+    }
+
+    #[test]
+    fn nothing_is_added_against_which_something_is_said() {
+        let mut seats = Seats::default();
+        seats.bring(brought(&[1, 2]));
+        let all = seats.steps(&mirror(8, &[]), |marked| *marked != peer(1));
+        assert_eq!(what(&all), ["add 10.0.0.5:2 by rollout:app1/store"]);
+        assert!(seats.is_due(false), "it is looked at again at once");
+        // One that is there stays, whatever is said.
+        let all = seats.steps(&mirror(8, &[(1, "rollout:app1/store")]), |_| false);
+        assert_eq!(what(&all), ["add 10.0.0.5:1 by rollout:app1/store"]);
+    }
+
+    #[test]
+    fn nobody_touches_what_others_added_or_nginx_conf_names() {
+        let mut seats = Seats::default();
+        seats.bring(brought(&[1, 2]));
+        let there = mirror(8, &[(1, ""), (2, "operator"), (3, "operator"), (4, "")]);
+        assert!(steps(&mut seats, &there).is_empty());
+        let said = amiss(&seats);
+        assert!(
+            said[0].contains("nginx.conf names") && said[1].contains("was added by operator"),
+            "{said:?}"
+        );
+        let wrong: Vec<bool> = seats.amiss().map(|(.., is_wrong)| is_wrong).collect();
+        assert_eq!(wrong, [false, true]);
+        seats.bring(BTreeMap::new());
+        assert!(steps(&mut seats, &there).is_empty());
+    }
+
+    #[test]
+    fn no_more_is_asked_for_than_there_are_slots() {
+        let mut seats = Seats::default();
+        seats.bring(brought(&[1, 2, 3]));
+        let all = steps(&mut seats, &mirror(2, &[(9, "operator")]));
+        assert_eq!(what(&all), ["add 10.0.0.5:1 by rollout:app1/store"]);
+        assert_eq!(amiss(&seats).iter().filter(|text| text.contains("all 2 slots are taken")).count(), 2);
+        assert!(seats.is_due(true) && !seats.is_due(false), "it is tried again, each second");
+        // Whoever goes makes room.
+        let all = steps(&mut seats, &mirror(2, &[(9, "operator"), (8, "rollout:app2/store")]));
+        assert_eq!(what(&all), ["remove 10.0.0.5:8", "add 10.0.0.5:1 by rollout:app1/store"]);
+    }
+
+    #[test]
+    fn what_nginx_refuses_is_said_and_tried_again() {
+        let mut seats = Seats::default();
+        seats.bring(BTreeMap::new());
+        let there = mirror(8, &[(1, "rollout:app1/store")]);
+        let all = steps(&mut seats, &there);
+        seats.refused(&all[0], &Code::Floor.says("nobody would be left"));
+        assert_eq!(
+            amiss(&seats),
+            ["10.0.0.5:1 in shop stays, though app1 brings it no longer: nobody would be left"]
+        );
+        let again = steps(&mut seats, &there);
+        assert_eq!((again.len(), amiss(&seats).len()), (1, 1), "it is so until nginx says otherwise");
+        seats.done(&again[0]);
+        assert!(amiss(&seats).is_empty());
+        // Somebody was first.
+        seats.refused(&all[0], &Code::PeerNotFound.says("no such peer"));
+        assert!(amiss(&seats).is_empty());
+    }
+
+    #[test]
+    fn many_come_by_and_by_and_their_hosts_wait() {
+        let mut seats = Seats::default();
+        let ports: Vec<u16> = (1..=100).collect();
+        seats.bring(brought(&ports));
+        assert_eq!(steps(&mut seats, &mirror(512, &[])).len(), AT_ONCE);
+        assert!(seats.is_behind_for(&name("app1")) && seats.is_due(false));
+        let there: Vec<(u16, &str)> = ports.iter().map(|port| (*port, "rollout:app1/store")).collect();
+        ports.iter().for_each(|port| {
+            _ = seats.told.insert(peer(*port), brought(&[*port])[&peer(*port)].member.clone())
+        });
+        assert!(steps(&mut seats, &mirror(512, &there)).is_empty() && !seats.is_behind());
+    }
+
+    #[test]
+    fn a_peer_of_two_hosts_is_added_and_said() {
+        let mut seats = Seats::default();
+        let mut two = brought(&[1]);
+        two.values_mut().for_each(|brought| brought.also.push(name("app2")));
+        seats.bring(two);
+        let all = steps(&mut seats, &mirror(8, &[]));
+        assert_eq!(what(&all), ["add 10.0.0.5:1 by rollout:app1/store"]);
+        seats.done(&all[0]);
+        for host in ["app1", "app2"] {
+            let said = seats.amiss_of(&name(host));
+            assert!(said[0].text.contains("is brought by app1 and by app2"), "{said:?}");
+        }
+    }
+}
