@@ -346,12 +346,9 @@ impl Desk {
             let why =
                 |edge: &Name| amiss.iter().find(|amiss| amiss.edge == *edge).map(|amiss| amiss.text.clone());
             // Whoever has it and says nothing of it has it from somebody else.
-            let named = |edge: &Name| {
-                format!("nginx.conf names {} on {edge}, or somebody added it there", member.address)
-            };
-            let stays = stays
-                .map(|edge| AmissView { text: why(&edge).unwrap_or_else(|| named(&edge)), edge })
-                .collect();
+            let theirs = || "nginx.conf names it, a person added it, or another host brings it".to_owned();
+            let stays =
+                stays.map(|edge| AmissView { text: why(&edge).unwrap_or_else(theirs), edge }).collect();
             LeftMember { upstream: member.upstream.clone(), address: member.address.clone(), stays }
         };
         Ok(Left { members: book.bring.all().iter().map(left).collect() })

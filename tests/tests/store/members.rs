@@ -167,13 +167,13 @@ async fn whoever_restarts_takes_up_what_was_added() -> Result<()> {
     let began = Instant::now();
     fleet.have(&all).await?;
     eprintln!("both nginx have their peers again {:?} after their start", began.elapsed());
-    let load = fleet.load();
-    sleep(WARM).await;
     // A reload keeps them.
     for site in &fleet.sites {
         site.reload().await?;
     }
     fleet.have(&all).await?;
+    let load = fleet.load();
+    sleep(WARM).await;
     // Its edge is away while the host leaves; nobody waits for it longer than its lease.
     let mine = "127.0.0.3:9";
     let add = serde_json::to_string(&PeerAdd { weight: 1, ..PeerAdd::new(Owner::operator(), mine) })?;

@@ -25,16 +25,20 @@ async fn a_machine_that_is_both_hands_over_workers_that_speak_for_themselves() -
     all_is_well(&visits, &fleet.orders()?)
 }
 
+/// Without the preload: the roll-out waits at every nginx, for each worker of the address that they share.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "make store"]
-async fn workers_that_share_an_address_are_handed_over_by_every_nginx() -> Result<()> {
+async fn workers_that_share_an_address_are_rolled_through_every_nginx() -> Result<()> {
     let _alone = alone::take()?;
     let mut fleet = Fleet::of(Plan { mode: Mode::Cluster, workers: 3, ..Plan::default() }).await?;
     fleet.begin().await?;
+    let before = fleet.pids().await?;
     let load = fleet.load();
     sleep(WARM).await;
-    fleet.pm2.reload().await?;
     let ended = fleet.handoff(&["reload", "myapp"]).await?;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    all_is_well(&visits(load).await?, &fleet.orders()?)
+    let visits = visits(load).await?;
+    let after = fleet.pids().await?;
+    ensure!(after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
+    all_is_well(&visits, &fleet.orders()?)
 }
