@@ -8,6 +8,10 @@
 //! [store]                       # several hosts: docs/operations/many-hosts.md
 //! endpoints = ["http://10.0.0.2:2379"]
 //!
+//! [[store.peer]]                # what this host adds to every nginx that has room for it
+//! upstream = "shop"
+//! port = 3000
+//!
 //! [[pm2]]                       # several daemons; absent: the one that PM2_HOME names
 //! home = "/home/shop/.pm2"
 //!
@@ -29,7 +33,7 @@ use crate::{
     store::Role,
     telemetry::{Format, Level},
 };
-use handoff_wire::store::Name;
+use handoff_wire::{Span, store::Name};
 use serde::{Deserialize, Deserializer, de};
 use std::{
     collections::BTreeMap,
@@ -74,6 +78,28 @@ pub struct Store {
     pub key: Option<PathBuf>,
     pub user: Option<String>,
     pub password_file: Option<PathBuf>,
+    /// How long the peers of this host stay when it has fallen silent.
+    pub grace: Option<Span>,
+    #[serde(default, rename = "peer")]
+    pub peers: Vec<StorePeer>,
+}
+
+/// A peer that this host brings; what nginx's `server` would say of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorePeer {
+    pub upstream: String,
+    pub address: Option<String>,
+    /// At the one address of this host.
+    pub port: Option<u16>,
+    #[serde(default = "one")]
+    pub weight: u32,
+    #[serde(default = "one")]
+    pub max_fails: u32,
+    #[serde(default = "fail_timeout")]
+    pub fail_timeout: Span,
+    #[serde(default)]
+    pub max_conns: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -121,6 +147,14 @@ impl File {
             ConfigError::Wrong { path: path.into(), line, column, text: what, mend }
         })
     }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn fail_timeout() -> Span {
+    Span::from_secs(10)
 }
 
 fn mend(text: &str) -> &'static str {
@@ -184,6 +218,17 @@ mod tests {
             key = "/etc/handoff/app1.key"
             user = "app1"
             password_file = "/etc/handoff/password"
+            grace = "30m"
+            [[store.peer]]
+            upstream = "shop"
+            address = "10.0.0.5:3000"
+            weight = 2
+            max_fails = 3
+            fail_timeout = "30s"
+            max_conns = 100
+            [[store.peer]]
+            upstream = "shop"
+            port = 3001
             [[pm2]]
             home = "/home/a/.pm2"
             [[pm2]]

@@ -1,5 +1,6 @@
 //! The protocol of the store, every interleaving of it: one app host with one worker, two nginx, and a store between them
-//! that delivers late, loses leases, and is the only thing that they have in common.
+//! that delivers late, loses leases, and is the only thing that they have in common. One nginx's configuration
+//! names the worker's peer. The other one gets it while all of this goes on, and loses it when it restarts.
 //!
 //! The promise: **a worker is stopped only when no nginx that is registered may begin a request on it or has one with it.**
 //! What the host decides by is the code that decides ([`Edges`]); around it the steps of `docs/decisions/store.md`, one by
@@ -37,9 +38,13 @@ enum Without {
     LoadBefore,
     /// Registers, whatever was said since it read.
     NothingNew,
+    /// Adds the peer whatever is said of it, and puts its marks then.
+    Unmarked,
 }
 
 const EDGES: usize = 2;
+/// Whose nginx.conf names the peer.
+const NAMES: usize = 0;
 
 /// How far it goes.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +80,8 @@ struct Store {
 struct Ack {
     lease: u8,
     revision: u8,
+    /// It has the peer; without it nothing else here is so.
+    has: bool,
     closed: bool,
     epoch: u8,
     in_flight: bool,
@@ -111,6 +118,8 @@ struct Edge {
     heard: u8,
     /// All up to here is in nginx.
     put: u8,
+    /// nginx has the peer.
+    has: bool,
     closed: bool,
     epoch: u8,
     in_flight: bool,
@@ -238,13 +247,15 @@ fn value(ack: Ack) -> AckValue {
         weight: 1,
         backup: false,
     };
-    let upstream = AckUpstream { name: "shop".into(), peers: vec![peer], elsewhere: None, queue: None };
+    let peers = if ack.has { vec![peer] } else { Vec::new() };
+    let upstream = AckUpstream { name: "shop".into(), peers, elsewhere: None, queue: None };
     AckValue {
         revision: ack.revision.into(),
         instance: "1".into(),
         upstreams: vec![upstream],
         refused: Vec::new(),
         uncovered: Vec::new(),
+        amiss: Vec::new(),
     }
 }
 
@@ -263,7 +274,9 @@ impl World {
         world.store.revision = 1;
         world.store.leases = 1;
         world.store.registered[0] = Some(1);
-        world.edges[0] = Edge { sidecar: Sidecar::Registered, lease: 1, heard: 1, put: 1, ..Edge::default() };
+        let has = true;
+        world.edges[NAMES] =
+            Edge { sidecar: Sidecar::Registered, lease: 1, heard: 1, put: 1, has, ..Edge::default() };
         world.host.registered = world.store.registered;
         world
     }
@@ -273,7 +286,8 @@ impl World {
     fn is_broken(&self, stops: bool) -> bool {
         let counted = (0..EDGES).filter(|&edge| self.store.registered[edge].is_some());
         let mut counted = counted.map(|edge| &self.edges[edge]).filter(|edge| !edge.is_fresh);
-        self.host.phase == Phase::Stopped && counted.any(|edge| !edge.closed || (stops && edge.in_flight))
+        self.host.phase == Phase::Stopped
+            && counted.any(|edge| edge.has && (!edge.closed || (stops && edge.in_flight)))
     }
 
     fn next(&self, without: Without, bounds: Bounds, judged: &mut Judged) -> Vec<(&'static str, Self)> {
@@ -362,18 +376,32 @@ impl World {
         // nginx, as ever.
         if edge.in_flight {
             step("a request ends", &|world| world.edges[at].in_flight = false);
-        } else if !edge.closed {
+        } else if edge.has && !edge.closed {
             step("a request begins", &|world| world.edges[at].in_flight = true);
         }
         if edge.sidecar != Sidecar::Down && edge.put < edge.heard {
             let drains = self.store.drains_at(edge.heard);
             step("nginx is told", &|world| {
                 let edge = &mut world.edges[at];
-                if drains && !edge.closed {
-                    edge.epoch += 1;
+                if edge.has {
+                    if drains && !edge.closed {
+                        edge.epoch += 1;
+                    }
+                    edge.closed = drains;
                 }
-                edge.closed = drains;
                 edge.put = edge.heard;
+            });
+        }
+        // When there is room for it, or after a restart.
+        let may_add = without == Without::Unmarked || !self.store.drains_at(edge.heard);
+        if edge.sidecar != Sidecar::Down && !edge.has && may_add {
+            step("the peer is added", &|world| {
+                let edge = &mut world.edges[at];
+                (edge.has, edge.closed) = (true, false);
+                // Its marks are put after it.
+                if world.store.drains_at(edge.heard) {
+                    edge.put = 0;
+                }
             });
         }
         match edge.sidecar {
@@ -399,6 +427,7 @@ impl World {
                 let ack = Ack {
                     lease: edge.lease,
                     revision: edge.put,
+                    has: edge.has,
                     closed: edge.closed,
                     epoch: edge.epoch,
                     in_flight: edge.in_flight,
@@ -447,7 +476,7 @@ impl World {
                 step("a mark lapses in nginx", &|world| world.edges[at].closed = false);
             }
             // Afterwards it is a new nginx that meets a worker that is gone, as anywhere.
-            if edge.closed && self.host.phase != Phase::Stopped {
+            if edge.has && edge.closed && self.host.phase != Phase::Stopped {
                 step("nginx restarts", &|world| {
                     let asked = match world.host.phase {
                         Phase::Fencing(revision, _) => revision,
@@ -455,7 +484,7 @@ impl World {
                     };
                     let edge = &mut world.edges[at];
                     edge.is_fresh = edge.put >= asked;
-                    (edge.closed, edge.in_flight, edge.put) = (false, false, 0);
+                    (edge.has, edge.closed, edge.in_flight, edge.put) = (at == NAMES, false, false, 0);
                 });
             }
         }
@@ -530,6 +559,7 @@ fn every_step_is_needed() {
         Without::SecondLook,
         Without::LoadBefore,
         Without::NothingNew,
+        Without::Unmarked,
     ] {
         match explore(without, NARROW) {
             Ok(worlds) => panic!("{without:?} is missed by nobody in {worlds} worlds"),

@@ -433,6 +433,7 @@ impl Edge {
             upstreams: vec![AckUpstream { name: upstream(host), peers, elsewhere, queue: None }],
             refused: Vec::new(),
             uncovered: Vec::new(),
+            amiss: Vec::new(),
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct Slot {
     upstream: Text<MAX_NAME>,
     address: Text<MAX_NAME>,
     pub tenancy: Tenancy,
+    /// Who added the peer that has the slot, or last said otherwise of it.
+    added_by: Text<64>,
     marks: [Mark; MARKS],
 }
 
@@ -73,6 +75,14 @@ impl Slot {
     #[inline]
     pub fn copy_address(&self, room: &mut [u8]) -> usize {
         self.address.copy_to(room)
+    }
+
+    /// Who added the peer at run time.
+    pub fn added_by(&self) -> Option<Owner> {
+        if !self.tenancy.is_dynamic() {
+            return None;
+        }
+        self.added_by.get().parse().ok()
     }
 
     pub fn seen(&self) -> u64 {
@@ -218,14 +228,21 @@ impl Slot {
     }
 
     /// Lets a peer have a reserved slot that nobody has. The gate stays closed: it follows.
-    pub(crate) fn let_to(&self, at: &Endpoint, terms: &Terms, connections: u64) {
+    pub(crate) fn let_to(&self, at: &Endpoint, terms: &Terms, owner: &Owner, connections: u64) {
         self.tenancy.vacate();
         self.forget();
         // nginx keeps connections by the address of the slot's place in its list: those of the peer that was there before.
         self.retire(connections);
         self.address.set(&at.to_string());
         self.ramp.replaced();
+        self.added_by.set(owner.as_str());
         self.tenancy.take(at, terms);
+    }
+
+    /// The peer that was added stays, or comes back before its last request is over.
+    pub(crate) fn keep(&self, terms: &Terms, owner: &Owner) {
+        self.added_by.set(owner.as_str());
+        self.tenancy.stay(terms);
     }
 
     /// Of a peer that is gone.

@@ -117,6 +117,7 @@ fn peer(
         retired_before: slot.retired_before(),
         configured: standing.is_some(),
         dynamic: slot.tenancy.is_dynamic(),
+        added_by: slot.added_by(),
         weight: standing.map_or(0, |standing| standing.weight),
         backup: standing.is_some_and(|standing| standing.backup),
         slow_start: slow_start.and_then(|length| slot.ramp.view(length, now)),

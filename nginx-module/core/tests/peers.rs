@@ -298,3 +298,28 @@ fn a_peer_that_is_removed_keeps_no_deploy_open() {
     let counts = room.table().header.told();
     assert_eq!((counts.add, counts.remove), (1, 1));
 }
+
+#[test]
+fn whoever_added_a_peer_is_known_and_whoever_says_otherwise_of_it_after_him() {
+    let mut room = Room::with(1);
+    let by = |room: &Room| {
+        let view = handoff_core::view::upstream(&room.table(), &room.stage.world, moment(3), APP);
+        view.peers.into_iter().find(|peer| peer.address == B).and_then(|peer| peer.added_by)
+    };
+    let store = PeerAdd::new(of("rollout:app1/store"), B);
+    room.adds(&store).unwrap();
+    assert_eq!(by(&room), Some(store.owner.clone()));
+    // The same terms are no news, whoever names them.
+    assert!(!room.add(B).unwrap().ack.changed);
+    assert_eq!(by(&room), Some(store.owner.clone()));
+    room.adds(&PeerAdd { weight: 2, ..PeerAdd::new(Owner::operator(), B) }).unwrap();
+    assert_eq!(by(&room), Some(Owner::operator()));
+    // Whoever comes back before the last request is over is as if he had come anew.
+    assert_eq!(room.stage.claim(B), Admission::Admitted);
+    room.remove(B).unwrap();
+    room.adds(&store).unwrap();
+    assert_eq!(by(&room), Some(store.owner));
+    // A peer that nginx.conf names was added by nobody.
+    room.reload(&[A, B], 0).unwrap();
+    assert_eq!(by(&room), None);
+}

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! /handoff/v1/<cluster>/hosts/<host>                          who publishes, and at which addresses
+//! /handoff/v1/<cluster>/members/<host>                        which peers that host brings
 //! /handoff/v1/<cluster>/workers/<host>/<upstream>/<address>   what that host holds of one of its peers
 //! /handoff/v1/<cluster>/edges/<edge>                          an nginx whose word is waited for
 //! /handoff/v1/<cluster>/acks/<host>/<edge>                    what that nginx has of the peers of that host
 //! ```
 //!
-//! Every key lives under the lease of whoever wrote it, and ends with it. The first two are written by app hosts, the last
-//! two by edges. Values are JSON and lenient when read, so that hosts can be upgraded one after the other.
+//! Every key lives under the lease of whoever wrote it, and ends with it; but `members`, which outlives the silence of its host
+//! and ends with its word. The first three are written by app hosts, the last two by edges. Values are JSON and lenient when read, so that hosts can be upgraded one after the other.
 
 use crate::{
-    Expect, Owner, OwnerKind, PeerState, QueueView, Refusal, Responses, State, UncoveredView,
+    Expect, Owner, OwnerKind, PeerAdd, PeerState, QueueView, Refusal, Responses, Span, State, UncoveredView,
     path::{decode, encode},
 };
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -34,6 +35,7 @@ pub struct Keys {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
     Host(Name),
+    Members(Name),
     Worker { host: Name, upstream: String, address: String },
     Edge(Name),
     Ack { host: Name, edge: Name },
@@ -56,6 +58,30 @@ pub struct Holder {
     pub pid: u32,
     /// When the process started, in clock ticks since the boot.
     pub start: u64,
+}
+
+/// `members/<host>`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersValue {
+    pub version: String,
+    /// How long they stay when the host has fallen silent.
+    pub grace: Span,
+    pub peers: Vec<Member>,
+}
+
+/// A peer that a host brings, with the terms of nginx's `server`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Member {
+    pub upstream: String,
+    pub address: String,
+    #[serde(default = "Member::one", skip_serializing_if = "Member::is_one")]
+    pub weight: u32,
+    #[serde(default = "Member::one", skip_serializing_if = "Member::is_one")]
+    pub max_fails: u32,
+    #[serde(default = "Member::fail_timeout", skip_serializing_if = "Member::is_fail_timeout")]
+    pub fail_timeout: Span,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub max_conns: u32,
 }
 
 /// `workers/<host>/<upstream>/<address>`
@@ -105,6 +131,17 @@ pub struct AckValue {
     pub refused: Vec<AckRefused>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uncovered: Vec<UncoveredView>,
+    /// What the host brings and nginx did not take from it, or did not let go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub amiss: Vec<Amiss>,
+}
+
+/// A peer that is not as its host would have it, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amiss {
+    pub upstream: String,
+    pub address: String,
+    pub text: String,
 }
 
 /// An upstream that has peers of the host.
@@ -174,6 +211,42 @@ pub struct AckRefused {
 pub struct StoreView {
     pub host: Name,
     pub edges: Vec<EdgeView>,
+    /// What this host brings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    pub upstream: String,
+    pub address: String,
+    /// False: nobody has listened there yet, so nobody is told of it.
+    pub brought: bool,
+    /// Whose nginx have it.
+    pub edges: Vec<Name>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub amiss: Vec<AmissView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmissView {
+    pub edge: Name,
+    pub text: String,
+}
+
+/// The answer to `DELETE /v1/store`: every nginx has let go of what this host brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    pub members: Vec<LeftMember>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftMember {
+    pub upstream: String,
+    pub address: String,
+    /// Whose nginx have it still, and why; nobody's, if it is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stays: Vec<AmissView>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +258,7 @@ pub struct EdgeView {
 
 pub const VIEW: &str = "/v1/store";
 const ROOT: &str = "/handoff/v1";
+const BRINGER: &str = "/store";
 /// The longest name, in bytes.
 const MAX_NAME: usize = 40;
 /// The longest value that is read; what we write is shorter by far.
@@ -204,6 +278,17 @@ pub fn at_edge(host: &Name, owner: &Owner) -> Option<Owner> {
     whole.parse().ok().or_else(|| format!("{kind}:{host}/{:016x}", hash(name)).parse().ok())
 }
 
+/// Who adds the peers of an app host to an edge's nginx, and nobody else: so it is known later whose they are.
+pub fn bringer(host: &Name) -> Option<Owner> {
+    format!("rollout:{host}{BRINGER}").parse().ok()
+}
+
+/// Whether a peer was added for an app host.
+pub fn is_bringer(owner: &Owner) -> bool {
+    let name = owner.as_str().strip_prefix("rollout:").and_then(|name| name.strip_suffix(BRINGER));
+    name.is_some_and(|name| name.parse::<Name>().is_ok())
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -213,6 +298,39 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+// === impl Member ===
+
+impl Member {
+    /// What nginx is asked for.
+    pub fn add(&self, owner: Owner, reason: String) -> PeerAdd {
+        PeerAdd {
+            owner,
+            peer: self.address.clone(),
+            weight: self.weight,
+            max_fails: self.max_fails,
+            fail_timeout: self.fail_timeout,
+            max_conns: self.max_conns,
+            reason,
+        }
+    }
+
+    fn one() -> u32 {
+        1
+    }
+
+    fn is_one(number: &u32) -> bool {
+        *number == 1
+    }
+
+    fn fail_timeout() -> Span {
+        Span::from_secs(10)
+    }
+
+    fn is_fail_timeout(span: &Span) -> bool {
+        *span == Self::fail_timeout()
+    }
 }
 
 // === impl Name ===
@@ -264,6 +382,10 @@ impl Keys {
         format!("{}hosts/{host}", self.root)
     }
 
+    pub fn members(&self, host: &Name) -> String {
+        format!("{}members/{host}", self.root)
+    }
+
     pub fn worker(&self, host: &Name, upstream: &str, address: &str) -> String {
         format!("{}workers/{host}/{}/{}", self.root, encode(upstream), encode(address))
     }
@@ -291,11 +413,18 @@ impl Keys {
         (format!("{}hosts/", self.root), format!("{}workers0", self.root))
     }
 
+    /// Whether the key says who is there, or which peers somebody brings.
+    pub fn is_membership(&self, key: &[u8]) -> bool {
+        let key = std::str::from_utf8(key).ok().and_then(|key| self.parse(key));
+        matches!(key, Some(Key::Host(_) | Key::Members(_)))
+    }
+
     /// None: it is no key of ours.
     pub fn parse(&self, key: &str) -> Option<Key> {
         let segments: Vec<&str> = key.strip_prefix(&self.root)?.split('/').collect();
         Some(match *segments.as_slice() {
             ["hosts", host] => Key::Host(host.parse().ok()?),
+            ["members", host] => Key::Members(host.parse().ok()?),
             ["workers", host, upstream, address] => Key::Worker {
                 host: host.parse().ok()?,
                 upstream: decode(upstream)?,

@@ -211,6 +211,9 @@ pub struct PeerView {
     /// Whether it was added while nginx runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dynamic: bool,
+    /// Who added it; absent if nobody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub added_by: Option<Owner>,
     pub weight: u32,
     pub backup: bool,
     /// Absent: the peer has its whole share.

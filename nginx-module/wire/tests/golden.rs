@@ -199,6 +199,10 @@ mod store {
         assert_eq!(again::<EdgeValue>(text).as_deref(), Some(text));
         let text = r#"{"revision":42,"instance":"00c0ffee","upstreams":[{"name":"shop","peers":[{"address":"10.0.0.5:3000","state":"up","weight":1},{"address":"10.0.0.5:3001","state":"draining","marks":[{"owner":"pm2:app1//home/shop/.pm2","state":"draining","epoch":7}],"in_flight":2,"requests":9,"responses":{"1xx":0,"2xx":8,"3xx":0,"4xx":0,"5xx":1},"fails":1,"cut":1,"weight":1,"backup":true}],"elsewhere":{"serves":true}}],"refused":[{"upstream":"shop","address":"10.0.0.5:3000","owner":"rollout:app1/a1","refusal":{"status":409,"code":"Floor","text":"nobody is left"}}],"uncovered":[{"peer":"10.0.0.5:3000","by":"upstream \"other\"","more":0}]}"#;
         assert_eq!(again::<AckValue>(text).as_deref(), Some(text));
+        let text = r#"{"version":"0.1.0","grace":"3600s","peers":[{"upstream":"shop","address":"10.0.0.5:3000"},{"upstream":"shop","address":"10.0.0.5:3001","weight":2,"max_fails":3,"fail_timeout":"30s","max_conns":100}]}"#;
+        assert_eq!(again::<MembersValue>(text).as_deref(), Some(text));
+        let text = r#"{"members":[{"upstream":"shop","address":"10.0.0.5:3000","stays":[{"edge":"edge1","text":"nginx.conf names it"}]}]}"#;
+        assert_eq!(again::<Left>(text).as_deref(), Some(text));
         let text = r#"{"host":"app1","edges":[{"name":"edge1","current":true}]}"#;
         assert_eq!(again::<StoreView>(text).as_deref(), Some(text));
     }
@@ -211,6 +215,7 @@ mod store {
         let (upstream, address) = ("shop / 2".to_owned(), "[fd00::5]:3000".to_owned());
         for (key, is, text) in [
             (keys.host(&host), Key::Host(host.clone()), "/handoff/v1/prod/hosts/app1"),
+            (keys.members(&host), Key::Members(host.clone()), "/handoff/v1/prod/members/app1"),
             (
                 keys.worker(&host, &upstream, &address),
                 Key::Worker { host: host.clone(), upstream, address },
@@ -225,6 +230,7 @@ mod store {
         let (first, end) = keys.said();
         let is_said = |key: &str| (first.as_str()..end.as_str()).contains(&key);
         assert!(is_said("/handoff/v1/prod/hosts/app1") && is_said("/handoff/v1/prod/workers/z/z/z"));
+        assert!(is_said("/handoff/v1/prod/members/app1"));
         assert!(!is_said("/handoff/v1/prod/edges/z") && !is_said("/handoff/v1/prod/acks/z/z"));
     }
 

@@ -1,9 +1,17 @@
-//! `handoff peers add PEER…` and `handoff peers remove PEER…`
+//! `handoff peers add PEER…`, `handoff peers remove PEER…` and, on an app host of many, `handoff peers leave`
 
-use super::{Context, Exit, Failure, say};
+use super::{Context, Exit, Failure, complain, say};
 use crate::control::Control;
-use handoff_wire::{Code, MAX_WAIT, Owner, PeerAdd, PeerRemove, Span, Upstreams};
-use std::time::Instant;
+use handoff_wire::{
+    Ack, Code, Expect, MAX_WAIT, MarkRequest, MarkSet, Owner, PeerAdd, PeerRemove, Renew, Span, State,
+    Upstreams,
+    store::{AmissView, LeftMember, MemberView},
+};
+use std::time::{Duration, Instant};
+
+/// Who takes the host's peers out of service before it leaves: its marks end with this command.
+const LEAVES: &str = "rollout:leave";
+const RENEWAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -17,6 +25,8 @@ enum Command {
     Add(Add),
     /// Take peers away that were added: what they have they finish
     Remove(Remove),
+    /// Take leave: no nginx in the store has the peers of this host any more, once they are drained
+    Leave(Leave),
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,6 +69,19 @@ struct Remove {
 }
 
 #[derive(Debug, clap::Args)]
+struct Leave {
+    /// How long to wait until nothing is in flight any more; they are gone when it has passed, too
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    timeout: Span,
+    /// Why, for whoever wonders later
+    #[arg(long, value_name = "TEXT", default_value = "this host leaves")]
+    reason: String,
+    /// Do it even if nobody is left to serve
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct Of {
     /// The upstream; may be left out where only one has `handoff_slots`
     #[arg(long, value_name = "NAME")]
@@ -73,7 +96,85 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     match &args.command {
         Command::Add(args) => add(&mut control, args).await,
         Command::Remove(args) => remove(&mut control, args).await,
+        Command::Leave(args) => leave(&mut control, args).await,
     }
+}
+
+/// Nobody begins a request on them; nothing is in flight; every nginx lets go. In this order.
+async fn leave(control: &mut Control, args: &Leave) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let Some(store) = control.store().await? else {
+        let text = "this host is not in a store, so no nginx has its peers from it: take them out of nginx.conf, or `handoff \
+                    peers remove` them on the nginx host";
+        return Err(Failure::new(Exit::Failed, text));
+    };
+    if store.members.is_empty() {
+        let text = "this host brings no peers: its configuration has no [[store.peer]]";
+        return Err(Failure::new(Exit::Failed, text));
+    }
+    let somewhere = store.members.iter().filter(|member| !member.edges.is_empty());
+    let mark = |member: &MemberView| MarkRequest {
+        upstream: Some(member.upstream.clone()),
+        peer: member.address.clone(),
+        state: State::Draining,
+        expect: Expect::Gone,
+        reason: args.reason.clone(),
+        all: false,
+    };
+    let marks: Vec<MarkRequest> = somewhere.map(mark).collect();
+    let owner: Owner = LEAVES.parse().map_err(|error| Failure::new(Exit::Failed, format!("{error}")))?;
+    let mut drain = MarkSet { owner, lease: None, force: args.force, marks };
+    let mut in_flight = 0;
+    if !drain.marks.is_empty() {
+        let ack = control.mark(&drain).await.map_err(|error| Failure::or_force(error, Code::Floor))?;
+        in_flight = drained(control, &drain.owner, &ack, started, args.timeout).await?;
+    }
+    let left = control.leave().await?;
+    drain.marks.iter_mut().for_each(|mark| mark.state = State::Up);
+    if !drain.marks.is_empty() {
+        // On a peer that nginx.conf names, too: it is as it was before.
+        control.mark(&drain).await?;
+    }
+    let mut exit = Exit::Done;
+    for LeftMember { upstream, address, stays } in &left.members {
+        for AmissView { edge, text } in stays {
+            complain(format_args!("{address} in {upstream} stays at {edge}: {text}"));
+            exit = Exit::Failed;
+        }
+        if stays.is_empty() {
+            _ = say(format_args!("{address} in {upstream}: gone"));
+        }
+    }
+    if in_flight > 0 {
+        let text =
+            format!("{in_flight} requests were still in flight after {}. They get no others", args.timeout);
+        return Err(Failure::new(Exit::Deadline, text));
+    }
+    Ok(exit)
+}
+
+/// Waits until nothing is in flight, or the time has passed. What was in flight then.
+async fn drained(
+    control: &mut Control,
+    owner: &Owner,
+    ack: &Ack,
+    started: Instant,
+    timeout: Span,
+) -> Result<u64, Failure> {
+    let mut in_flight = 0;
+    for mark in &ack.marks {
+        loop {
+            let left = timeout.duration().saturating_sub(started.elapsed());
+            let patience = Span::from(left.min(RENEWAL));
+            let seen = control.drained(&mark.upstream, &mark.peer, patience).await?;
+            control.renew(&Renew { owner: owner.clone(), lease: None, marks: None }).await?;
+            if seen.drained || left.is_zero() {
+                in_flight += seen.in_flight;
+                break;
+            }
+        }
+    }
+    Ok(in_flight)
 }
 
 async fn add(control: &mut Control, args: &Add) -> Result<Exit, Failure> {

@@ -8,7 +8,7 @@ use crate::{
     sidecar::{self, Settings},
     store::{self, Role},
 };
-use handoff_wire::store::Name;
+use handoff_wire::{Span, store::Name};
 use std::{net::IpAddr, path::PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +42,9 @@ struct StoreArgs {
     /// By which nginx reaches the workers here; may be given more than once [default: every address of this host]
     #[arg(long = "store-address", env = "HANDOFF_STORE_ADDRESS", value_name = "IP", value_delimiter = ',')]
     addresses: Vec<IpAddr>,
+    /// How long the peers that this host brings stay in nginx when it has fallen silent [default: 1h]
+    #[arg(long = "store-grace", env = "HANDOFF_STORE_GRACE", value_name = "TIME")]
+    grace: Option<Span>,
     /// Where the commands of this host reach every nginx [default: --control; unix:/run/handoff/store.sock with --role both]
     #[arg(long = "store-socket", env = "HANDOFF_STORE_SOCKET", value_name = "ADDRESS")]
     socket: Option<Address>,
@@ -109,6 +112,9 @@ impl StoreArgs {
             key: self.key.or(file.key),
             user: self.user.or(file.user),
             password_file: self.password_file.or(file.password_file),
+            grace: self.grace.or(file.grace),
+            // More than an argument should say.
+            peers: file.peers,
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     survey::{self, Survey},
     worker::Worker,
 };
-use handoff_wire::store::{EdgeView, StoreView};
+use handoff_wire::store::{AmissView, EdgeView, MemberView, StoreView};
 use handoff_wire::{MarkView, PauseView, PeerState, SlowStartView, UpstreamView, Upstreams};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -366,10 +366,22 @@ impl NginxStatus {
                 false => format!("{} (behind)", edge.name),
             };
             let edges: Vec<String> = store.edges.iter().map(edge).collect();
-            format!("\nstore  {}  nginx on {}", store.host, edges.join(", "))
+            let members: String = store.members.iter().map(member).collect();
+            format!("\nstore  {}  nginx on {}{members}", store.host, edges.join(", "))
         });
         format!("nginx  {}  {nginx}{store}", self.control)
     }
+}
+
+/// A peer that this host brings, if it is not where it should be.
+fn member(member: &MemberView) -> String {
+    let MemberView { upstream, address, brought, amiss, .. } = member;
+    if !brought {
+        return format!(
+            "\n  {address} in {upstream} is not brought: it has left, or nobody has listened there yet"
+        );
+    }
+    amiss.iter().map(|AmissView { edge, text }| format!("\n  at {edge}: {text}")).collect()
 }
 
 // === impl PauseStatus ===

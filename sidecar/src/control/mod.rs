@@ -14,7 +14,7 @@ use bytes::Bytes;
 use handoff_wire::{
     Ack, Code, Drained, ErrorBody, Events, MarkSet, OrphanSet, Overview, Pause, PauseAck, PeerAck, PeerAdd,
     PeerRemove, PeerView, Quiet, Renew, Resume, ResumeAck, Span, Timeline, UpstreamView, Upstreams, path,
-    store::{StoreView, VIEW},
+    store::{Left, StoreView, VIEW},
 };
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -69,6 +69,11 @@ impl Control {
             Err(error) if error.code() == Some(Code::PathNotFound) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// This host brings nothing to any nginx any more.
+    pub async fn leave(&mut self) -> Result<Left, ControlError> {
+        self.send_until_done(Method::DELETE, VIEW, &()).await
     }
 
     pub async fn upstreams(&mut self) -> Result<Upstreams, ControlError> {

@@ -4,6 +4,8 @@
 //! 2. It registers, if nothing was said since; else it hears that first. From here on hosts wait for it.
 //! 3. Whatever is said next goes into nginx and is acknowledged with its revision, for each host with one key.
 //! 4. If nginx ends it takes its name away: nobody need wait for an nginx that passes nothing on.
+//! 5. Peers that hosts bring are [added](super::seats) before their marks are put, and go when nobody brings them any more. A
+//!    host that is silent for longer than its grace brings nothing more: an edge says so in its place.
 //!
 //! While the store is out of reach the marks are kept until our own lease is over: hosts wait for us no longer then, and
 //! from there on nginx serves as without us. When the store is back everything is read anew.
@@ -12,7 +14,8 @@ use super::{
     Settings, StoreError,
     mirror::Mirror,
     said::{Said, Wanted},
-    session::{Backoff, Claim, LEASE, Session, holder, timely},
+    seats::{Seats, Step},
+    session::{Backoff, Claim, LEASE, Session, dice, holder, timely},
 };
 use crate::{
     control::{Address, Control, ControlError},
@@ -39,6 +42,11 @@ pub struct Edge {
     control: Control,
     said: Said,
     mirror: Mirror,
+    seats: Seats,
+    /// Since when hosts that bring peers have been silent, as far as we have heard all the time; and how long they may be.
+    silent: BTreeMap<Name, Silence>,
+    /// Until when what was heard holds without the store. None: nothing was heard yet.
+    until: Option<Instant>,
     /// What nginx was told and has.
     told: BTreeMap<(Peer, Owner), WorkerMark>,
     refused: BTreeMap<(Peer, Owner), (WorkerMark, Refusal)>,
@@ -48,6 +56,10 @@ pub struct Edge {
     acked: BTreeMap<Name, (AckValue, Instant)>,
     /// Hosts that have to be told.
     due: BTreeSet<Name>,
+    /// Hosts that have to be told some time: nobody waits there.
+    later: BTreeSet<Name>,
+    /// When some of them were.
+    spread: Instant,
     /// Hosts whose counts have changed: they are told now and then.
     stale: BTreeSet<Name>,
     nginx: Nginx,
@@ -56,6 +68,15 @@ pub struct Edge {
     looked: Instant,
     log: Changes,
     nginx_log: Changes,
+    bury_log: Changes,
+    seats_log: BTreeMap<Peer, String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    since: Instant,
+    /// Ours: of many edges one is the first.
+    until: Instant,
 }
 
 /// How nginx is.
@@ -85,6 +106,12 @@ const MAX_MARKS: usize = 256;
 const MESSAGES: usize = 256;
 /// In one transaction.
 const AT_ONCE: usize = 50;
+/// So many hosts are told in this time of what they do not wait for: with an edge that comes, others come.
+const SPREAD: Duration = Duration::from_millis(200);
+/// Of peers that are not as they should be, so many are named at a time.
+const NAMED: usize = 5;
+/// The first edge to say that a host is gone is so much later at most.
+const TURN: Duration = Duration::from_secs(30);
 /// The answer with everything in it.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -96,17 +123,24 @@ impl Edge {
             control: Control::new(control),
             said: Said::default(),
             mirror: Mirror::default(),
+            seats: Seats::default(),
+            silent: BTreeMap::new(),
+            until: None,
             told: BTreeMap::new(),
             refused: BTreeMap::new(),
             watched: BTreeMap::new(),
             acked: BTreeMap::new(),
             due: BTreeSet::new(),
+            later: BTreeSet::new(),
+            spread: Instant::now(),
             stale: BTreeSet::new(),
             nginx: Nginx::Silent,
             beat: Instant::now(),
             looked: Instant::now(),
             log: Changes::default(),
             nginx_log: Changes::default(),
+            bury_log: Changes::default(),
+            seats_log: BTreeMap::new(),
         }
     }
 
@@ -156,6 +190,7 @@ impl Edge {
             if !session.is_ours() {
                 return Err(StoreError::Lost);
             }
+            self.until = Some(Instant::now() + LEASE);
             match (self.nginx, is_registered) {
                 (Nginx::Answers, false) => is_registered = self.register(session).await?,
                 (Nginx::Absent(since), true) if since.elapsed() >= ABSENT => {
@@ -167,6 +202,7 @@ impl Edge {
             // What nginx may not have is not acknowledged.
             if is_registered && self.nginx == Nginx::Answers {
                 self.tell(session).await?;
+                self.bury(session).await?;
             }
             let pace = if self.is_busy() { PACE } else { BEAT };
             tokio::select! {
@@ -183,7 +219,12 @@ impl Edge {
                     // Before a host is answered: what its roll-out counts from.
                     self.look().await;
                 }
-                () = time::sleep(pace) => self.look().await,
+                () = time::sleep(pace) => {
+                    if self.seats.is_due(false) {
+                        self.put().await;
+                    }
+                    self.look().await;
+                }
                 () = self.next_beat() => self.keep_marks().await,
             }
             if self.beat <= Instant::now() {
@@ -215,6 +256,10 @@ impl Edge {
         }
         self.said = said;
         self.refused.clear();
+        // Nobody knows what was in between.
+        self.silent.clear();
+        self.hear_of_silence();
+        self.seats.bring(self.said.brought());
         self.put_again().await;
         let options = WatchOptions::new().with_range(end).with_start_revision(revision + 1);
         let mut watch = session.client.watch_client().max_decoding_message_size(MAX_ANSWER);
@@ -231,14 +276,22 @@ impl Edge {
             };
             return Err(StoreError::Failed(why));
         }
+        let mut is_membership = false;
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value());
             match self.said.hear(&self.keys, kv.key(), value, kv.mod_revision()) {
-                Ok(Some(host)) => _ = self.due.insert(host),
+                Ok(Some(host)) => {
+                    is_membership |= self.keys.is_membership(kv.key());
+                    self.due.insert(host);
+                }
                 Ok(None) => {}
                 Err(wrong) => self.log.warn(wrong),
             }
+        }
+        if is_membership {
+            self.hear_of_silence();
+            self.seats.bring(self.said.brought());
         }
         Ok(())
     }
@@ -259,8 +312,8 @@ impl Edge {
             Claim::Ours(_) => {
                 self.log
                     .info(format!("{} is in the store: app hosts wait for its nginx", self.settings.name));
-                self.due = self.said.hosts().map(|(name, _)| name.clone()).collect();
                 self.acked.clear();
+                self.tell_all();
                 Ok(true)
             }
             Claim::Overtaken => Ok(false),
@@ -285,12 +338,17 @@ impl Edge {
     /// Says to each host what nginx has of its peers, if that is something else than before.
     async fn tell(&mut self, session: &mut Session) -> Result<(), StoreError> {
         let now = Instant::now();
+        self.spread_some(now);
         let is_time =
             |host: &Name| self.acked.get(host).is_none_or(|(_, at)| now.duration_since(*at) >= COUNTS);
         let due: BTreeSet<Name> =
             self.due.iter().chain(self.stale.iter().filter(|host| is_time(host))).cloned().collect();
         let mut new = Vec::new();
         for host in due {
+            // What it says is in nginx when its peers are, too.
+            if self.seats.is_behind_for(&host) {
+                continue;
+            }
             self.due.remove(&host);
             self.stale.remove(&host);
             if !self.said.has(&host) {
@@ -334,7 +392,84 @@ impl Edge {
             upstreams: self.mirror.of(addresses, self.watched.contains_key(host)),
             refused: refused.collect(),
             uncovered: self.mirror.uncovered(addresses),
+            amiss: self.seats.amiss_of(host),
         }
+    }
+
+    /// Every host is to be told. Those who wait for it first; the others come by and by, and in no order.
+    fn tell_all(&mut self) {
+        for (name, _) in self.said.hosts() {
+            let hosts = if self.said.is_under_way(name) { &mut self.due } else { &mut self.later };
+            hosts.insert(name.clone());
+        }
+    }
+
+    fn spread_some(&mut self, now: Instant) {
+        self.later.retain(|host| !self.due.contains(host));
+        if self.later.is_empty() || now.duration_since(self.spread) < SPREAD {
+            return;
+        }
+        self.spread = now;
+        let some = self.later.iter().skip(dice() % self.later.len()).chain(&self.later).take(AT_ONCE);
+        let some: BTreeSet<Name> = some.cloned().collect();
+        self.later.retain(|host| !some.contains(host));
+        self.due.extend(some);
+    }
+
+    fn hear_of_silence(&mut self) {
+        let silent: BTreeMap<Name, Span> =
+            self.said.silent().map(|(host, _, grace)| (host.clone(), grace)).collect();
+        self.silent.retain(|host, _| silent.contains_key(host));
+        let since = Instant::now();
+        for (host, grace) in silent {
+            let grace = grace.duration();
+            let turn =
+                (grace / 10).min(TURN).mul_f64(f64::from(u32::try_from(dice() % 1024).unwrap_or(0)) / 1024.0);
+            self.silent.entry(host.clone()).or_insert_with(|| {
+                tracing::warn!(%host, "silent: the peers that it brings stay for {grace:?}");
+                Silence { since, until: since.checked_add(grace + turn).unwrap_or(since + FAR) }
+            });
+        }
+    }
+
+    /// Says in the place of a host that has been silent for too long that it brings nothing any more: once for all edges.
+    async fn bury(&mut self, session: &mut Session) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let over =
+            self.said.silent().filter(|(host, ..)| self.silent.get(host).is_some_and(|it| it.until <= now));
+        let over: Vec<(Name, i64)> = over.map(|(host, revision, _)| (host.clone(), revision)).collect();
+        for (host, revision) in over {
+            if let Some((upstream, here, all)) = self.said.outnumbered(&host) {
+                self.bury_log.warn(format!(
+                    "{host} is silent, and what it brings stays: only {here} of the {all} hosts that bring peers to {upstream} \
+                     are there. If it is gone for good, delete {} from the store",
+                    self.keys.members(&host)
+                ));
+                continue;
+            }
+            let key = self.keys.members(&host);
+            let is_silent = Compare::create_revision(self.keys.host(&host), CompareOp::Equal, 0);
+            let is_as_heard = Compare::mod_revision(&*key, CompareOp::Equal, revision);
+            let us = session.holds(&self.keys.edge(&self.settings.name));
+            let txn = Txn::new().when([us, is_silent, is_as_heard]).and_then([TxnOp::delete(&*key, None)]);
+            match timely(session.client.txn(txn)).await {
+                Ok(done) if done.succeeded() => {
+                    let long = self.silent.get(&host).map_or(0, |silence| silence.since.elapsed().as_secs());
+                    tracing::warn!(%host, "silent for {long} s: it brings nothing any more");
+                }
+                // Somebody was first, or it is there again: that is heard.
+                Ok(_) => {}
+                Err(error) => {
+                    self.bury_log
+                        .warn(format!("what {host} brings cannot be taken out of the store: {error}"));
+                }
+            }
+            // Not again at once, whatever came of it.
+            if let Some(silence) = self.silent.get_mut(&host) {
+                silence.until = now + TURN;
+            }
+        }
+        Ok(())
     }
 
     // --- nginx
@@ -343,16 +478,102 @@ impl Edge {
     fn is_busy(&self) -> bool {
         !self.stale.is_empty()
             || !self.watched.is_empty()
+            || self.seats.is_behind()
+            || !self.later.is_empty()
             || self.told.keys().any(|(peer, _)| self.mirror.in_flight(peer) > 0)
     }
 
     /// Puts into nginx what it does not have of what was said.
     async fn put(&mut self) {
         if self.nginx == Nginx::Answers {
-            let wanted = self.said.wanted();
-            let result = self.put_all(wanted, false).await;
+            let result = async {
+                self.seat(false).await?;
+                self.put_all(self.said.wanted(), false).await
+            };
+            let result = result.await;
             self.met(result);
         }
+    }
+
+    /// Adds peers that hosts bring, and takes away those that nobody brings any more.
+    async fn seat(&mut self, is_beat: bool) -> Result<(), ControlError> {
+        if !self.seats.is_due(is_beat) {
+            return Ok(());
+        }
+        let wanted = self.said.wanted();
+        let against: BTreeSet<&Peer> =
+            wanted.iter().filter(|(_, mark)| !mark.state.serves()).map(|((peer, _), _)| peer).collect();
+        let steps = self.seats.steps(&self.mirror, |peer| !against.contains(peer));
+        let mut changed = BTreeSet::new();
+        for step in &steps {
+            let Peer { upstream, address } = step.peer();
+            let answer = match step {
+                Step::Add { add, .. } => self.control.add(upstream, add).await,
+                Step::Remove { remove, .. } => {
+                    self.control.remove(upstream, address, remove, Span::default()).await
+                }
+            };
+            match answer {
+                Ok(ack) => {
+                    self.seats.done(step);
+                    if ack.changed {
+                        let (what, why) = match step {
+                            Step::Add { add, .. } => ("added to nginx", &add.reason),
+                            Step::Remove { remove, .. } => ("taken out of nginx", &remove.reason),
+                        };
+                        tracing::info!(
+                            upstream,
+                            peer = address,
+                            in_flight = ack.in_flight,
+                            reason = why,
+                            "{what}"
+                        );
+                        changed.insert(upstream.clone());
+                    }
+                }
+                Err(ControlError::Refused(refusal)) => {
+                    self.seats.refused(step, &refusal);
+                    changed.insert(upstream.clone());
+                }
+                Err(error) => {
+                    self.seats.look_again();
+                    return Err(error);
+                }
+            }
+            self.due.extend(step.host().cloned());
+        }
+        for upstream in &changed {
+            self.mirror.look_into(&mut self.control, upstream).await?;
+        }
+        self.told.retain(|(peer, _), _| self.mirror.has(peer));
+        self.say_what_is_amiss();
+        Ok(())
+    }
+
+    /// Once for each peer and reason, and never all at once.
+    fn say_what_is_amiss(&mut self) {
+        let now: BTreeMap<Peer, String> =
+            self.seats.amiss().map(|(peer, text, _)| (peer.clone(), text.to_owned())).collect();
+        if now == self.seats_log {
+            return;
+        }
+        let is_new = |peer: &Peer, text: &str| self.seats_log.get(peer).is_none_or(|said| said != text);
+        let new: Vec<_> = self.seats.amiss().filter(|(peer, text, _)| is_new(peer, text)).collect();
+        for (_, text, is_wrong) in new.iter().take(NAMED) {
+            if *is_wrong {
+                tracing::warn!("{text}");
+            } else {
+                tracing::info!("{text}");
+            }
+        }
+        if let Some(more) = new.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            tracing::warn!("so it is with {more} more peers that hosts bring");
+        }
+        // Who brings them sees it in its status.
+        let others = self.seats_log.keys().chain(now.keys());
+        let hosts: BTreeSet<Name> = others.flat_map(|peer| self.mirror.hosts(peer, &self.said)).collect();
+        self.due.extend(hosts);
+        self.seats_log = now;
     }
 
     /// The same, to an nginx of which nothing is known. What was said before was decided before, floor and all.
@@ -361,11 +582,13 @@ impl Edge {
             self.mirror.look(&mut self.control).await?;
             // What is there and wanted no more goes.
             self.told = self.mirror.marks_of_hosts();
+            self.seats.forget();
+            self.seat(false).await?;
             self.put_all(self.said.wanted(), true).await
         };
         let result = result.await;
         self.met(result);
-        self.due.extend(self.said.hosts().map(|(name, _)| name.clone()));
+        self.tell_all();
     }
 
     async fn put_all(&mut self, wanted: Wanted, force: bool) -> Result<(), ControlError> {
@@ -465,21 +688,28 @@ impl Edge {
     async fn keep(&mut self) -> Result<(), ControlError> {
         let was = self.mirror.instance().to_owned();
         let is_new = self.mirror.meet(&mut self.control).await?;
+        // What was heard holds no longer, or nothing was heard yet: marks end by themselves.
+        if self.until.is_none_or(|until| until <= Instant::now()) {
+            return Ok(());
+        }
         if self.mirror.instance() != was || self.nginx != Nginx::Answers {
             self.mirror.look(&mut self.control).await?;
             // What is there and wanted no more goes.
             self.told = self.mirror.marks_of_hosts();
+            self.seats.forget();
+            self.seat(false).await?;
             self.put_all(self.said.wanted(), true).await?;
-            self.due.extend(self.said.hosts().map(|(name, _)| name.clone()));
+            self.tell_all();
             return Ok(());
         }
         if is_new {
             let changed = self.mirror.look(&mut self.control).await?;
+            self.seats.look_again();
             if changed {
-                self.put_all(self.said.wanted(), true).await?;
-                self.due.extend(self.said.hosts().map(|(name, _)| name.clone()));
+                self.tell_all();
             }
         }
+        self.seat(true).await?;
         let owners: BTreeSet<Owner> = self.told.keys().map(|(_, owner)| owner.clone()).collect();
         for owner in owners {
             let ack = self.control.renew(&Renew { owner: owner.clone(), lease: None, marks: None }).await?;
@@ -533,9 +763,11 @@ impl Edge {
             false => BTreeSet::new(),
             true => peers.iter().map(|peer| peer.upstream.clone()).collect(),
         };
-        for peer in &peers {
-            let was = self.mirror.in_flight(peer);
-            let is_other = self.mirror.look_at(&mut self.control, peer).await?;
+        let before: BTreeMap<&Peer, u64> =
+            peers.iter().map(|peer| (peer, self.mirror.in_flight(peer))).collect();
+        let changed = self.mirror.look_at(&mut self.control, &peers).await?;
+        for (peer, was) in before {
+            let is_other = changed.contains(peer);
             let has_ended = was > 0 && self.mirror.in_flight(peer) == 0;
             let hosts = self.mirror.hosts(peer, &self.said);
             if has_ended {
@@ -573,6 +805,9 @@ impl Edge {
         };
     }
 }
+
+/// As good as for ever.
+const FAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// nginx knows the owner by another name, and nothing of force.
 fn says_the_same(one: &WorkerMark, other: &WorkerMark) -> bool {

@@ -4,7 +4,7 @@
 use crate::peer::Peer;
 use handoff_wire::{
     PeerState, PeerView, Responses, State, UncoveredView, UpstreamView,
-    store::{AckPeer, AckValue, Name},
+    store::{AckPeer, AckValue, Amiss, AmissView, Name},
 };
 use std::collections::BTreeMap;
 
@@ -78,6 +78,14 @@ impl Edges {
 
     fn all(&self) -> impl Iterator<Item = (&Name, &AckValue)> {
         self.live.keys().filter_map(|edge| Some((edge, self.ack(edge)?)))
+    }
+
+    /// What edges say of a peer that is not as this host would have it.
+    pub fn amiss(&self, peer: &Peer) -> Vec<AmissView> {
+        let is_it = |amiss: &&Amiss| (&amiss.upstream, &amiss.address) == (&peer.upstream, &peer.address);
+        let amiss =
+            self.all().flat_map(|(edge, ack)| ack.amiss.iter().filter(is_it).map(move |it| (edge, it)));
+        amiss.map(|(edge, it)| AmissView { edge: edge.clone(), text: it.text.clone() }).collect()
     }
 
     pub fn uncovered(&self) -> Vec<UncoveredView> {
@@ -197,6 +205,7 @@ fn first(seen: &AckPeer, state: PeerState) -> PeerView {
         retired_before: 0,
         configured: true,
         dynamic: false,
+        added_by: None,
         weight: seen.weight,
         backup: seen.backup,
         slow_start: None,
@@ -268,6 +277,7 @@ mod tests {
             upstreams: vec![upstream],
             refused: Vec::new(),
             uncovered: Vec::new(),
+            amiss: Vec::new(),
         }
     }
 

@@ -10,20 +10,30 @@
 
 use super::{
     Settings, StoreError,
+    bring::Bring,
     edges::Edges,
     http,
     ledger::{Before, Ledger, lapsed},
     session::{Backoff, Claim, LEASE, Session, connect, holder, read, timely},
 };
-use crate::{peer::Peer, telemetry::Changes};
+use crate::{
+    host::{Listeners, Locals, Proc},
+    peer::Peer,
+    telemetry::Changes,
+};
 use etcd_client::{Client, Compare, EventType, GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use handoff_wire::{
     Ack, AckedMark, Code, Drained, MarkSet, MarkView, Overview, Owner, PeerState, Refusal, Renew, Span,
     State, UpstreamView, Upstreams, ZoneView,
-    store::{AckValue, EdgeView, HostValue, Key, Keys, Name, StoreView, at_edge},
+    store::{
+        AckValue, AmissView, EdgeView, HostValue, Key, Keys, Left, LeftMember, Member, MemberView,
+        MembersValue, Name, StoreView, at_edge,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -51,6 +61,7 @@ pub struct Desk {
 #[derive(Debug, Default)]
 struct Book {
     ledger: Ledger,
+    bring: Bring,
     edges: Edges,
     /// Changes when the store may have lost what we hold. None: we are not in the store.
     instance: Option<String>,
@@ -85,18 +96,21 @@ const SHORT: Duration = Duration::from_millis(200);
 /// How long an edge has to say what it has of a host that has just come.
 const VIEW: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(250);
+/// How often it is looked whether somebody listens where nobody has yet.
+const LISTEN: Duration = Duration::from_millis(500);
 /// etcd takes 128 in one transaction.
 const AT_ONCE: usize = 100;
 
 // === impl Gateway ===
 
 impl Gateway {
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(mut settings: Settings) -> Self {
+        let bring = Bring::new(std::mem::take(&mut settings.brings));
         let desk = Desk {
             host: settings.name.clone(),
             keys: Keys::new(&settings.cluster),
             began: SystemTime::now(),
-            book: Mutex::default(),
+            book: Mutex::new(Book { bring, ..Book::default() }),
             changed: watch::Sender::new(0),
             line: tokio::sync::Mutex::default(),
         };
@@ -106,7 +120,7 @@ impl Gateway {
     /// Serves for ever. `users`: who may write.
     pub async fn run(self, users: BTreeSet<u32>) {
         let door = http::serve(self.settings.socket.clone(), self.desk.clone(), users);
-        tokio::join!(door, self.desk.sweep(), self.sessions());
+        tokio::join!(door, self.desk.sweep(), self.desk.meet_members(), self.sessions());
     }
 
     async fn sessions(&self) {
@@ -148,6 +162,8 @@ impl Gateway {
                 )));
             }
         };
+        let (found_at, found) = self.desk.members(&mut session).await?;
+        self.desk.book().bring.found(found_at, found);
         let line = Line { client: session.client.clone(), holds: session.holds(&key), lease: session.lease };
         self.desk.enter(line, since).await;
         let mut client = session.client.clone();
@@ -201,10 +217,21 @@ impl Desk {
     pub fn view(&self) -> Result<StoreView, Refusal> {
         let book = self.book();
         book.instance()?;
-        let last = book.ledger.last_written();
+        let last = book.ledger.last_written().max(book.bring.revision().unwrap_or_default());
         let behind = book.edges.behind(last);
         let edge = |name: &Name| EdgeView { name: name.clone(), current: !behind.contains(&name) };
-        Ok(StoreView { host: self.host.clone(), edges: book.edges.names().map(edge).collect() })
+        let member = |member: &Member| MemberView {
+            upstream: member.upstream.clone(),
+            address: member.address.clone(),
+            brought: book.bring.is_brought(member),
+            edges: book.edges.of(&peer(member)).map(|(edge, ..)| edge.clone()).collect(),
+            amiss: book.edges.amiss(&peer(member)),
+        };
+        Ok(StoreView {
+            host: self.host.clone(),
+            edges: book.edges.names().map(edge).collect(),
+            members: book.bring.all().iter().map(member).collect(),
+        })
     }
 
     pub fn upstreams(&self) -> Result<Upstreams, Refusal> {
@@ -259,7 +286,8 @@ impl Desk {
         let (peers, before) = self.book().ledger.mark(set, &known, Instant::now())?;
         self.flush().await.map_err(|error| unreachable(&error))?;
         let is_choice = set.owner.kind().is_choice();
-        let is_everywhere = self.everywhere(&peers, if is_choice { WAIT } else { SHORT }).await;
+        let revision = |book: &Book| book.revision(&peers);
+        let is_everywhere = self.everywhere(revision, if is_choice { WAIT } else { SHORT }).await;
         if is_choice && !set.force {
             self.withdraw(&peers, &set.owner, before).await?;
         }
@@ -268,7 +296,10 @@ impl Desk {
                 self.book().keep_tenures(&self.host, &peers, &set.owner);
                 self.ack(&set.owner, &peers)
             }
-            Ok(false) if is_choice => Err(self.waiting(&peers)),
+            Ok(false) if is_choice => {
+                let revision = self.book().revision(&peers);
+                Err(self.waiting(revision))
+            }
             Err(error) if is_choice => Err(unreachable(&error)),
             Ok(false) | Err(_) => {
                 let mut ack = self.ack(&set.owner, &peers)?;
@@ -284,8 +315,10 @@ impl Desk {
         let peers = self.book().ledger.renew(renew, Instant::now())?;
         if renew.marks.is_some() {
             self.flush().await.map_err(|error| unreachable(&error))?;
-            if !self.everywhere(&peers, WAIT).await.map_err(|error| unreachable(&error))? {
-                return Err(self.waiting(&peers));
+            let revision = |book: &Book| book.revision(&peers);
+            if !self.everywhere(revision, WAIT).await.map_err(|error| unreachable(&error))? {
+                let revision = self.book().revision(&peers);
+                return Err(self.waiting(revision));
             }
             let broken = peers.iter().find(|peer| !self.book().is_unbroken(&self.host, peer, &renew.owner));
             if let Some(peer) = broken {
@@ -293,6 +326,32 @@ impl Desk {
             }
         }
         self.ack(&renew.owner, &peers)
+    }
+
+    /// `DELETE /v1/store`: this host brings nothing any more. It is answered when every nginx has let go.
+    pub async fn farewell(&self) -> Result<Left, Refusal> {
+        self.book().instance()?;
+        self.book().bring.leave();
+        self.flush().await.map_err(|error| unreachable(&error))?;
+        let revision = |book: &Book| book.bring.revision();
+        if !self.everywhere(revision, WAIT).await.map_err(|error| unreachable(&error))? {
+            let revision = self.book().bring.revision();
+            return Err(self.waiting(revision));
+        }
+        let book = self.book();
+        let left = |member: &Member| {
+            let peer = peer(member);
+            let stays = book.edges.of(&peer).map(|(edge, ..)| edge.clone());
+            let amiss = book.edges.amiss(&peer);
+            let why =
+                |edge: &Name| amiss.iter().find(|amiss| amiss.edge == *edge).map(|amiss| amiss.text.clone());
+            // Whoever has it and says nothing of it has it from somebody else.
+            let theirs = || "nginx.conf names it, a person added it, or another host brings it".to_owned();
+            let stays =
+                stays.map(|edge| AmissView { text: why(&edge).unwrap_or_else(theirs), edge }).collect();
+            LeftMember { upstream: member.upstream.clone(), address: member.address.clone(), stays }
+        };
+        Ok(Left { members: book.bring.all().iter().map(left).collect() })
     }
 
     fn ack(&self, owner: &Owner, peers: &[Peer]) -> Result<Ack, Refusal> {
@@ -320,9 +379,9 @@ impl Desk {
     }
 
     /// Who is waited for, for the one who waits.
-    fn waiting(&self, peers: &[Peer]) -> Refusal {
+    fn waiting(&self, revision: Option<i64>) -> Refusal {
         let book = self.book();
-        let behind: Vec<&str> = match book.revision(peers) {
+        let behind: Vec<&str> = match revision {
             Some(revision) => book.edges.behind(revision).into_iter().map(Name::as_str).collect(),
             None => return Code::Waiting.says("it is being written to the store"),
         };
@@ -374,16 +433,72 @@ impl Desk {
         *self.line.lock().await = None;
         let mut book = self.book();
         (book.instance, book.problem) = (None, Some(problem));
+        book.bring.forget();
         book.view = View::None;
         book.edges = Edges::default();
         drop(book);
         self.change();
     }
 
+    /// What stands in the store of what this host brings.
+    async fn members(&self, session: &mut Session) -> Result<(i64, Option<MembersValue>), StoreError> {
+        let found = timely(session.client.get(self.keys.members(&self.host), None)).await?;
+        // What nobody understands is written anew.
+        let value = found.kvs().first().and_then(|kv| Some((kv.mod_revision(), read(kv.value()).ok()?)));
+        Ok(value.map_or((0, None), |(revision, value)| (revision, Some(value))))
+    }
+
+    /// Looks whether somebody listens where nobody has yet: until then nobody is told of the peer.
+    async fn meet_members(&self) {
+        let mut log = Changes::default();
+        loop {
+            let unmet = self.book().bring.unmet();
+            if unmet.is_empty() {
+                return;
+            }
+            let looking = tokio::task::spawn_blocking(move || {
+                let proc = Proc::default();
+                let (listeners, locals) = (Listeners::read(&proc)?, Locals::read(&proc));
+                // Behind an address translation nobody can know.
+                let is_met =
+                    |address: &SocketAddr| !locals.has(address.ip()) || !listeners.tcp(*address).is_empty();
+                Ok::<_, io::Error>(unmet.into_iter().filter(is_met).collect::<Vec<_>>())
+            });
+            match looking.await {
+                Ok(Ok(met)) => met.into_iter().for_each(|address| {
+                    tracing::info!(
+                        "somebody listens on {address}: this host brings it to every nginx in the store"
+                    );
+                    self.book().bring.meet(address);
+                }),
+                Ok(Err(error)) => {
+                    log.warn(format!("cannot see who listens here, so nothing new is brought: {error}"))
+                }
+                Err(_) => {}
+            }
+            time::sleep(LISTEN).await;
+        }
+    }
+
     /// Writes what is not written yet. Ok: all that had been said when this began stands there.
     async fn flush(&self) -> Result<(), StoreError> {
         let mut line = time::timeout(WAIT, self.line.lock()).await.map_err(|_| StoreError::Silent)?;
         let line = line.as_mut().ok_or(StoreError::Lost)?;
+        // Before the marks on it: an edge adds nothing against which something is said.
+        let members = self.book().bring.unwritten();
+        if let Some(value) = members {
+            let key = self.keys.members(&self.host);
+            let op = match &value {
+                // It outlives us: silence is no farewell.
+                Some(value) => TxnOp::put(key, json(value)?, None),
+                None => TxnOp::delete(key, None),
+            };
+            let done = timely(line.client.txn(Txn::new().when([line.holds.clone()]).and_then([op]))).await?;
+            if !done.succeeded() {
+                return Err(StoreError::Lost);
+            }
+            self.book().bring.wrote(done.header().map_or(0, |header| header.revision()), value);
+        }
         let unwritten = self.book().ledger.unwritten();
         for some in unwritten.chunks(AT_ONCE) {
             let op = |(peer, _, value): &(Peer, u64, Option<_>)| {
@@ -410,12 +525,16 @@ impl Desk {
         Ok(())
     }
 
-    /// Waits until every edge has what is said of these peers: those that the store lists *after* the others had it.
-    async fn everywhere(&self, peers: &[Peer], wait: Duration) -> Result<bool, StoreError> {
+    /// Waits until every edge has what was said at this revision: those that the store lists *after* the others had it.
+    async fn everywhere(
+        &self,
+        revision: impl Fn(&Book) -> Option<i64>,
+        wait: Duration,
+    ) -> Result<bool, StoreError> {
         let until = Instant::now() + wait;
         let mut changed = self.changed.subscribe();
         loop {
-            let Some(revision) = self.book().revision(peers) else { return Ok(false) };
+            let Some(revision) = revision(&self.book()) else { return Ok(false) };
             if self.book().is_everywhere(revision) {
                 let live = self.live().await?;
                 let mut book = self.book();
@@ -526,7 +645,7 @@ impl Desk {
                 let mut book = self.book();
                 let lapsed = book.ledger.sweep(Instant::now());
                 book.complete();
-                (lapsed, book.instance.is_some() && !book.ledger.unwritten().is_empty())
+                (lapsed, book.instance.is_some() && book.is_unwritten())
             };
             for (peer, owner) in &lapsed {
                 tracing::warn!(upstream = peer.upstream, peer = peer.address, %owner, "a mark lapsed: its owner is silent");
@@ -562,6 +681,10 @@ impl Book {
     /// Of the last that was said of these. None: it is not written yet.
     fn revision(&self, peers: &[Peer]) -> Option<i64> {
         peers.iter().try_fold(0, |last, peer| Some(self.ledger.written(peer)?.max(last)))
+    }
+
+    fn is_unwritten(&self) -> bool {
+        !self.ledger.unwritten().is_empty() || self.bring.unwritten().is_some()
     }
 
     fn is_everywhere(&self, revision: i64) -> bool {
@@ -660,6 +783,14 @@ fn plain(state: PeerState) -> State {
     }
 }
 
+fn peer(member: &Member) -> Peer {
+    Peer::new(&member.upstream, &member.address)
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(|error| StoreError::Failed(error.to_string()))
+}
+
 fn unreachable(error: &StoreError) -> Refusal {
     Code::Waiting.says(format!("the store is out of reach: {error}"))
 }
@@ -668,8 +799,7 @@ fn unreachable(error: &StoreError) -> Refusal {
 
 impl Line {
     fn put(&self, key: String, value: &impl serde::Serialize) -> Result<TxnOp, StoreError> {
-        let value = serde_json::to_vec(value).map_err(|error| StoreError::Failed(error.to_string()))?;
-        Ok(TxnOp::put(key, value, Some(etcd_client::PutOptions::new().with_lease(self.lease))))
+        Ok(TxnOp::put(key, json(value)?, Some(etcd_client::PutOptions::new().with_lease(self.lease))))
     }
 }
 

@@ -126,6 +126,9 @@ async fn route(desk: &Desk, request: Request<Incoming>, may_write: bool) -> Resu
     if path == VIEW && is_read {
         return json(&desk.view()?);
     }
+    if path == VIEW && method == Method::DELETE {
+        return json(&desk.farewell().await?);
+    }
     match (Path::parse(&path), is_read, &method) {
         (Some(Path::Overview), true, _) => json(&desk.overview()?),
         (Some(Path::Upstreams), true, _) => json(&desk.upstreams()?),

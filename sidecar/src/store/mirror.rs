@@ -6,11 +6,11 @@ use crate::{
     peer::{Peer, Place},
 };
 use handoff_wire::{
-    Ack, MarkView, Owner, PeerState, PeerView, QueueView, Responses, UncoveredView, UpstreamView,
-    store::{AckMark, AckPeer, AckUpstream, Elsewhere, Name, WorkerMark},
+    Ack, MarkView, Owner, PeerState, PeerView, QueueView, Responses, SlotsView, UncoveredView, UpstreamView,
+    store::{AckMark, AckPeer, AckUpstream, Elsewhere, Name, WorkerMark, is_bringer},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -28,10 +28,26 @@ pub struct Mirror {
     read: Option<(Instant, Duration)>,
 }
 
+/// What nginx has at the place of a peer that a host brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat<'a> {
+    NoUpstream,
+    /// nginx.conf names it.
+    Configured,
+    /// It was added for an app host.
+    Ours(&'a Owner),
+    /// Somebody else added it.
+    Foreign(Option<&'a Owner>),
+    /// Nothing yet, and so many slots there are.
+    Free(SlotsView),
+    NoSlots,
+}
+
 #[derive(Debug, Default)]
 struct Upstream {
     peers: BTreeMap<String, PeerView>,
     queue: Option<QueueView>,
+    slots: Option<SlotsView>,
     looked: Option<Instant>,
 }
 
@@ -40,6 +56,10 @@ struct Upstream {
 const SHARE: u32 = 20;
 /// Larger upstreams are not read whole for the sake of counts.
 const MANY: usize = 200;
+/// So many peers of an upstream are read one by one.
+const FEW: usize = 4;
+/// One question for all costs nginx less than one for each, as long as the others are not so many times as many.
+const CROWD: usize = 16;
 const PACE: Duration = Duration::from_millis(200);
 
 // === impl Mirror ===
@@ -52,6 +72,15 @@ impl Mirror {
     /// nginx's version.
     pub fn nginx(&self) -> &str {
         &self.version
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_views(views: serde_json::Value) -> Self {
+        let views: Vec<UpstreamView> = serde_json::from_value(views).unwrap();
+        let upstreams = views.into_iter().map(|view| (view.name.clone(), Upstream::of(view))).collect();
+        let mut mirror = Self { upstreams, ..Self::default() };
+        mirror.index();
+        mirror
     }
 
     /// Asks who answers, and whether it has changed since it was read.
@@ -77,6 +106,23 @@ impl Mirror {
             upstreams.insert(view.name.clone(), Upstream::of(view));
         }
         self.upstreams = upstreams;
+        self.index();
+        let count = self.at.values().map(Vec::len).sum::<usize>();
+        Ok(before.len() != count || before.iter().any(|peer| !self.has(peer)))
+    }
+
+    /// Reads an upstream whose peers are others now.
+    pub async fn look_into(&mut self, control: &mut Control, name: &str) -> Result<(), ControlError> {
+        match control.upstream(name).await {
+            Ok(view) => _ = self.upstreams.insert(name.to_owned(), Upstream::of(view)),
+            Err(ControlError::Refused(_)) => _ = self.upstreams.remove(name),
+            Err(error) => return Err(error),
+        }
+        self.index();
+        Ok(())
+    }
+
+    fn index(&mut self) {
         self.at.clear();
         for (name, upstream) in &self.upstreams {
             for peer in upstream.peers.values().map(|view| Peer::new(name, &view.address)) {
@@ -85,12 +131,39 @@ impl Mirror {
                 }
             }
         }
-        let count = self.at.values().map(Vec::len).sum::<usize>();
-        Ok(before.len() != count || before.iter().any(|peer| !self.has(peer)))
     }
 
-    /// Reads one peer. True: its counts are others than before.
-    pub async fn look_at(&mut self, control: &mut Control, peer: &Peer) -> Result<bool, ControlError> {
+    /// Reads these peers, of which many are in one upstream with one question. Answers which have other counts than before.
+    pub async fn look_at(
+        &mut self,
+        control: &mut Control,
+        peers: &BTreeSet<Peer>,
+    ) -> Result<BTreeSet<Peer>, ControlError> {
+        let mut by_upstream = BTreeMap::<&str, Vec<&Peer>>::new();
+        for peer in peers {
+            by_upstream.entry(&peer.upstream).or_default().push(peer);
+        }
+        let mut changed = BTreeSet::new();
+        for (name, peers) in by_upstream {
+            let all = self.upstreams.get(name).map_or(0, |upstream| upstream.peers.len());
+            if peers.len() >= FEW && all <= peers.len() * CROWD {
+                let before: Vec<_> = peers.iter().map(|peer| self.find(peer).map(counts)).collect();
+                self.count(control, name).await?;
+                let others = peers.iter().zip(before);
+                let others = others.filter(|(peer, before)| self.find(peer).map(counts) != *before);
+                changed.extend(others.map(|(peer, _)| (*peer).clone()));
+            } else {
+                for peer in peers {
+                    if self.look_at_one(control, peer).await? {
+                        changed.insert(peer.clone());
+                    }
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    async fn look_at_one(&mut self, control: &mut Control, peer: &Peer) -> Result<bool, ControlError> {
         let view = match control.peer(&peer.upstream, &peer.address).await {
             Ok(view) => view,
             // It is gone; that is seen when all is read.
@@ -110,7 +183,15 @@ impl Mirror {
         let is_due = |upstream: &&mut Upstream| {
             upstream.peers.len() <= MANY && upstream.looked.is_none_or(|at| at.elapsed() >= PACE)
         };
-        let Some(upstream) = self.upstreams.get_mut(name).filter(is_due) else { return Ok(()) };
+        if self.upstreams.get_mut(name).filter(is_due).is_some() {
+            self.count(control, name).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads what the peers of an upstream count. Who they are is seen when all is read.
+    async fn count(&mut self, control: &mut Control, name: &str) -> Result<(), ControlError> {
+        let Some(upstream) = self.upstreams.get_mut(name) else { return Ok(()) };
         match control.upstream(name).await {
             Ok(view) => {
                 *upstream = Upstream::of(view);
@@ -170,6 +251,28 @@ impl Mirror {
 
     pub fn has(&self, peer: &Peer) -> bool {
         self.find(peer).is_some()
+    }
+
+    /// What nginx has at a peer's place.
+    pub fn seat(&self, peer: &Peer) -> Seat<'_> {
+        let Some(upstream) = self.upstreams.get(&peer.upstream) else { return Seat::NoUpstream };
+        match (upstream.peers.get(&peer.address), upstream.slots) {
+            (Some(PeerView { dynamic: false, .. }), _) => Seat::Configured,
+            (Some(PeerView { added_by: Some(owner), .. }), _) if is_bringer(owner) => Seat::Ours(owner),
+            (Some(view), _) => Seat::Foreign(view.added_by.as_ref()),
+            (None, Some(slots)) => Seat::Free(slots),
+            (None, None) => Seat::NoSlots,
+        }
+    }
+
+    /// Every peer that was added for an app host.
+    pub fn seated(&self) -> impl Iterator<Item = (Peer, &Owner)> {
+        self.upstreams.iter().flat_map(|(name, upstream)| {
+            upstream.peers.values().filter_map(move |view| {
+                let owner = view.added_by.as_ref().filter(|owner| is_bringer(owner))?;
+                Some((Peer::new(name, &view.address), owner))
+            })
+        })
     }
 
     pub fn in_flight(&self, peer: &Peer) -> u64 {
@@ -241,7 +344,7 @@ impl Upstream {
             overflowed: 0,
             ..queue
         });
-        Self { peers, queue, looked: None }
+        Self { peers, queue, slots: view.slots, looked: None }
     }
 
     /// All but these.

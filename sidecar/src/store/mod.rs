@@ -6,6 +6,7 @@
 //!     │ the control API of nginx                                                    ▲ the control API of nginx
 //!     ▼                                                                             │
 //!  gateway ──what this host holds of its peers──► hosts/ workers/ ──────────────► edge
+//!     │    ──which peers it brings─────────────► members/ ────────────────────────►│
 //!     ▲                                                                             │
 //!     └───────────────────────────── acks/ edges/ ◄──what nginx has of them─────────┘
 //! ```
@@ -15,10 +16,12 @@
 //! promises. A mark is answered when every live [`edge`] has it, in flight is the sum, and a fence asks each of them anew.
 //!
 //! What an edge puts into its nginx lives there as long as the edge renews it, and what it says in the store as long as its
-//! lease: whoever falls silent is as if he had never spoken, and nginx serves as without us.
+//! lease: whoever falls silent is as if he had never spoken, and nginx serves as without us. Which peers a host brings stands
+//! there until it says otherwise, or has been silent for long: a partition must not empty an upstream.
 //!
 //! The protocol, what was tried, and what a partition costs: `docs/decisions/store.md`.
 
+pub mod bring;
 pub mod edge;
 pub mod edges;
 pub mod gateway;
@@ -26,6 +29,7 @@ pub mod http;
 pub mod ledger;
 pub mod mirror;
 pub mod said;
+pub mod seats;
 pub mod session;
 pub mod settings;
 

@@ -3,10 +3,13 @@
 use super::session::read;
 use crate::peer::Peer;
 use handoff_wire::{
-    Owner,
-    store::{HostValue, Key, Keys, MAX_MARKS, Name, WorkerMark, WorkerValue, at_edge},
+    Owner, Span,
+    store::{HostValue, Key, Keys, MAX_MARKS, Member, MembersValue, Name, WorkerMark, WorkerValue, at_edge},
 };
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// What each host holds of its peers.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +24,17 @@ struct Host {
     /// None: it is gone, and so is what it said.
     value: Option<HostValue>,
     workers: BTreeMap<Peer, WorkerValue>,
+    /// What it brings, here or silent, and since which revision it says so.
+    members: Option<(i64, MembersValue)>,
+}
+
+/// A peer that nginx shall have, if it has room for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brought {
+    pub host: Name,
+    pub member: Member,
+    /// Other hosts that say it is theirs.
+    pub also: Vec<Name>,
 }
 
 /// The mark of an owner on a peer, as nginx shall have it.
@@ -49,6 +63,15 @@ impl Said {
                 host.value = value;
                 (name, wrong)
             }
+            Key::Members(name) => {
+                let (value, wrong) = split(value.map(read::<MembersValue>));
+                let host = self.hosts.entry(name.clone()).or_default();
+                // What nobody understands is no farewell.
+                if wrong.is_none() {
+                    host.members = value.map(|value| (revision, value));
+                }
+                (name, wrong)
+            }
             Key::Worker { host: name, upstream, address } => {
                 let (value, wrong) = split(value.map(worker));
                 let host = self.hosts.entry(name.clone()).or_default();
@@ -61,7 +84,7 @@ impl Said {
             }
             Key::Edge(_) | Key::Ack { .. } => return Ok(None),
         };
-        if self.hosts.get(&name).is_some_and(|host| host.value.is_none() && host.workers.is_empty()) {
+        if self.hosts.get(&name).is_some_and(Host::is_empty) {
             self.hosts.remove(&name);
         }
         match wrong {
@@ -101,6 +124,54 @@ impl Said {
         self.hosts().filter(move |(_, value)| is_at(value)).map(|(name, _)| name)
     }
 
+    /// Every peer that nginx shall have because somebody brings it. Of two who do, the one whose name comes first.
+    pub fn brought(&self) -> BTreeMap<Peer, Brought> {
+        let mut brought = BTreeMap::<Peer, Brought>::new();
+        for (host, member) in self.members() {
+            let peer = Peer::new(&member.upstream, &member.address);
+            match brought.get_mut(&peer) {
+                Some(first) => first.also.push(host.clone()),
+                None => {
+                    let first = Brought { host: host.clone(), member: member.clone(), also: Vec::new() };
+                    brought.insert(peer, first);
+                }
+            }
+        }
+        brought
+    }
+
+    /// The hosts that bring peers and are not there: since which revision they bring them, and how long these stay.
+    pub fn silent(&self) -> impl Iterator<Item = (&Name, i64, Span)> {
+        let silent = self.hosts.iter().filter(|(_, host)| host.value.is_none());
+        silent.filter_map(|(name, host)| {
+            let (revision, value) = host.members.as_ref()?;
+            Some((name, *revision, value.grace))
+        })
+    }
+
+    /// An upstream to which this host brings peers, and of whose hosts fewer than half are there: what looks like the end of
+    /// many is most likely a partition. With how many are there, of how many.
+    pub fn outnumbered(&self, host: &Name) -> Option<(String, usize, usize)> {
+        let upstreams: BTreeSet<&str> =
+            self.members().filter(|(name, _)| *name == host).map(|(_, member)| &*member.upstream).collect();
+        upstreams.into_iter().find_map(|upstream| {
+            let bring = self.members().filter(|(_, member)| member.upstream == upstream);
+            let bring: BTreeSet<&Name> = bring.map(|(name, _)| name).collect();
+            let here = bring.iter().filter(|name| self.has(name)).count();
+            (here * 2 < bring.len()).then(|| (upstream.to_owned(), here, bring.len()))
+        })
+    }
+
+    /// Whether a host says something of its peers that is to be in nginx before it goes on.
+    pub fn is_under_way(&self, host: &Name) -> bool {
+        self.hosts.get(host).is_some_and(|host| !host.workers.is_empty())
+    }
+
+    fn members(&self) -> impl Iterator<Item = (&Name, &Member)> {
+        let values = self.hosts.iter().filter_map(|(name, host)| Some((name, &host.members.as_ref()?.1)));
+        values.flat_map(|(name, value)| value.peers.iter().map(move |member| (name, member)))
+    }
+
     /// Every mark that nginx shall have. What a host said of which the `hosts` key is gone was said by nobody.
     pub fn wanted(&self) -> Wanted {
         self.hosts.keys().flat_map(|host| self.wanted_by(host)).collect()
@@ -115,6 +186,12 @@ impl Said {
             worker.marks.iter().take(MAX_MARKS).filter_map(at).collect::<Vec<_>>()
         });
         marks.collect()
+    }
+}
+
+impl Host {
+    fn is_empty(&self) -> bool {
+        self.value.is_none() && self.workers.is_empty() && self.members.is_none()
     }
 }
 
@@ -167,6 +244,62 @@ mod tests {
         assert_eq!((mark.state, said.revision()), (State::Draining, 8));
         said.hear(&keys, host.as_bytes(), None, 9).unwrap();
         assert!(said.wanted().is_empty());
+    }
+
+    fn brings(said: &mut Said, keys: &Keys, host: &str, upstream: &str, address: &str, revision: i64) {
+        let value = format!(
+            r#"{{"version":"1","grace":"60s","peers":[{{"upstream":"{upstream}","address":"{address}"}}]}}"#
+        );
+        let key = keys.members(&name(host));
+        said.hear(keys, key.as_bytes(), Some(value.as_bytes()), revision).unwrap();
+    }
+
+    fn here(said: &mut Said, keys: &Keys, host: &str, is_here: bool) {
+        let key = keys.host(&name(host));
+        said.hear(keys, key.as_bytes(), is_here.then_some(HOST.as_bytes()), 20).unwrap();
+    }
+
+    #[test]
+    fn what_a_host_brings_outlives_its_silence_and_ends_with_its_word() {
+        let (keys, mut said) = said();
+        here(&mut said, &keys, "app1", true);
+        brings(&mut said, &keys, "app1", "shop", "10.0.0.5:3000", 9);
+        assert_eq!((said.brought().len(), said.silent().count()), (1, 0));
+        here(&mut said, &keys, "app1", false);
+        assert_eq!(said.brought().len(), 1);
+        assert_eq!(said.silent().collect::<Vec<_>>(), [(&name("app1"), 9, Span::from_secs(60))]);
+        let key = keys.members(&name("app1"));
+        said.hear(&keys, key.as_bytes(), Some(b"nonsense"), 10).unwrap_err();
+        assert_eq!(said.brought().len(), 1, "what nobody understands is no farewell");
+        assert_eq!(said.hear(&keys, key.as_bytes(), None, 11), Ok(Some(name("app1"))));
+        assert!(said.brought().is_empty());
+    }
+
+    #[test]
+    fn of_two_who_bring_the_same_peer_the_first_name_does() {
+        let (keys, mut said) = said();
+        brings(&mut said, &keys, "app2", "shop", "10.0.0.5:3000", 9);
+        brings(&mut said, &keys, "app1", "shop", "10.0.0.5:3000", 10);
+        let brought = said.brought().into_values().next().unwrap();
+        assert_eq!((brought.host, brought.also), (name("app1"), vec![name("app2")]));
+    }
+
+    #[test]
+    fn many_who_fall_silent_together_are_not_dead() {
+        let (keys, mut said) = said();
+        for host in ["app1", "app2", "app3"] {
+            brings(&mut said, &keys, host, "shop", &format!("{host}:1"), 9);
+            here(&mut said, &keys, host, true);
+        }
+        brings(&mut said, &keys, "app4", "other", "10.0.0.9:1", 9);
+        here(&mut said, &keys, "app3", false);
+        assert_eq!(said.outnumbered(&name("app3")), None);
+        here(&mut said, &keys, "app2", false);
+        assert_eq!(said.outnumbered(&name("app3")), Some(("shop".to_owned(), 1, 3)));
+        assert_eq!(said.outnumbered(&name("app4")), Some(("other".to_owned(), 0, 1)), "the only one stays");
+        // One of two may go.
+        said.hear(&keys, keys.members(&name("app2")).as_bytes(), None, 21).unwrap();
+        assert_eq!(said.outnumbered(&name("app3")), None);
     }
 
     #[test]

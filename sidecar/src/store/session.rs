@@ -167,7 +167,7 @@ fn is_there(theirs: &Holder, ours: &Holder) -> bool {
 }
 
 /// Chance enough to keep processes from doing the same at the same time.
-fn dice() -> usize {
+pub fn dice() -> usize {
     usize::try_from(RandomState::new().build_hasher().finish() % 1_000_003).unwrap_or(0)
 }
 

@@ -5,8 +5,15 @@ use crate::{
     control::Address,
     host::{Locals, Proc},
 };
-use handoff_wire::store::Name;
-use std::{fs, net::IpAddr, path::PathBuf};
+use handoff_wire::{
+    Span,
+    store::{Member, Name},
+};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 /// What this process does with the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -30,11 +37,20 @@ pub struct Settings {
     pub role: Role,
     /// By which nginx reaches the workers of this host.
     pub addresses: Vec<IpAddr>,
+    pub brings: Brings,
     /// Where the gateway listens.
     pub socket: Address,
     pub tls: Option<Tls>,
     /// The name, and the file with the password.
     pub user: Option<(String, PathBuf)>,
+}
+
+/// The peers that this host adds to every nginx whose upstream has room for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Brings {
+    pub peers: Vec<Member>,
+    /// How long they stay there when this host has fallen silent.
+    pub grace: Span,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +63,12 @@ pub struct Tls {
 /// Where the gateway listens on a host with an nginx of its own.
 pub const SOCKET: &str = "unix:/run/handoff/store.sock";
 const CLUSTER: &str = "default";
+/// A host that is cut off, or rebooted, is back before that.
+const GRACE: Span = Span::from_secs(3600);
+/// Less is no grace: a lease is that long.
+const MIN_GRACE: Span = Span::from_secs(10);
+/// As nginx's module has it.
+const MAX_WEIGHT: u32 = 1000;
 
 // === impl Settings ===
 
@@ -92,6 +114,7 @@ impl Settings {
                     .to_owned(),
             );
         }
+        let brings = brings(&store.peers, store.grace, &addresses, role)?;
         let default = if role.is_edge() {
             SOCKET.parse().map_err(|error| format!("{error}"))
         } else {
@@ -101,7 +124,8 @@ impl Settings {
         if role.is_edge() && socket == *control {
             return Err(format!("--store-socket {socket} is nginx's own socket: name another one"));
         }
-        Ok(Some(Self { endpoints: store.endpoints, cluster, name, role, addresses, socket, tls, user }))
+        let endpoints = store.endpoints;
+        Ok(Some(Self { endpoints, cluster, name, role, addresses, brings, socket, tls, user }))
     }
 
     /// Endpoints to which everything goes in the clear, past this host.
@@ -109,6 +133,82 @@ impl Settings {
         let is_plain =
             |endpoint: &&String| endpoint.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest));
         self.endpoints.iter().filter(is_plain).map(String::as_str)
+    }
+}
+
+/// Checked here as nginx would: it is far away, and there are many of it.
+fn brings(
+    peers: &[config::StorePeer],
+    grace: Option<Span>,
+    addresses: &[IpAddr],
+    role: Role,
+) -> Result<Brings, String> {
+    let grace = grace.unwrap_or(GRACE);
+    if grace < MIN_GRACE {
+        return Err(format!(
+            "the grace of {grace} is shorter than {MIN_GRACE}, in which a host may be restarted"
+        ));
+    }
+    if !peers.is_empty() && !role.is_host() {
+        return Err("[[store.peer]] is for hosts with workers: an edge brings none".to_owned());
+    }
+    let mut members = Vec::<Member>::new();
+    for peer in peers {
+        let address = address(peer, addresses)?;
+        let (upstream, weight) = (peer.upstream.clone(), peer.weight);
+        if upstream.is_empty() {
+            return Err(format!(
+                "the store.peer {address} has an empty upstream: name the one in nginx.conf"
+            ));
+        }
+        if !(1..=MAX_WEIGHT).contains(&weight) {
+            return Err(format!("the weight {weight} of {address} is not between 1 and {MAX_WEIGHT}"));
+        }
+        if !peer.fail_timeout.as_millis().is_multiple_of(1000) {
+            return Err(format!(
+                "the fail_timeout {} of {address} is not one of whole seconds",
+                peer.fail_timeout
+            ));
+        }
+        if members.iter().any(|member| (&member.upstream, &member.address) == (&upstream, &address)) {
+            return Err(format!("{address} is named twice in {upstream}"));
+        }
+        members.push(Member {
+            upstream,
+            address,
+            weight,
+            max_fails: peer.max_fails,
+            fail_timeout: peer.fail_timeout,
+            max_conns: peer.max_conns,
+        });
+    }
+    members.sort();
+    Ok(Brings { peers: members, grace })
+}
+
+/// As nginx writes it.
+fn address(peer: &config::StorePeer, addresses: &[IpAddr]) -> Result<String, String> {
+    let all = || addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    match (&peer.address, peer.port, addresses) {
+        (Some(text), None, _) => {
+            let parsed = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+            let address = parsed.ok_or_else(|| {
+                format!("{text:?} is not where nginx reaches a worker: write an address with its port, 10.0.0.5:3000")
+            })?;
+            if !addresses.iter().any(|own| own.to_canonical() == address.ip().to_canonical()) {
+                return Err(format!(
+                    "{text} is not at an address of this host ({}): name that one with --store-address",
+                    all()
+                ));
+            }
+            Ok(SocketAddr::new(address.ip().to_canonical(), address.port()).to_string())
+        }
+        (None, Some(port), [own]) => Ok(SocketAddr::new(own.to_canonical(), port).to_string()),
+        (None, Some(port), _) => Err(format!(
+            "this host has several addresses ({}): name one with --store-address, or write address = \"ADDRESS:{port}\"",
+            all()
+        )),
+        _ => Err(format!("a store.peer of {:?} needs either address or port", peer.upstream)),
     }
 }
 
@@ -199,6 +299,45 @@ mod tests {
             let error = Settings::of(store(text), &control()).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn peers_are_named_by_their_address_or_by_their_port() {
+        let text = "endpoints = [\"http://[::1]:1\"]\nname = \"a\"\naddresses = [\"10.0.0.5\"]\ngrace = \"10m\"\n\
+                    [[peer]]\nupstream = \"shop\"\nport = 3001\nweight = 2\n\
+                    [[peer]]\nupstream = \"shop\"\naddress = \"[::ffff:10.0.0.5]:3000\"";
+        let brings = Settings::of(store(text), &control()).unwrap().unwrap().brings;
+        let peers: Vec<_> = brings.peers.iter().map(|peer| (&*peer.address, peer.weight)).collect();
+        assert_eq!(
+            (peers, brings.grace),
+            (vec![("10.0.0.5:3000", 1), ("10.0.0.5:3001", 2)], Span::from_secs(600))
+        );
+    }
+
+    #[test]
+    fn a_peer_that_cannot_be_is_refused_with_the_mend() {
+        for (addresses, peer, says) in [
+            ("\"10.0.0.5\"", "port = 3000\naddress = \"10.0.0.5:3000\"", "either address or port"),
+            ("\"10.0.0.5\"", "", "either address or port"),
+            ("\"10.0.0.5\", \"10.0.0.6\"", "port = 3000", "several addresses (10.0.0.5, 10.0.0.6)"),
+            ("\"10.0.0.5\"", "address = \"10.0.0.6:3000\"", "not at an address of this host (10.0.0.5)"),
+            ("\"10.0.0.5\"", "address = \"app1:3000\"", "write an address with its port"),
+            ("\"10.0.0.5\"", "address = \"unix:/run/a.sock\"", "write an address with its port"),
+            ("\"10.0.0.5\"", "port = 3000\nweight = 0", "not between 1 and 1000"),
+            ("\"10.0.0.5\"", "port = 3000\nfail_timeout = \"1500ms\"", "whole seconds"),
+            ("\"10.0.0.5\"", "port = 3000\n[[peer]]\nupstream = \"shop\"\nport = 3000", "named twice"),
+        ] {
+            let text = format!(
+                "endpoints = [\"http://[::1]:1\"]\nname = \"a\"\naddresses = [{addresses}]\n[[peer]]\nupstream = \"shop\"\n{peer}"
+            );
+            let error = Settings::of(store(&text), &control()).unwrap_err();
+            assert!(error.contains(says), "{peer}: {error}");
+        }
+        let edge = "endpoints = [\"http://[::1]:1\"]\nname = \"a\"\nrole = \"edge\"\n[[peer]]\nupstream = \"a\"\nport = 1";
+        assert!(Settings::of(store(edge), &control()).unwrap_err().contains("an edge brings none"));
+        let hasty =
+            "endpoints = [\"http://[::1]:1\"]\nname = \"a\"\naddresses = [\"10.0.0.5\"]\ngrace = \"1s\"";
+        assert!(Settings::of(store(hasty), &control()).unwrap_err().contains("shorter than 10s"));
     }
 
     #[test]

@@ -22,7 +22,8 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs,
-    path::PathBuf,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -39,6 +40,28 @@ pub struct Fleet {
     pub pm2: Pm2,
     pub app: App,
     tls: Option<Tls>,
+    /// What the app host's sidecar is told besides.
+    arguments: Vec<String>,
+    /// An nginx of its own on the app host.
+    is_both: bool,
+}
+
+/// What a fleet is made of.
+pub struct Plan {
+    pub tls: bool,
+    pub mode: Mode,
+    pub workers: u16,
+    /// Without signal handlers, and with the preload instead.
+    pub preload: bool,
+    /// What stands in the upstream: `@servers@` is every worker of the app host.
+    pub upstream: String,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        let upstream = "@servers@ keepalive 8;".to_owned();
+        Self { tls: false, mode: Mode::Fork, workers: 2, preload: false, upstream }
+    }
 }
 
 /// How a command ended.
@@ -58,33 +81,41 @@ impl Fleet {
     }
 
     /// nginx, PM2 and etcd, and nobody who tells them of each other.
-    pub async fn silent(with_tls: bool) -> Result<Self> {
+    pub async fn silent(tls: bool) -> Result<Self> {
+        Self::of(Plan { tls, ..Plan::default() }).await
+    }
+
+    pub async fn of(plan: Plan) -> Result<Self> {
         let mut sites = Vec::new();
         for version in VERSIONS {
             sites.push(Site::new(version).await?);
         }
         let first = sites.first().context("a site")?;
-        let tls = match with_tls {
+        let tls = match plan.tls {
             true => Some(Tls::new(first.place(), &["etcd", "root", "app1", "edge1", "edge2"]).await?),
             false => None,
         };
         let etcd = Etcd::start_with(first.place(), tls.clone()).await?;
-        let app = App::new(Behaviour::Graceful, Mode::Fork, 2, &first.file(""))?;
+        let behaviour = if plan.preload { Behaviour::Naive } else { Behaviour::Graceful };
+        let mut app = App::new(behaviour, plan.mode, plan.workers, &first.file(""))?;
+        app.preload = plan.preload.then(|| first.file("runtime/preload.sock"));
         let pm2 = Pm2::start(NEWEST, &first.file("pm2"), &app).await?;
         let servers: String = app.addresses().iter().map(|address| format!("server {address}; ")).collect();
         for site in &mut sites {
             site.write(&format!(
-                "upstream app {{ zone app 256k; {servers} keepalive 8; handoff; }}\n{}\n{}",
+                "upstream app {{ zone app 256k; {} handoff; }}\n{}\n{}",
+                plan.upstream.replace("@servers@", &servers),
                 site.front("proxy_pass http://app;"),
                 site.api("write=on")
             ))?;
             site.start().await?;
         }
-        Ok(Self { host: None, edges: vec![None, None], etcd, sites, pm2, app, tls })
+        let (edges, arguments) = (vec![None, None], Vec::new());
+        Ok(Self { host: None, edges, etcd, sites, pm2, app, tls, arguments, is_both: false })
     }
 
     pub async fn begin(&mut self) -> Result<()> {
-        for edge in 0..EDGES.len() {
+        for edge in usize::from(self.is_both)..EDGES.len() {
             self.start_edge(edge)?;
         }
         self.start_host()?;
@@ -99,7 +130,8 @@ impl Fleet {
             let level = status.pointer("/daemons/0/apps/0/level")?.as_str()?.to_owned();
             let keys = self.etcd.dump().await.ok()?;
             let is_in = |edge: &&str| keys.contains(&format!("/edges/{edge}\n"));
-            (level == "L0" && EDGES.iter().all(is_in) && self.all_up().await).then_some(())
+            let wanted = if self.app.preload.is_some() { "L2" } else { "L0" };
+            (level == wanted && EDGES.iter().all(is_in) && self.all_up().await).then_some(())
         });
         whole.await.with_context(|| self.logs())
     }
@@ -107,7 +139,9 @@ impl Fleet {
     pub async fn all_up(&self) -> bool {
         for site in &self.sites {
             let Ok(peers) = site.app().await else { return false };
-            if peers.len() != 2 || peers.iter().any(|peer| peer.state != PeerState::Up) {
+            if peers.len() != self.app.addresses().len()
+                || peers.iter().any(|peer| peer.state != PeerState::Up)
+            {
                 return false;
             }
         }
@@ -163,6 +197,7 @@ impl Fleet {
                 "app1",
                 vec![
                     ("readwrite", format!("{root}/hosts/app1"), false),
+                    ("readwrite", format!("{root}/members/app1"), false),
                     ("readwrite", format!("{root}/workers/app1/"), true),
                     ("read", format!("{root}/edges/"), true),
                     ("read", format!("{root}/acks/app1/"), true),
@@ -173,6 +208,7 @@ impl Fleet {
                 vec![
                     ("readwrite", format!("{root}/acks/"), true),
                     ("readwrite", format!("{root}/edges/"), true),
+                    ("readwrite", format!("{root}/members/"), true),
                     ("read", format!("{root}/hosts/"), false),
                 ],
             ),
@@ -214,7 +250,28 @@ impl Fleet {
     }
 
     pub fn start_host(&mut self) -> Result<()> {
-        self.host = Some(self.spawn(self.site(0)?, "app1", &["--store-address", "127.0.0.1"])?);
+        let mut arguments = vec!["--store-address", "127.0.0.1"];
+        arguments.extend(self.arguments.iter().map(String::as_str));
+        let site = self.site(0)?;
+        let (control, gateway) = (self.control(0)?, format!("unix:{}", self.gateway()?.display()));
+        let name = if self.is_both { EDGES[0] } else { "app1" };
+        if self.is_both {
+            arguments.extend(["--role", "both", "--control", &control, "--store-socket", &gateway]);
+        }
+        self.host = Some(self.spawn(site, name, &arguments)?);
+        Ok(())
+    }
+
+    /// From here on one process is both the app host and the first nginx's edge.
+    pub fn be_both(&mut self) {
+        self.is_both = true;
+    }
+
+    /// The app host brings its workers, instead of nginx.conf naming them.
+    pub fn bring(&mut self, more: &[&str]) -> Result<()> {
+        let file = bring(self.site(0)?, "app1", &self.app)?;
+        self.arguments = vec!["--config".into(), file.display().to_string()];
+        self.arguments.extend(more.iter().map(|&word| word.to_owned()));
         Ok(())
     }
 
@@ -257,8 +314,10 @@ impl Fleet {
         log.ok().and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default()
     }
 
-    fn logs(&self) -> String {
-        ["app1", "edge1", "edge2"].map(|name| format!("--- {name}\n{}", self.log(name))).concat()
+    pub fn logs(&self) -> String {
+        ["app1", "app2", "app3", "edge1", "edge2"]
+            .map(|name| format!("--- {name}\n{}", self.log(name)))
+            .concat()
     }
 
     fn gateway(&self) -> Result<PathBuf> {
@@ -277,10 +336,7 @@ impl Fleet {
 
     /// A command as an operator types it on the app host.
     pub async fn handoff(&self, arguments: &[&str]) -> Result<Ended> {
-        let mut handoff = command::clean(place::handoff()?);
-        let output = handoff.args(arguments).envs(self.environment()).output().await?;
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+        run(arguments, self.environment()).await
     }
 
     /// Starts a command on the app host.
@@ -298,17 +354,11 @@ impl Fleet {
     }
 
     pub fn kill_edge(&mut self, edge: usize) -> Result<()> {
-        let mut child = self.edges.get_mut(edge).and_then(Option::take).context("an edge that runs")?;
-        process::signal(child.id(), Signal::KILL);
-        child.wait()?;
-        Ok(())
+        kill(self.edges.get_mut(edge).and_then(Option::take))
     }
 
     pub fn kill_host(&mut self) -> Result<()> {
-        let mut child = self.host.take().context("a host that runs")?;
-        process::signal(child.id(), Signal::KILL);
-        child.wait()?;
-        Ok(())
+        kill(self.host.take())
     }
 
     /// Visitors of both nginx.
@@ -330,6 +380,93 @@ impl Drop for Fleet {
             eprintln!("{}", self.logs());
         }
     }
+}
+
+/// A configuration that names the workers of an app.
+fn bring(site: &Site, name: &str, app: &App) -> Result<PathBuf> {
+    let peer = |address| format!("[[store.peer]]\nupstream = \"app\"\naddress = \"{address}\"\n");
+    let file = site.file(&format!("{name}.toml"));
+    fs::write(&file, app.addresses().iter().map(peer).collect::<String>())?;
+    Ok(file)
+}
+
+/// An app host that comes later, and of which no nginx.conf knows.
+pub struct Guest {
+    child: Option<Child>,
+    pub pm2: Pm2,
+    pub app: App,
+    name: &'static str,
+    folder: PathBuf,
+}
+
+impl Guest {
+    /// Its workers run; nobody has been told of them. They write down orders where the fleet's do.
+    pub async fn new(fleet: &Fleet, name: &'static str, host: Ipv4Addr) -> Result<Self> {
+        let site = fleet.site(0)?;
+        let mut app = App::new(Behaviour::Graceful, Mode::Fork, 2, &site.file(""))?;
+        app.host = host;
+        let folder = site.file(name);
+        let pm2 = Pm2::start(NEWEST, &folder.join("pm2"), &app).await?;
+        Ok(Self { child: None, pm2, app, name, folder })
+    }
+
+    pub fn start(&mut self, fleet: &Fleet, more: &[&str]) -> Result<()> {
+        let file = bring(fleet.site(0)?, self.name, &self.app)?;
+        self.start_with(fleet, &file, more)
+    }
+
+    pub fn start_with(&mut self, fleet: &Fleet, file: &Path, more: &[&str]) -> Result<()> {
+        let mut handoff = Command::new(place::handoff()?);
+        handoff.arg("run").arg("--config").arg(file).args(["--store", &fleet.etcd.url()]);
+        handoff.args(["--store-name", self.name, "--store-address", &self.app.host.to_string()]).args(more);
+        handoff.envs(self.environment());
+        self.child = Some(fleet.logged(self.name, &mut handoff)?);
+        Ok(())
+    }
+
+    pub fn kill(&mut self) -> Result<()> {
+        kill(self.child.take())
+    }
+
+    pub async fn handoff(&self, arguments: &[&str]) -> Result<Ended> {
+        run(arguments, self.environment()).await
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.app.addresses().iter().map(SocketAddr::to_string).collect()
+    }
+
+    fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let file = |name: &str| self.folder.join(name);
+        vec![
+            ("PM2_HOME", file("pm2").into()),
+            ("HANDOFF_CONTROL", format!("unix:{}", file("gateway.sock").display()).into()),
+            ("HANDOFF_RUNTIME_DIR", file("runtime").into()),
+            ("HANDOFF_STATE_DIR", file("state").into()),
+        ]
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            process::end(child, PATIENCE);
+        }
+    }
+}
+
+async fn run(arguments: &[&str], environment: Vec<(&'static str, OsString)>) -> Result<Ended> {
+    let mut handoff = command::clean(place::handoff()?);
+    let output = handoff.args(arguments).envs(environment).output().await?;
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+}
+
+fn kill(child: Option<Child>) -> Result<()> {
+    let mut child = child.context("one that runs")?;
+    process::signal(child.id(), Signal::KILL);
+    child.wait()?;
+    Ok(())
 }
 
 /// Every visit, by nginx.

@@ -2,6 +2,8 @@
 //! PM2 and a real etcd of its own.
 
 mod fleet;
+mod members;
+mod roles;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{alone, load::Visit, wait};

@@ -42,11 +42,11 @@ impl<'a, W: World> Control<'a, W> {
             if was == (Tenure::Taken, terms) {
                 return Ok(self.answer(upstream, id, slot, false));
             }
-            slot.tenancy.stay(&terms);
+            slot.keep(&terms, &add.owner);
             return Ok(self.added(upstream, id, slot, add));
         }
         let Some((id, slot)) = self.vacancy(&slots) else { return Err(self.full(upstream, &slots)) };
-        slot.let_to(&at, &terms, self.world.connections());
+        slot.let_to(&at, &terms, &add.owner, self.world.connections());
         Ok(self.added(upstream, id, slot, add))
     }
 
