@@ -30,11 +30,11 @@ use crate::{
     telemetry::{Format, Level},
 };
 use handoff_wire::store::Name;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -58,7 +58,7 @@ pub struct File {
 }
 
 /// Where app hosts and nginx hosts meet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
     #[serde(default)]
@@ -68,7 +68,11 @@ pub struct Store {
     pub name: Option<Name>,
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    #[serde(skip_serializing)]
     pub socket: Option<Address>,
+    /// Where Prometheus is told.
+    #[serde(skip_serializing)]
+    pub metrics: Option<SocketAddr>,
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
@@ -179,6 +183,7 @@ mod tests {
             name = "app1"
             addresses = ["10.0.0.5"]
             socket = "unix:/run/store.sock"
+            metrics = "127.0.0.1:9911"
             ca = "/etc/handoff/ca.pem"
             cert = "/etc/handoff/app1.pem"
             key = "/etc/handoff/app1.key"

@@ -107,15 +107,8 @@ impl Report {
         Duration::from_millis(now().saturating_sub(self.at))
     }
 
-    /// Replaces the file as a whole: a reader never sees half of it.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let path = file(dir, &self.owner);
-        let new = path.with_extension(format!("{}.new", std::process::id()));
-        // Left over from a sidecar that was killed here with our number.
-        _ = fs::remove_file(&new);
-        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
-        serde_json::to_writer(file, self)?;
-        fs::rename(&new, &path)
+        replace(&file(dir, &self.owner), self)
     }
 
     pub fn read(dir: &Path, owner: &Owner) -> Option<Self> {
@@ -125,6 +118,16 @@ impl Report {
     pub fn remove(dir: &Path, owner: &Owner) {
         _ = fs::remove_file(file(dir, owner.as_str()));
     }
+}
+
+/// Replaces the file as a whole: a reader never sees half of it.
+pub fn replace(path: &Path, report: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension(format!("{}.new", std::process::id()));
+    // Left over from a sidecar that was killed here with our number.
+    _ = fs::remove_file(&new);
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
+    serde_json::to_writer(file, report)?;
+    fs::rename(&new, path)
 }
 
 fn file(dir: &Path, owner: &str) -> PathBuf {

@@ -8,6 +8,7 @@ mod drain;
 mod events;
 mod exec;
 pub mod exit;
+mod hosts;
 mod pause;
 mod peers;
 pub(crate) mod preload;

@@ -11,8 +11,10 @@
 use super::{
     Settings, StoreError,
     mirror::Mirror,
+    report::{EdgeReport, HostLine},
     said::{Said, Wanted},
     session::{Backoff, Claim, LEASE, Session, holder, timely},
+    standing::Standing,
 };
 use crate::{
     control::{Address, Control, ControlError},
@@ -24,10 +26,11 @@ use etcd_client::{
 };
 use handoff_wire::{
     Code, Expect, MarkRequest, MarkSet, Owner, OwnerKind, Refusal, Renew, Span, State,
-    store::{AckRefused, AckValue, EdgeValue, Keys, Name, WorkerMark},
+    store::{AckRefused, AckValue, EdgeValue, HostValue, Keys, Name, WorkerMark},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::time;
@@ -56,6 +59,16 @@ pub struct Edge {
     looked: Instant,
     log: Changes,
     nginx_log: Changes,
+    shown: Arc<Shown>,
+    /// What is shown is of this revision and this picture of nginx.
+    shown_of: (i64, u64),
+}
+
+/// What others may look at meanwhile.
+#[derive(Debug, Default)]
+pub struct Shown {
+    standing: Arc<Standing>,
+    hosts: Mutex<Vec<HostLine>>,
 }
 
 /// How nginx is.
@@ -107,15 +120,21 @@ impl Edge {
             looked: Instant::now(),
             log: Changes::default(),
             nginx_log: Changes::default(),
+            shown: Arc::default(),
+            shown_of: (0, 0),
         }
+    }
+
+    pub fn shown(&self) -> Arc<Shown> {
+        self.shown.clone()
     }
 
     /// Works for ever.
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
-            let settings = self.settings.clone();
-            let opening = Session::open(&settings);
+            let (settings, standing) = (self.settings.clone(), self.shown.standing.clone());
+            let opening = Session::open(&settings, &standing);
             tokio::pin!(opening);
             let opened = loop {
                 tokio::select! {
@@ -128,6 +147,7 @@ impl Edge {
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
+                standing.leaves(&error);
                 self.log.warn(format!(
                     "the store is out of reach, so that app hosts cannot hand over to this nginx: {error}"
                 ));
@@ -151,6 +171,7 @@ impl Edge {
         let mut stream = self.load(session).await?;
         let mut is_registered = false;
         self.acked.clear();
+        self.shown.standing.enters();
         backoff.reset();
         loop {
             if !session.is_ours() {
@@ -460,6 +481,23 @@ impl Edge {
         self.beat = Instant::now() + BEAT;
         let result = self.keep().await;
         self.met(result);
+        self.show();
+    }
+
+    fn show(&mut self) {
+        let of = (self.said.revision(), self.mirror.generation());
+        if self.shown_of == of {
+            return;
+        }
+        self.shown_of = of;
+        self.shown.standing.reaches(of.0);
+        let host = |(name, value): (&Name, &HostValue)| HostLine {
+            name: name.clone(),
+            addresses: value.addresses.clone(),
+            peers: self.mirror.peers(&value.addresses).count(),
+        };
+        let hosts = self.said.hosts().map(host).collect();
+        *self.shown.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
     async fn keep(&mut self) -> Result<(), ControlError> {
@@ -571,6 +609,15 @@ impl Edge {
                 }
             }
         };
+    }
+}
+
+// === impl Shown ===
+
+impl Shown {
+    pub fn report(&self) -> EdgeReport {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        EdgeReport { stand: self.standing.stand(), hosts }
     }
 }
 

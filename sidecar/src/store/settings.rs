@@ -6,10 +6,16 @@ use crate::{
     host::{Locals, Proc},
 };
 use handoff_wire::store::Name;
-use std::{fs, net::IpAddr, path::PathBuf};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 /// What this process does with the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Workers run here: says what becomes of them
@@ -32,6 +38,8 @@ pub struct Settings {
     pub addresses: Vec<IpAddr>,
     /// Where the gateway listens.
     pub socket: Address,
+    /// Where Prometheus is told. None: nowhere.
+    pub metrics: Option<SocketAddr>,
     pub tls: Option<Tls>,
     /// The name, and the file with the password.
     pub user: Option<(String, PathBuf)>,
@@ -55,9 +63,12 @@ impl Settings {
     /// where nginx's would be.
     pub fn of(store: config::Store, control: &Address) -> Result<Option<Self>, String> {
         if store.endpoints.is_empty() {
-            return match store.role {
-                Some(_) => Err("a role needs a store: name it with --store http://HOST:2379".to_owned()),
-                None => Ok(None),
+            return match (store.role, store.metrics) {
+                (Some(_), _) => Err("a role needs a store: name it with --store http://HOST:2379".to_owned()),
+                (_, Some(_)) => {
+                    Err("--store-metrics needs a store: name it with --store http://HOST:2379".to_owned())
+                }
+                (None, None) => Ok(None),
             };
         }
         let role = store.role.unwrap_or_default();
@@ -101,7 +112,8 @@ impl Settings {
         if role.is_edge() && socket == *control {
             return Err(format!("--store-socket {socket} is nginx's own socket: name another one"));
         }
-        Ok(Some(Self { endpoints: store.endpoints, cluster, name, role, addresses, socket, tls, user }))
+        let (endpoints, metrics) = (store.endpoints, store.metrics);
+        Ok(Some(Self { endpoints, cluster, name, role, addresses, socket, metrics, tls, user }))
     }
 
     /// Endpoints to which everything goes in the clear, past this host.
@@ -109,6 +121,28 @@ impl Settings {
         let is_plain =
             |endpoint: &&String| endpoint.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest));
         self.endpoints.iter().filter(is_plain).map(String::as_str)
+    }
+}
+
+/// As it would be written down, so that others can do as we do.
+impl From<&Settings> for config::Store {
+    fn from(settings: &Settings) -> Self {
+        let tls = settings.tls.as_ref();
+        let identity = tls.and_then(|tls| tls.identity.clone());
+        Self {
+            endpoints: settings.endpoints.clone(),
+            role: Some(settings.role),
+            cluster: Some(settings.cluster.clone()),
+            name: Some(settings.name.clone()),
+            addresses: settings.addresses.clone(),
+            socket: None,
+            metrics: None,
+            ca: tls.map(|tls| tls.ca.clone()),
+            cert: identity.clone().map(|(cert, _)| cert),
+            key: identity.map(|(_, key)| key),
+            user: settings.user.clone().map(|(user, _)| user),
+            password_file: settings.user.clone().map(|(_, file)| file),
+        }
     }
 }
 
@@ -181,9 +215,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reported_is_what_was_given() {
+        let text = "endpoints = [\"https://a:1\"]\nname = \"a\"\nrole = \"edge\"\nca = \"/ca\"\ncert = \"/c\"\nkey = \"/k\"\n\
+                    cluster = \"prod\"\nuser = \"u\"\npassword_file = \"/p\"";
+        let settings = Settings::of(store(text), &control()).unwrap().unwrap();
+        assert_eq!(config::Store::from(&settings), store(text));
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_its_mend() {
         for (text, says) in [
             ("role = \"edge\"", "name it with --store"),
+            ("metrics = \"127.0.0.1:1\"", "name it with --store"),
             ("endpoints = [\"etcd:2379\"]", "write http://HOST:2379"),
             ("endpoints = [\"https://etcd:2379\"]", "needs --store-ca"),
             ("endpoints = [\"http://etcd:2379\"]\nca = \"/ca\"", "write https://"),
