@@ -69,4 +69,3 @@ pub fn catalogued(is_meant: impl Fn(&str) -> bool) -> Result<Families> {
     families.retain(|name, _| is_meant(name));
     Ok(families)
 }
-

@@ -2,6 +2,7 @@
 //! PM2 and a real etcd of its own.
 
 mod fleet;
+mod seen;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{alone, load::Visit, wait};
