@@ -52,21 +52,21 @@ async fn who_is_there_and_who_is_behind_is_seen() -> Result<()> {
     fleet.mark(&peer, State::Draining).await?;
     fleet.mark(&peer, State::Up).await?;
 
-    // Each sidecar's file is a second old at most.
-    let status = wait::until("status to tell of both nginx hosts", PATIENCE, async || {
-        let status = fleet.handoff(&["status"]).await.ok()?;
-        (status.stdout.matches(": acknowledged in ").count() == 2).then_some(status.stdout)
-    });
-    let status = status.await?;
-    for line in [
+    let lines = [
         format!("store  app1  in the store ({}) for ", fleet.etcd.url()),
         "       nginx on edge1, there for ".to_owned(),
         "       nginx on edge2, there for ".to_owned(),
         "store  edge1  in the store".to_owned(),
         "       app host app1 (127.0.0.1): 2 peers of this nginx".to_owned(),
-    ] {
-        ensure!(status.lines().any(|own| own.starts_with(&line)), "no {line:?} in\n{status}");
-    }
+    ];
+    let mut last = String::new();
+    // Each sidecar's file is a second old at most.
+    let seen = wait::until("status to tell of everybody", PATIENCE, async || {
+        last = fleet.handoff(&["status"]).await.ok()?.stdout;
+        let has = |line: &String| last.lines().any(|own| own.starts_with(line));
+        (lines.iter().all(has) && last.matches(": acknowledged in ").count() == 2).then_some(())
+    });
+    seen.await.with_context(|| last.clone())?;
 
     // What is told is what is listed; this etcd does not say its quota.
     let (host, edge) = (metrics(&fleet, "app1").await?, metrics(&fleet, "edge1").await?);
