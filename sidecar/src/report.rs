@@ -12,7 +12,8 @@ use handoff_wire::Owner;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
-    env, fs, io,
+    env, fs,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -125,8 +126,9 @@ pub fn replace(path: &Path, report: &impl Serialize) -> io::Result<()> {
     let new = path.with_extension(format!("{}.new", std::process::id()));
     // Left over from a sidecar that was killed here with our number.
     _ = fs::remove_file(&new);
-    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
-    serde_json::to_writer(file, report)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
+    // At once: a call for each word would be all that is done at rest.
+    file.write_all(&serde_json::to_vec(report)?)?;
     fs::rename(&new, path)
 }
 

@@ -125,6 +125,7 @@ pub fn main() -> ExitCode {
     let is_service = matches!(cli.command, Command::Run(_) | Command::Exec(_));
     let done = cli.global.context(is_service).and_then(|context| {
         if matches!(cli.command, Command::Run(_)) {
+            run::share_a_heap();
             run::come_first();
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()

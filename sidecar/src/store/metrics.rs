@@ -197,7 +197,7 @@ pub async fn serve(address: SocketAddr, source: Source) {
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
-                log.info(format!("metrics of the store are at http://{address}{PATH}"));
+                log.info(format!("metrics of the store are at {address}"));
                 while let Ok((socket, _)) = listener.accept().await {
                     while callers.try_join_next().is_some() {}
                     let Ok(room) = room.clone().try_acquire_owned() else { continue };

@@ -99,11 +99,10 @@ async fn restart_each(version: &str, with_handoff: bool) -> Result<(Vec<String>,
 #[tokio::test(flavor = "multi_thread")]
 async fn supervisorctl_restarts_a_worker_that_handles_no_signal_and_nobody_notices() -> Result<()> {
     let _alone = alone::take()?;
-    for version in VERSIONS {
-        let (failed, all) = restart_each(version, true).await?;
-        println!("nginx {version}, with handoff exec: {} of {all} failed", failed.len());
-        assert_eq!(failed, [""; 0], "of {all}");
-    }
+    let [_, version] = VERSIONS;
+    let (failed, all) = restart_each(version, true).await?;
+    println!("nginx {version}, with handoff exec: {} of {all} failed", failed.len());
+    assert_eq!(failed, [""; 0], "of {all}");
     Ok(())
 }
 

@@ -46,6 +46,7 @@ async fn restart(version: &str, with_handoff: bool) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "make exec-test"]
 async fn a_worker_in_a_user_namespace_is_restarted_and_nobody_notices() -> Result<()> {
     let _alone = alone::take()?;
     let [old, new] = VERSIONS;
