@@ -55,7 +55,7 @@ exec-test: packages ## `handoff exec` with the real systemd, Node, gunicorn and 
 	build/setup debootstrap systemd-container
 	build/packages 2 target/packages/next
 	build/clean-root
-	cargo test $(LOCKED) -p e2e --test exec systemd:: -- --ignored --nocapture --test-threads=1
+	cargo test $(LOCKED) -p e2e --test exec -- --ignored --nocapture --test-threads=1
 
 .PHONY: module
 module: setup ## the module for both pinned nginx, or for yours: NGINX_SOURCE_DIR=…
@@ -200,6 +200,10 @@ many-hosts: build ## three app hosts, two nginx and etcd on a network of their o
 many-hosts-scale: setup ## what 1 000 app hosts, 50 nginx and 20 000 workers ask of etcd, and how they come back to it: five minutes
 	cargo run --release $(LOCKED) --bin scale
 	cargo run --release $(LOCKED) --bin herd
+
+.PHONY: footprint
+footprint: build ## what `handoff run` costs beside 100 workers: memory, CPU at rest, and how fast it is in a flood of logs: ten minutes
+	cargo run --release $(LOCKED) --bin footprint
 
 .PHONY: demo
 demo: build ## deploy under load, without Handoff and with it; about two minutes

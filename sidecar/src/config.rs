@@ -34,11 +34,11 @@ use crate::{
     telemetry::{Format, Level},
 };
 use handoff_wire::{Span, store::Name};
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -62,7 +62,7 @@ pub struct File {
 }
 
 /// Where app hosts and nginx hosts meet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
     #[serde(default)]
@@ -72,15 +72,20 @@ pub struct Store {
     pub name: Option<Name>,
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    #[serde(skip_serializing)]
     pub socket: Option<Address>,
+    /// Where Prometheus is told.
+    #[serde(skip_serializing)]
+    pub metrics: Option<SocketAddr>,
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub user: Option<String>,
     pub password_file: Option<PathBuf>,
     /// How long the peers of this host stay when it has fallen silent.
+    #[serde(skip_serializing)]
     pub grace: Option<Span>,
-    #[serde(default, rename = "peer")]
+    #[serde(default, rename = "peer", skip_serializing)]
     pub peers: Vec<StorePeer>,
 }
 
@@ -213,6 +218,7 @@ mod tests {
             name = "app1"
             addresses = ["10.0.0.5"]
             socket = "unix:/run/store.sock"
+            metrics = "127.0.0.1:9911"
             ca = "/etc/handoff/ca.pem"
             cert = "/etc/handoff/app1.pem"
             key = "/etc/handoff/app1.key"

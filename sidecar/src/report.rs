@@ -12,7 +12,8 @@ use handoff_wire::Owner;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
-    env, fs, io,
+    env, fs,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -107,15 +108,8 @@ impl Report {
         Duration::from_millis(now().saturating_sub(self.at))
     }
 
-    /// Replaces the file as a whole: a reader never sees half of it.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let path = file(dir, &self.owner);
-        let new = path.with_extension(format!("{}.new", std::process::id()));
-        // Left over from a sidecar that was killed here with our number.
-        _ = fs::remove_file(&new);
-        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
-        serde_json::to_writer(file, self)?;
-        fs::rename(&new, &path)
+        replace(&file(dir, &self.owner), self)
     }
 
     pub fn read(dir: &Path, owner: &Owner) -> Option<Self> {
@@ -125,6 +119,17 @@ impl Report {
     pub fn remove(dir: &Path, owner: &Owner) {
         _ = fs::remove_file(file(dir, owner.as_str()));
     }
+}
+
+/// Replaces the file as a whole: a reader never sees half of it.
+pub fn replace(path: &Path, report: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension(format!("{}.new", std::process::id()));
+    // Left over from a sidecar that was killed here with our number.
+    _ = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
+    // At once: a call for each word would be all that is done at rest.
+    file.write_all(&serde_json::to_vec(report)?)?;
+    fs::rename(&new, path)
 }
 
 fn file(dir: &Path, owner: &str) -> PathBuf {

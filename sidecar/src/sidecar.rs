@@ -15,7 +15,7 @@ use crate::{
     scout::{self, Hurry},
     service::{self, Patient, Pulse},
     shutdown,
-    store::{self, edge::Edge, gateway::Gateway},
+    store::{self, edge::Edge, gateway::Gateway, metrics, report::Source},
     telemetry::Changes,
 };
 use handoff_wire::Owner;
@@ -44,12 +44,16 @@ pub async fn run(mut settings: Settings, shutdown: watch::Receiver<bool>) {
     // Those who only watch end with the process; those who must take their leave are waited for.
     let mut watchers = JoinSet::new();
     let mut workers = JoinSet::new();
+    let mut told = None;
     if let Some(store) = settings.store.take() {
+        let mut source = Source::new(&store);
         store.unguarded().for_each(|endpoint| {
             tracing::warn!("{endpoint} is spoken to in the clear: let it be https, and name its authority with --store-ca");
         });
         if store.role.is_edge() {
-            watchers.spawn(Edge::new(store.clone(), settings.control.clone()).run());
+            let edge = Edge::new(store.clone(), settings.control.clone());
+            source.edge = Some(edge.shown());
+            watchers.spawn(edge.run());
             let (nginx, views, _) = Nginx::new(settings.control.clone(), Vec::new());
             watchers.spawn(nginx.run());
             let memory = Memory::open(&settings.state_dir, Control::new(settings.control.clone()));
@@ -59,13 +63,22 @@ pub async fn run(mut settings: Settings, shutdown: watch::Receiver<bool>) {
         if store.role.is_host() {
             // From here on nginx is all of them.
             settings.control = store.socket.clone();
-            watchers.spawn(Gateway::new(store).run(users(&settings.homes)));
-        } else {
+            let gateway = Gateway::new(store.clone());
+            source.host = Some(gateway.desk());
+            watchers.spawn(gateway.run(users(&settings.homes)));
+        }
+        watchers.spawn(source.clone().publish());
+        if let Some(address) = store.metrics {
+            watchers.spawn(metrics::serve(address, source.clone()));
+        }
+        if !store.role.is_host() {
             tracing::info!(control = %settings.control, "handoff {} runs", env!("CARGO_PKG_VERSION"));
             while workers.join_next().await.is_some() {}
             watchers.shutdown().await;
+            source.withdraw();
             return tracing::info!("handoff ends");
         }
+        told = Some(source);
     }
     let daemons: Vec<(Home, Owner)> =
         settings.homes.iter().filter_map(|home| Some((home.clone(), home.owner()?))).collect();
@@ -103,6 +116,9 @@ pub async fn run(mut settings: Settings, shutdown: watch::Receiver<bool>) {
     });
     while workers.join_next().await.is_some() {}
     watchers.shutdown().await;
+    if let Some(source) = told {
+        source.withdraw();
+    }
     for dir in report::places() {
         owners.iter().for_each(|owner| Report::remove(&dir, owner));
     }

@@ -2,7 +2,10 @@
 
 use clap::ValueEnum;
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -30,31 +33,32 @@ pub struct Changes(Option<String>);
 pub fn init(level: Level, format: Format) {
     // What our libraries say is of interest only when asked for in full.
     let filter = match level {
-        Level::Trace => "trace".into(),
-        level => format!("warn,handoff={}", level.as_str()),
+        Level::Trace => Targets::new().with_default(LevelFilter::TRACE),
+        level => Targets::new().with_default(LevelFilter::WARN).with_target("handoff", level.filter()),
     };
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+    let logs = fmt::layer()
         .with_writer(std::io::stderr)
         // It would be said where nothing can be said, and that ends the process.
         .log_internal_errors(false)
         .with_target(false);
     match format {
-        Format::Text => logs.init(),
-        Format::Json => logs.json().flatten_event(true).init(),
+        Format::Text => tracing_subscriber::registry().with(logs.with_filter(filter)).init(),
+        Format::Json => {
+            tracing_subscriber::registry().with(logs.json().flatten_event(true).with_filter(filter)).init();
+        }
     }
 }
 
 // === impl Level ===
 
 impl Level {
-    fn as_str(self) -> &'static str {
+    fn filter(self) -> LevelFilter {
         match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
         }
     }
 }

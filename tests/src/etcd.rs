@@ -20,6 +20,8 @@ pub struct Etcd {
     folder: PathBuf,
     port: u16,
     tls: Option<Tls>,
+    /// What it is started with besides.
+    options: Vec<String>,
     /// What its command line says besides who asks.
     login: Vec<OsString>,
 }
@@ -37,8 +39,13 @@ impl Etcd {
 
     /// One that wants a certificate of everybody.
     pub async fn start_with(place: &Place, tls: Option<Tls>) -> Result<Self> {
-        let mut etcd =
-            Self { child: None, folder: place.file("etcd"), port: ports::row(2)?, tls, login: Vec::new() };
+        Self::start_as(place, tls, &[]).await
+    }
+
+    pub async fn start_as(place: &Place, tls: Option<Tls>, options: &[&str]) -> Result<Self> {
+        let (folder, port) = (place.file("etcd"), ports::row(2)?);
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut etcd = Self { child: None, folder, port, tls, options, login: Vec::new() };
         etcd.run().await?;
         Ok(etcd)
     }
@@ -63,12 +70,17 @@ impl Etcd {
             etcd.arg("--client-cert-auth").arg("--trusted-ca-file").arg(tls.ca());
             etcd.arg("--cert-file").arg(tls.cert("etcd")).arg("--key-file").arg(tls.key("etcd"));
         }
+        etcd.args(&self.options);
         let log = fs::File::options().create(true).append(true).open(self.folder.with_extension("log"))?;
         let child = etcd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.child = Some(child.context("cannot run etcd: is Debian's etcd-server installed?")?);
         wait::until("etcd to answer", PATIENCE, async || self.ctl(&["endpoint", "health"]).await.ok())
             .await?;
         Ok(())
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Ends it without a word; what it had is on its disk.

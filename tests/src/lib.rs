@@ -32,6 +32,7 @@ pub mod dice;
 pub mod door;
 pub mod drain_script;
 pub mod etcd;
+pub mod families;
 pub mod farm;
 pub mod fleet;
 pub mod front;

@@ -1,6 +1,6 @@
 //! `handoff doctor [APP]`
 
-use super::{Context, Exit, Failure, say, status};
+use super::{Context, Exit, Failure, hosts::StoreArgs, say, status};
 use crate::{
     doctor::{
         catalogue, checks,
@@ -11,6 +11,7 @@ use crate::{
     },
     harmless::harmless,
     rollout::health,
+    store,
 };
 use handoff_wire::Span;
 use rustix::termios::isatty;
@@ -54,6 +55,8 @@ pub(super) struct Args {
     /// /sys, or what stands for it
     #[arg(long, env = "HANDOFF_SYS", value_name = "DIR", hide = true)]
     sys: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
 }
 
 /// The whole answer, as docs/api/doctor.md describes it.
@@ -102,7 +105,7 @@ fn id(text: &str) -> Result<String, String> {
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
-    let mut facts = gather::look(&args.request(context)).await;
+    let mut facts = gather::look(&args.request(context)?).await;
     known(&facts, args.app.as_deref())?;
     let status = status::collect(context).await;
     for (home, name, says) in status.levels() {
@@ -145,8 +148,12 @@ fn exit(findings: &[Finding], unseen: &[Unseen]) -> Exit {
 // === impl Args ===
 
 impl Args {
-    fn request(&self, context: &Context) -> Request {
-        Request {
+    fn request(&self, context: &Context) -> Result<Request, Failure> {
+        let store = self.store.clone().over(context.store.clone());
+        let store =
+            store::Settings::of(store, &context.control).map_err(|text| Failure::new(Exit::Usage, text))?;
+        Ok(Request {
+            store,
             homes: context.homes.clone(),
             control: context.control.clone(),
             overrides: context.overrides.clone(),
@@ -159,7 +166,7 @@ impl Args {
             probe: self.probe.as_ref().map(ToString::to_string),
             slowest: self.slowest.map(Span::duration),
             sys: self.sys.as_deref().map(Sys::at).unwrap_or_default(),
-        }
+        })
     }
 
     fn is_wanted(&self, id: &str) -> bool {

@@ -8,6 +8,7 @@ mod drain;
 mod events;
 mod exec;
 pub mod exit;
+mod hosts;
 mod pause;
 mod peers;
 pub(crate) mod preload;
@@ -124,6 +125,7 @@ pub fn main() -> ExitCode {
     let is_service = matches!(cli.command, Command::Run(_) | Command::Exec(_));
     let done = cli.global.context(is_service).and_then(|context| {
         if matches!(cli.command, Command::Run(_)) {
+            run::share_a_heap();
             run::come_first();
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()

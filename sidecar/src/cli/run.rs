@@ -1,15 +1,12 @@
 //! `handoff run`
 
-use super::{Context, Exit, Failure};
+use super::{Context, Exit, Failure, hosts::StoreArgs};
 use crate::{
-    config,
-    control::Address,
     memory, shutdown,
     sidecar::{self, Settings},
-    store::{self, Role},
+    store,
 };
-use handoff_wire::{Span, store::Name};
-use std::{net::IpAddr, path::PathBuf};
+use std::{env, net::SocketAddr, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,48 +18,9 @@ pub(super) struct Args {
     preload_socket: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
-}
-
-/// Several hosts: where they meet.
-#[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Several hosts")]
-struct StoreArgs {
-    /// The etcd through which app hosts and nginx hosts know of each other; several members with commas, or given again
-    #[arg(long = "store", env = "HANDOFF_STORE", value_name = "URL", value_delimiter = ',')]
-    endpoints: Vec<String>,
-    /// What this process is there [default: host]
-    #[arg(long, env = "HANDOFF_ROLE")]
-    role: Option<Role>,
-    /// Who belongs together in that etcd [default: default]
-    #[arg(long = "store-cluster", env = "HANDOFF_STORE_CLUSTER", value_name = "NAME")]
-    cluster: Option<Name>,
-    /// What this host is called there [default: its host name]
-    #[arg(long = "store-name", env = "HANDOFF_STORE_NAME", value_name = "NAME")]
-    name: Option<Name>,
-    /// By which nginx reaches the workers here; may be given more than once [default: every address of this host]
-    #[arg(long = "store-address", env = "HANDOFF_STORE_ADDRESS", value_name = "IP", value_delimiter = ',')]
-    addresses: Vec<IpAddr>,
-    /// How long the peers that this host brings stay in nginx when it has fallen silent [default: 1h]
-    #[arg(long = "store-grace", env = "HANDOFF_STORE_GRACE", value_name = "TIME")]
-    grace: Option<Span>,
-    /// Where the commands of this host reach every nginx [default: --control; unix:/run/handoff/store.sock with --role both]
-    #[arg(long = "store-socket", env = "HANDOFF_STORE_SOCKET", value_name = "ADDRESS")]
-    socket: Option<Address>,
-    /// The certificate of the authority that etcd's own is from (PEM), for https
-    #[arg(long = "store-ca", env = "HANDOFF_STORE_CA", value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// Our own certificate (PEM), for an etcd that asks for one
-    #[arg(long = "store-cert", env = "HANDOFF_STORE_CERT", value_name = "FILE")]
-    cert: Option<PathBuf>,
-    /// Its key
-    #[arg(long = "store-key", env = "HANDOFF_STORE_KEY", value_name = "FILE")]
-    key: Option<PathBuf>,
-    /// The user of etcd
-    #[arg(long = "store-user", env = "HANDOFF_STORE_USER", value_name = "NAME")]
-    user: Option<String>,
-    /// The file with its password
-    #[arg(long = "store-password-file", env = "HANDOFF_STORE_PASSWORD_FILE", value_name = "FILE")]
-    password_file: Option<PathBuf>,
+    /// Where Prometheus reads what this process knows of the store, over TCP
+    #[arg(long, env = "HANDOFF_STORE_METRICS", value_name = "IP:PORT", help_heading = "Several hosts")]
+    store_metrics: Option<SocketAddr>,
 }
 
 /// What `nice` calls it. Everything that is done at this priority takes microseconds.
@@ -72,7 +30,8 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     let shutdown = shutdown::listen()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot listen for signals: {error}")))?;
     let state_dir = args.state_dir.clone().or_else(|| context.state_dir.clone());
-    let store = args.store.clone().over(context.store.clone());
+    let mut store = args.store.clone().over(context.store.clone());
+    store.metrics = args.store_metrics.or(store.metrics);
     let store =
         store::Settings::of(store, &context.control).map_err(|text| Failure::new(Exit::Usage, text))?;
     let settings = Settings {
@@ -87,34 +46,23 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     Ok(Exit::Done)
 }
 
+/// glibc gives each thread a heap of its own, and what one has freed no other uses. For what we allocate one heap is fast
+/// enough, and takes half of the memory. It is asked for before the program begins: so it begins again.
+pub(super) fn share_a_heap() {
+    const HEAPS: &str = "MALLOC_ARENA_MAX";
+    if env::var_os(HEAPS).is_some() {
+        return;
+    }
+    let mut words = env::args_os();
+    let (Ok(program), Some(name)) = (env::current_exe(), words.next()) else { return };
+    let error = Command::new(program).arg0(name).args(words).env(HEAPS, "1").exec();
+    tracing::debug!("each thread has a heap of its own: {error}");
+}
+
 /// A deploy starts processes that want all of the CPU at the very moment when nginx must be told. Before there is a
 /// second thread: the kernel counts this by thread, and threads inherit it.
 pub(super) fn come_first() {
     if let Err(errno) = rustix::process::setpriority_process(None, PRIORITY) {
         tracing::debug!("no higher priority ({errno}): on a busy host a notice may come late");
-    }
-}
-
-// === impl StoreArgs ===
-
-impl StoreArgs {
-    fn over(self, file: config::Store) -> config::Store {
-        let or = |given: Vec<_>, file: Vec<_>| if given.is_empty() { file } else { given };
-        config::Store {
-            endpoints: or(self.endpoints, file.endpoints),
-            role: self.role.or(file.role),
-            cluster: self.cluster.or(file.cluster),
-            name: self.name.or(file.name),
-            addresses: if self.addresses.is_empty() { file.addresses } else { self.addresses },
-            socket: self.socket.or(file.socket),
-            ca: self.ca.or(file.ca),
-            cert: self.cert.or(file.cert),
-            key: self.key.or(file.key),
-            user: self.user.or(file.user),
-            password_file: self.password_file.or(file.password_file),
-            grace: self.grace.or(file.grace),
-            // More than an argument should say.
-            peers: file.peers,
-        }
     }
 }

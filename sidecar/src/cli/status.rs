@@ -16,13 +16,21 @@ use crate::{
         spare::Spare,
     },
     roster::Notices,
+    store::{
+        self,
+        report::{EdgeReport, HostReport, StoreReport},
+        standing::Stand,
+    },
     survey::{self, Survey},
     worker::Worker,
 };
-use handoff_wire::store::{AmissView, EdgeView, MemberView, StoreView};
+use handoff_wire::store::{AmissView, MemberView, StoreView};
 use handoff_wire::{MarkView, PauseView, PeerState, SlowStartView, UpstreamView, Upstreams};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -37,6 +45,9 @@ pub(super) struct Args {
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
     nginx: NginxStatus,
+    /// What each sidecar here that has a store says of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    store: Vec<StoreReport>,
     daemons: Vec<DaemonStatus>,
     problems: Vec<String>,
     #[serde(skip)]
@@ -139,6 +150,7 @@ pub(super) async fn collect(context: &Context) -> Status {
             store: None,
             paused: Vec::new(),
         },
+        store: store::report::live(),
         daemons: Vec::new(),
         problems: Vec::new(),
         exit: Exit::Done,
@@ -156,6 +168,11 @@ pub(super) async fn collect(context: &Context) -> Status {
             None
         }
     };
+    for report in status.store.clone() {
+        status.judge(&report);
+    }
+    // An nginx host need not have a PM2.
+    let is_edge = status.store.iter().any(|report| report.host.is_none());
     if view.is_some() {
         status.nginx.store = context.control().store().await.ok().flatten();
         if status.nginx.store.as_ref().is_some_and(|store| store.edges.is_empty()) {
@@ -167,6 +184,9 @@ pub(super) async fn collect(context: &Context) -> Status {
         let peers = view.iter().flat_map(target::peers).collect();
         let survey = survey::take(home, &context.overrides, peers).await;
         let report = report::live(home).next();
+        if survey.is_err() && report.is_none() && is_edge {
+            continue;
+        }
         if report.is_none() {
             let text = format!("no sidecar runs for {home}: start `handoff run`, as a service beside PM2");
             status.fail(Failure::new(Exit::NoSidecar, text));
@@ -331,6 +351,23 @@ impl Status {
         apps.map(|(daemon, app)| (daemon.home.as_str(), app.app.as_str(), app.says.as_str()))
     }
 
+    fn judge(&mut self, report: &StoreReport) {
+        let name = report.name();
+        if report.age() > report::STALE {
+            let (pid, age) = (report.sidecar.map_or(0, |sidecar| sidecar.pid), report.age().as_secs());
+            let text =
+                format!("the sidecar of {name} (pid {pid}) hangs: it said nothing for {age} s. Restart it");
+            return self.fail(Failure::new(Exit::NoSidecar, text));
+        }
+        // Of an app host that is known: its nginx is the store.
+        if let Some(edge) = report.edge.as_ref().filter(|edge| !edge.stand.connected) {
+            let why = edge.stand.problem.as_deref().unwrap_or("not yet reached");
+            let text =
+                format!("the store is out of reach, so that app hosts cannot hand over to this nginx: {why}");
+            self.fail(Failure::new(Exit::Failed, text));
+        }
+    }
+
     /// The first failure decides how the command ends.
     fn fail(&mut self, failure: Failure) {
         if self.exit == Exit::Done {
@@ -345,6 +382,7 @@ impl Status {
 
     fn text(&self) -> String {
         let mut text = self.nginx.text() + "\n";
+        text.extend(self.store.iter().map(store_text));
         text.extend(self.nginx.paused.iter().map(PauseStatus::text));
         for daemon in &self.daemons {
             text.push_str(&daemon.text());
@@ -360,16 +398,8 @@ impl NginxStatus {
         let nginx = self.instance.as_ref().map_or("not reached".to_owned(), |instance| {
             format!("instance {instance}, {} upstreams with `handoff`", self.upstreams)
         });
-        let store = self.store.as_ref().map_or_else(String::new, |store| {
-            let edge = |edge: &EdgeView| match edge.current {
-                true => edge.name.to_string(),
-                false => format!("{} (behind)", edge.name),
-            };
-            let edges: Vec<String> = store.edges.iter().map(edge).collect();
-            let members: String = store.members.iter().map(member).collect();
-            format!("\nstore  {}  nginx on {}{members}", store.host, edges.join(", "))
-        });
-        format!("nginx  {}  {nginx}{store}", self.control)
+        let members: String = self.store.iter().flat_map(|store| &store.members).map(member).collect();
+        format!("nginx  {}  {nginx}{members}", self.control)
     }
 }
 
@@ -382,6 +412,53 @@ fn member(member: &MemberView) -> String {
         );
     }
     amiss.iter().map(|AmissView { edge, text }| format!("\n  at {edge}: {text}")).collect()
+}
+
+// === the store ===
+
+fn store_text(report: &StoreReport) -> String {
+    let name = report.name();
+    let host = report.host.iter().map(|host| stand_text(name, &host.stand) + &host_text(host));
+    let edge = report.edge.iter().map(|edge| stand_text(name, &edge.stand) + &edge_text(edge));
+    host.chain(edge).collect()
+}
+
+fn stand_text(name: &str, stand: &Stand) -> String {
+    let (is_in, long) = (if stand.connected { "in" } else { "not in" }, long(stand.since));
+    let member = stand.member.as_ref().map_or_else(String::new, |member| format!(" ({member})"));
+    let problem = stand.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+    format!("store  {name}  {is_in} the store{member} for {long}{problem}\n")
+}
+
+fn host_text(host: &HostReport) -> String {
+    let edges = host.edges.iter().map(|edge| {
+        let last = match (edge.behind, edge.acknowledged_us) {
+            (0, Some(micros)) => format!("acknowledged in {} ms", millis(micros)),
+            (0, None) => "nothing had to be acknowledged".to_owned(),
+            (behind, _) => format!("{behind} changes behind, for {} ms", edge.behind_ms),
+        };
+        format!("       nginx on {}, there for {}: {last}\n", edge.name, long(edge.since))
+    });
+    edges.collect()
+}
+
+fn edge_text(edge: &EdgeReport) -> String {
+    let hosts = edge.hosts.iter().map(|host| {
+        let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
+        let peers = match host.peers {
+            0 => "no peer of this nginx".to_owned(),
+            1 => "1 peer of this nginx".to_owned(),
+            peers => format!("{peers} peers of this nginx"),
+        };
+        format!("       app host {} ({}): {peers}\n", host.name, addresses.join(", "))
+    });
+    hosts.collect()
+}
+
+/// Since then, in whole seconds.
+fn long(since: u64) -> humantime::FormattedDuration {
+    let since = SystemTime::UNIX_EPOCH + Duration::from_millis(since);
+    humantime::format_duration(Duration::from_secs(since.elapsed().unwrap_or_default().as_secs()))
 }
 
 // === impl PauseStatus ===

@@ -359,6 +359,93 @@ HEALTH_REDIRECT "health-redirects" Warning
     "a path that answers by itself"
     "docs/operations/reload.md";
 
+// The store
+STORE_UNREACHED "store-unreached" Error
+    "no member of etcd answers"
+    "App hosts and nginx hosts do not know of each other: `handoff reload` stops nothing, and `pm2 reload` is what it is without Handoff."
+    "start etcd; open its port to this host; or its right addresses in `--store`"
+    "docs/operations/many-hosts.md#when-something-is-away";
+STORE_MEMBER "store-member-away" Warning
+    "a member of etcd does not answer, and another does"
+    "One more that fails may be the end of the quorum; and who begins with it loses up to 1.5 s."
+    "start it, or take it out of `--store`"
+    "docs/operations/many-hosts.md#etcd";
+STORE_TLS "store-tls" Error
+    "etcd and this host do not believe each other: http to an https port or the reverse, a certificate of another authority, for another address, over or not begun, or ours, which etcd wants"
+    "As if etcd were not there."
+    "https in `--store` and the authority's own certificate in `--store-ca`; `--store-cert` and `--store-key` if etcd asks for ours; the right time on both hosts"
+    "docs/operations/many-hosts.md#tls-and-users";
+STORE_FILE "store-file" Error
+    "a certificate, a key or the password cannot be read"
+    "As if etcd were not there."
+    "the right path, and the right to read it for the user that runs `handoff`"
+    "docs/operations/many-hosts.md#tls-and-users";
+STORE_LOGIN "store-user" Error
+    "etcd does not take the user or the password"
+    "As if etcd were not there."
+    "`etcdctl user add`, and `--store-user` and `--store-password-file` with the same"
+    "docs/operations/many-hosts.md#tls-and-users";
+STORE_RIGHTS "store-rights" Error
+    "the user may not read or write all that its role needs"
+    "It is in the store by half: a mark is not written, or an answer to it not read."
+    "`etcdctl role grant-permission`"
+    "docs/operations/many-hosts.md#tls-and-users";
+STORE_OLD "store-old" Error
+    "etcd is older than 3.4"
+    "Not tried with Handoff."
+    "etcd 3.4 or newer"
+    "docs/operations/many-hosts.md";
+STORE_QUORUM "store-no-quorum" Error
+    "a member of etcd has no leader"
+    "It lost the others: nothing can be written there, and nothing is handed over through it."
+    "start the other members, or mend the network between them"
+    "docs/operations/many-hosts.md#etcd";
+STORE_ALARM "store-alarm" Error
+    "etcd has raised an alarm and takes no writes (NOSPACE: its database is as large as it may be)"
+    "No mark can be said any more; leases end, and with them all that was said."
+    "compaction, `etcdctl defrag`, then `etcdctl alarm disarm`"
+    "docs/operations/many-hosts.md#etcd";
+STORE_QUOTA "store-nearly-full" Warning
+    "what is in use of etcd's database is above four fifths of what it may be (`--quota-backend-bytes`; where etcd before 3.6 does not say it, its default of 2 GB)"
+    "At the quota etcd takes no more writes, and nothing is handed over. It keeps every change until it is told not to."
+    "`--auto-compaction-mode=periodic --auto-compaction-retention=5m`, or a larger `--quota-backend-bytes`"
+    "docs/operations/many-hosts.md#etcd";
+STORE_CLEAR "store-in-clear" Warning
+    "etcd on another machine is spoken to by http"
+    "Whoever is on the way can read the marks and write others: that takes every worker out of service."
+    "https, with `--store-ca`"
+    "docs/operations/many-hosts.md#tls-and-users";
+STORE_OUT "store-not-in" Error
+    "the sidecar that runs is not in the store, though etcd answers"
+    "As if etcd were not there."
+    "what it says"
+    "docs/operations/logs.md";
+STORE_LEASE "store-lease-lost" Warning
+    "the sidecar's lease in the store ended before it was given up"
+    "What it had said there ended with it: nginx used workers that were being replaced, or nobody waited for this nginx. A lease is 10 s and is renewed each 2.5: the sidecar was halted, without a CPU, or cut off from etcd for as long."
+    "a free CPU, a faster disk for etcd, a network between them that holds"
+    "docs/decisions/store.md";
+STORE_NO_EDGE "store-no-edge" Error
+    "no nginx host is in the store"
+    "Nobody acknowledges a drain: `handoff reload` stops nothing, and what `pm2 reload` stops every nginx learns by failing requests."
+    "`handoff run --role edge` on each nginx host, with the same `--store` and `--store-cluster`"
+    "docs/operations/many-hosts.md#set-up";
+STORE_BEHIND "store-edge-behind" Warning
+    "an nginx host is in the store, and has not acknowledged for two seconds or more"
+    "Every hand-over waits for it, until its lease is over."
+    "see its sidecar's log: its nginx does not answer, or it has no CPU"
+    "docs/operations/many-hosts.md#when-something-is-away";
+STORE_NO_PEER "store-no-peer" Error
+    "no nginx in the store has a peer at the addresses of an app host"
+    "Marks of that host reach nothing."
+    "its workers' addresses in the upstreams of every nginx, or its right `--store-address`"
+    "docs/operations/many-hosts.md#set-up";
+STORE_MISSING "store-upstream-missing" Warning
+    "an nginx in the store lacks an upstream, or peers in it, that another one has of the same host"
+    "What that nginx passes to these workers goes past their marks, or does not go there at all: the load is not where it seems to be."
+    "the same upstreams with `handoff;` in every nginx"
+    "docs/operations/many-hosts.md#set-up";
+
 // The host
 SELINUX "selinux-boolean" Error
     "SELinux forbids nginx to connect: `httpd_can_network_connect` is off"

@@ -9,7 +9,9 @@ use crate::{
         home::Home,
         monitor::{Settings, Status},
     },
+    store::{Role, report::StoreReport, standing::Database},
 };
+use handoff_wire::store::Name;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -32,6 +34,8 @@ pub struct Facts {
     pub behind: BTreeMap<Peer, Behind>,
     pub file: Option<EcosystemFile>,
     pub control: Option<Control>,
+    /// One for each sidecar that has one.
+    pub stores: Vec<Store>,
     pub host: Host,
     pub asked: Asked,
     pub unseen: Vec<Unseen>,
@@ -246,6 +250,69 @@ pub struct FileApp {
     pub ports: BTreeMap<String, u16>,
     /// Names of the `env_…` blocks.
     pub envs: Vec<String>,
+}
+
+/// Where app hosts and nginx hosts meet: what it says, and who is there.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub name: Name,
+    pub role: Role,
+    pub cluster: Name,
+    /// The user of etcd that was given.
+    pub user: Option<String>,
+    /// Endpoints to which everything goes in the clear.
+    pub unguarded: Vec<String>,
+    pub members: Vec<Member>,
+    pub login: Login,
+    /// The names of the nginx hosts that are there. None: nobody answered that.
+    pub edges: Option<BTreeSet<Name>>,
+    /// What those say that they have.
+    pub acks: Vec<AckSeen>,
+    /// What the sidecar says that runs.
+    pub report: Option<StoreReport>,
+}
+
+/// Of etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub endpoint: String,
+    pub answer: MemberAnswer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberAnswer {
+    Status {
+        version: String,
+        database: Database,
+        /// In its words.
+        errors: Vec<String>,
+    },
+    /// It lost the others.
+    NoLeader,
+    /// Nobody is there, or answers.
+    Unreached(String),
+    /// Somebody is there, and does not speak with us.
+    Unspoken(String),
+    /// What is needed to ask it cannot be read.
+    File(String),
+}
+
+/// Whether we may do there what our role needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Login {
+    #[default]
+    Untried,
+    Refused(String),
+    /// In the words of `etcdctl role grant-permission`; empty: all is allowed.
+    Lacks(Vec<String>),
+}
+
+/// What the nginx of an edge has of the peers of a host, by upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AckSeen {
+    pub host: Name,
+    pub edge: Name,
+    pub upstreams: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// What nginx's control socket says.

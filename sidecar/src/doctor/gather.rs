@@ -13,6 +13,7 @@ use super::{
     nginx::{self, Names, Nginx, Target},
     pm2_log,
     security::Sys,
+    store,
     users::Users,
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
         rpc::RpcError,
     },
     report::{self, Report},
+    store::{self as meeting, Role},
     survey::{self, Survey, SurveyError},
 };
 use handoff_wire::{EventKind, Renew};
@@ -50,6 +52,8 @@ pub struct Request {
     pub control: Address,
     pub overrides: Vec<Override>,
     pub state_dir: Option<PathBuf>,
+    /// As it was given. None: as the sidecars that run have it.
+    pub store: Option<meeting::Settings>,
     /// One app, or all.
     pub app: Option<String>,
     pub conf: Option<PathBuf>,
@@ -103,6 +107,7 @@ pub async fn look(request: &Request) -> Facts {
     look_at_file(&mut facts, request, code.as_ref()).await;
     look_at_control(&mut facts, request).await;
     look_at_security(&mut facts, request);
+    look_at_stores(&mut facts, request).await;
     if let Some(app) = &request.app {
         facts.apps.retain(|of| of.name == *app);
     }
@@ -475,6 +480,40 @@ async fn look_at_control(facts: &mut Facts, request: &Request) {
         }
     }
     facts.control = Some(told);
+}
+
+async fn look_at_stores(facts: &mut Facts, request: &Request) {
+    let reports = meeting::report::live();
+    let mut wanted: Vec<(meeting::Settings, Option<meeting::report::StoreReport>)> = Vec::new();
+    match &request.store {
+        Some(settings) => {
+            let own = reports.into_iter().find(|report| report.store.name.as_ref() == Some(&settings.name));
+            wanted.push((settings.clone(), own));
+        }
+        None => {
+            for report in reports {
+                match meeting::Settings::of(report.store.clone(), &request.control) {
+                    Ok(Some(settings)) => wanted.push((settings, Some(report))),
+                    Ok(None) => {}
+                    Err(error) => facts.unseen.push(Unseen::new("the store", error)),
+                }
+            }
+        }
+    }
+    for (settings, report) in wanted {
+        let store = store::look(&settings, report, &mut facts.unseen).await;
+        facts.stores.push(store);
+    }
+    // What is on other hosts is looked at there.
+    let is_all = |role: Role| !facts.stores.is_empty() && facts.stores.iter().all(|store| store.role == role);
+    let (no_nginx, no_pm2) = (is_all(Role::Host), is_all(Role::Edge));
+    for unseen in &mut facts.unseen {
+        if no_nginx && unseen.what == "nginx" {
+            *unseen = Unseen::unasked("nginx", "it is on other hosts: `handoff doctor` there");
+        } else if no_pm2 && unseen.what.starts_with("PM2 (") {
+            *unseen = Unseen::unasked("PM2", "it is on other hosts: `handoff doctor` there");
+        }
+    }
 }
 
 fn look_at_security(facts: &mut Facts, request: &Request) {

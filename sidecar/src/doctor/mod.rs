@@ -2,7 +2,7 @@
 //!
 //! First everything is looked at ([`gather`]): `nginx -T` as nginx reads it ([`conf`], [`nginx`]), PM2 over its socket, its
 //! log ([`pm2_log`]) and the ecosystem file ([`ecosystem`]), the processes, and, if that was asked for, the app itself
-//! ([`ask`]) and another nginx ([`binary`]). What came of it are [`facts`]; the [`checks`] see nothing else. What could not be
+//! ([`ask`]), the store ([`store`]) and another nginx ([`binary`]). What came of it are [`facts`]; the [`checks`] see nothing else. What could not be
 //! looked at is said, and never taken for well.
 
 pub mod ask;
@@ -17,6 +17,7 @@ pub mod gather;
 pub mod nginx;
 pub mod pm2_log;
 pub mod security;
+pub mod store;
 pub mod users;
 
 #[cfg(test)]

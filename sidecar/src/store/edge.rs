@@ -13,9 +13,11 @@
 use super::{
     Settings, StoreError,
     mirror::Mirror,
+    report::{EdgeReport, HostLine},
     said::{Said, Wanted},
     seats::{Seats, Step},
     session::{Backoff, Claim, LEASE, Session, dice, holder, timely},
+    standing::Standing,
 };
 use crate::{
     control::{Address, Control, ControlError},
@@ -27,10 +29,11 @@ use etcd_client::{
 };
 use handoff_wire::{
     Code, Expect, MarkRequest, MarkSet, Owner, OwnerKind, Refusal, Renew, Span, State,
-    store::{AckRefused, AckValue, EdgeValue, Keys, Name, WorkerMark},
+    store::{AckRefused, AckValue, EdgeValue, HostValue, Keys, Name, WorkerMark},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::time;
@@ -70,6 +73,9 @@ pub struct Edge {
     nginx_log: Changes,
     bury_log: Changes,
     seats_log: BTreeMap<Peer, String>,
+    shown: Arc<Shown>,
+    /// What is shown is of this revision and this picture of nginx.
+    shown_of: (i64, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +83,13 @@ struct Silence {
     since: Instant,
     /// Ours: of many edges one is the first.
     until: Instant,
+}
+
+/// What others may look at meanwhile.
+#[derive(Debug, Default)]
+pub struct Shown {
+    standing: Arc<Standing>,
+    hosts: Mutex<Vec<HostLine>>,
 }
 
 /// How nginx is.
@@ -141,15 +154,21 @@ impl Edge {
             nginx_log: Changes::default(),
             bury_log: Changes::default(),
             seats_log: BTreeMap::new(),
+            shown: Arc::default(),
+            shown_of: (0, 0),
         }
+    }
+
+    pub fn shown(&self) -> Arc<Shown> {
+        self.shown.clone()
     }
 
     /// Works for ever.
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
-            let settings = self.settings.clone();
-            let opening = Session::open(&settings);
+            let (settings, standing) = (self.settings.clone(), self.shown.standing.clone());
+            let opening = Session::open(&settings, &standing);
             tokio::pin!(opening);
             let opened = loop {
                 tokio::select! {
@@ -162,6 +181,7 @@ impl Edge {
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
+                standing.leaves(&error);
                 self.log.warn(format!(
                     "the store is out of reach, so that app hosts cannot hand over to this nginx: {error}"
                 ));
@@ -185,6 +205,7 @@ impl Edge {
         let mut stream = self.load(session).await?;
         let mut is_registered = false;
         self.acked.clear();
+        self.shown.standing.enters();
         backoff.reset();
         loop {
             if !session.is_ours() {
@@ -683,6 +704,23 @@ impl Edge {
         self.beat = Instant::now() + BEAT;
         let result = self.keep().await;
         self.met(result);
+        self.show();
+    }
+
+    fn show(&mut self) {
+        let of = (self.said.revision(), self.mirror.generation());
+        if self.shown_of == of {
+            return;
+        }
+        self.shown_of = of;
+        self.shown.standing.reaches(of.0);
+        let host = |(name, value): (&Name, &HostValue)| HostLine {
+            name: name.clone(),
+            addresses: value.addresses.clone(),
+            peers: self.mirror.peers(&value.addresses).count(),
+        };
+        let hosts = self.said.hosts().map(host).collect();
+        *self.shown.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 
     async fn keep(&mut self) -> Result<(), ControlError> {
@@ -808,6 +846,14 @@ impl Edge {
 
 /// As good as for ever.
 const FAR: Duration = Duration::from_secs(365 * 86_400);
+// === impl Shown ===
+
+impl Shown {
+    pub fn report(&self) -> EdgeReport {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        EdgeReport { stand: self.standing.stand(), hosts }
+    }
+}
 
 /// nginx knows the owner by another name, and nothing of force.
 fn says_the_same(one: &WorkerMark, other: &WorkerMark) -> bool {

@@ -13,8 +13,11 @@ use super::{
     bring::Bring,
     edges::Edges,
     http,
+    lag::Lags,
     ledger::{Before, Ledger, lapsed},
+    report::{EdgeLine, HostReport},
     session::{Backoff, Claim, LEASE, Session, connect, holder, read, timely},
+    standing::{Standing, millis},
 };
 use crate::{
     host::{Listeners, Locals, Proc},
@@ -54,6 +57,7 @@ pub struct Desk {
     book: Mutex<Book>,
     /// Grows with every change of the book.
     changed: watch::Sender<u64>,
+    standing: Arc<Standing>,
     /// One writes at a time: what stands in the store is what the ledger was at one moment.
     line: tokio::sync::Mutex<Option<Line>>,
 }
@@ -63,6 +67,7 @@ struct Book {
     ledger: Ledger,
     bring: Bring,
     edges: Edges,
+    lags: Lags,
     /// Changes when the store may have lost what we hold. None: we are not in the store.
     instance: Option<String>,
     problem: Option<String>,
@@ -112,9 +117,15 @@ impl Gateway {
             began: SystemTime::now(),
             book: Mutex::new(Book { bring, ..Book::default() }),
             changed: watch::Sender::new(0),
+            standing: Arc::default(),
             line: tokio::sync::Mutex::default(),
         };
         Self { settings, desk: Arc::new(desk) }
+    }
+
+    /// What every caller shares.
+    pub fn desk(&self) -> Arc<Desk> {
+        self.desk.clone()
     }
 
     /// Serves for ever. `users`: who may write.
@@ -130,6 +141,7 @@ impl Gateway {
             log.warn(format!(
                 "the store is out of reach, so that nothing of this host can be handed over: {error}"
             ));
+            self.desk.standing.leaves(&error);
             self.desk.leave(error.to_string()).await;
             backoff.pause().await;
         }
@@ -140,7 +152,8 @@ impl Gateway {
         log: &mut Changes,
         backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible, StoreError> {
-        let mut session = Session::open(&self.settings).await?;
+        let standing = &self.desk.standing;
+        let mut session = Session::open(&self.settings, standing).await?;
         let value = HostValue {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             addresses: self.settings.addresses.clone(),
@@ -176,11 +189,12 @@ impl Gateway {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = heard {
+                    standing.suffers(format!("it does not tell what nginx hosts say: {error}"));
                     log.warn(format!("the store does not tell what nginx hosts say: {error}"));
                 }
                 pause.pause().await;
                 // The lease is known to every member, and this one may be gone.
-                if let Ok(another) = connect(&self.settings).await {
+                if let Ok(another) = connect(&self.settings, standing).await {
                     client = another.clone();
                     self.desk.turn_to(another).await;
                 }
@@ -232,6 +246,30 @@ impl Desk {
             edges: book.edges.names().map(edge).collect(),
             members: book.bring.all().iter().map(member).collect(),
         })
+    }
+
+    /// What this host tells of itself, whether it is in the store or not.
+    pub fn report(&self) -> HostReport {
+        let book = self.book();
+        let (last, now) = (book.ledger.last_written(), Instant::now());
+        self.standing.reaches(last);
+        let behind = book.edges.behind(last);
+        let edge = |name: &Name| {
+            let (since, took) = book.lags.of(name).unwrap_or((SystemTime::now(), None));
+            let has = book.edges.ack(name).map_or(last - 1, |ack| ack.revision.min(last - 1));
+            EdgeLine {
+                name: name.clone(),
+                since: millis(since),
+                behind: if behind.contains(&name) { last - has } else { 0 },
+                behind_ms: u64::try_from(book.lags.owes(name, now).as_millis()).unwrap_or(u64::MAX),
+                acknowledged_us: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            }
+        };
+        HostReport {
+            stand: self.standing.stand(),
+            edges: book.edges.names().map(edge).collect(),
+            acknowledgements: book.lags.histogram().clone(),
+        }
     }
 
     pub fn upstreams(&self) -> Result<Upstreams, Refusal> {
@@ -510,16 +548,22 @@ impl Desk {
             };
             let ops = some.iter().map(op).collect::<Result<Vec<_>, _>>()?;
             let txn = Txn::new().when([line.holds.clone()]).and_then(ops);
+            let sent = Instant::now();
             let done = timely(line.client.txn(txn)).await?;
             if !done.succeeded() {
                 return Err(StoreError::Lost);
             }
             let revision = done.header().map_or(0, |header| header.revision());
-            let mut book = self.book();
+            let (mut book, mut changes) = (self.book(), false);
             for ((peer, said, _), response) in some.iter().zip(done.op_responses()) {
                 // A key that was not there is no change, and nobody will tell of it.
                 let is_change = !matches!(response, TxnOpResponse::Delete(gone) if gone.deleted() == 0);
                 book.ledger.wrote(peer, *said, if is_change { revision } else { 0 });
+                changes |= is_change;
+            }
+            if changes {
+                let Book { lags, edges, .. } = &mut *book;
+                lags.wrote(revision, sent, edges, Instant::now());
             }
         }
         Ok(())
@@ -599,6 +643,7 @@ impl Desk {
         let mut stream = timely(client.watch(edges, from())).await?;
         timely(stream.watch(acks, from())).await?;
         log.info(format!("{} is in the store", self.host));
+        self.standing.enters();
         pause.reset();
         while let Some(message) = stream.message().await? {
             if message.canceled() {
@@ -619,11 +664,22 @@ impl Desk {
 
     fn hear(&self, book: &mut Book, kv: &etcd_client::KeyValue, is_there: bool, log: &mut Changes) {
         match kv.key_str().ok().and_then(|key| self.keys.parse(key)) {
-            Some(Key::Edge(edge)) => book.edges.hear_edge(edge, is_there.then(|| kv.lease())),
+            Some(Key::Edge(edge)) => {
+                match is_there {
+                    true => book.lags.came(&edge, kv.lease()),
+                    false => book.lags.left(&edge),
+                }
+                book.edges.hear_edge(edge, is_there.then(|| kv.lease()));
+            }
             Some(Key::Ack { edge, .. }) => {
                 let value = if is_there { read::<AckValue>(kv.value()).map(Some) } else { Ok(None) };
                 match value {
-                    Ok(value) => book.edges.hear_ack(edge, value.map(|value| (kv.lease(), value))),
+                    Ok(value) => {
+                        if let Some(value) = &value {
+                            book.lags.heard(&edge, value.revision, Instant::now());
+                        }
+                        book.edges.hear_ack(edge, value.map(|value| (kv.lease(), value)));
+                    }
                     Err(wrong) => {
                         // As if it had said nothing: it is waited for.
                         log.warn(format!("what nginx on {edge} says cannot be read: {wrong}"));

@@ -69,6 +69,11 @@ impl Mirror {
         &self.instance
     }
 
+    /// Of nginx's marks and configuration, as they were read.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// nginx's version.
     pub fn nginx(&self) -> &str {
         &self.version

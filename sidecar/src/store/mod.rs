@@ -26,12 +26,16 @@ pub mod edge;
 pub mod edges;
 pub mod gateway;
 pub mod http;
+pub mod lag;
 pub mod ledger;
+pub mod metrics;
 pub mod mirror;
+pub mod report;
 pub mod said;
 pub mod seats;
 pub mod session;
 pub mod settings;
+pub mod standing;
 
 pub use settings::{Role, Settings, Tls};
 
@@ -67,6 +71,11 @@ fn text(error: &etcd_client::Error) -> String {
             "" => status.code().to_string(),
             message => message.to_owned(),
         },
+        // "transport error" alone helps nobody.
+        etcd_client::Error::TransportError(error) => {
+            let reasons = std::iter::successors(std::error::Error::source(error), |error| error.source());
+            reasons.last().map_or_else(|| error.to_string(), ToString::to_string)
+        }
         error => error.to_string(),
     }
 }

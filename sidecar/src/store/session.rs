@@ -3,7 +3,10 @@
 //! The lease is measured here, from when each renewal was *sent*: so we know that it may be over no later than the store
 //! does, whatever the clocks of other machines say. Once it is over it stays so; whoever used it begins again with another.
 
-use super::{Settings, StoreError};
+use super::{
+    Settings, StoreError,
+    standing::{Database, Standing},
+};
 use crate::host::{Proc, Process};
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Identity, LeaseKeepAliveStream, LeaseKeeper,
@@ -15,8 +18,8 @@ use std::{
     fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{
-        LazyLock,
-        atomic::{AtomicUsize, Ordering},
+        Arc, LazyLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -27,6 +30,8 @@ pub const LEASE: Duration = Duration::from_secs(10);
 /// How often it hears of us.
 const BEAT: Duration = Duration::from_millis(2500);
 const RETRY: Duration = Duration::from_millis(250);
+/// How often the store is asked how it is.
+const LOOK: Duration = Duration::from_secs(30);
 /// The store answers within milliseconds; while it has no leader it does not.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -58,14 +63,15 @@ pub enum Claim {
 // === impl Session ===
 
 impl Session {
-    pub async fn open(settings: &Settings) -> Result<Self, StoreError> {
-        let mut client = connect(settings).await?;
+    pub async fn open(settings: &Settings, standing: &Arc<Standing>) -> Result<Self, StoreError> {
+        let mut client = connect(settings, standing).await?;
         let asked = Instant::now();
         let seconds = i64::try_from(LEASE.as_secs()).unwrap_or(10);
         let granted = timely(client.lease_grant(seconds, None)).await?;
         let lease = granted.id();
         let (sender, until) = watch::channel(Some(asked + LEASE));
-        let keeper = tokio::spawn(keep(settings.clone(), client.clone(), lease, sender));
+        standing.renewed(asked + LEASE);
+        let keeper = tokio::spawn(keep(settings.clone(), client.clone(), lease, sender, standing.clone()));
         Ok(Self { client, lease, until, keeper })
     }
 
@@ -153,11 +159,22 @@ pub fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
     serde_json::from_slice(value).map_err(|error| error.to_string())
 }
 
+/// What this process asked of the store, and what came to nothing.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+static FAILED: AtomicU64 = AtomicU64::new(0);
+
 pub async fn timely<T>(asked: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, StoreError> {
-    match time::timeout(PATIENCE, asked).await {
-        Ok(answer) => Ok(answer?),
+    ASKED.fetch_add(1, Ordering::Relaxed);
+    let answer = match time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.map_err(StoreError::from),
         Err(_) => Err(StoreError::Silent),
-    }
+    };
+    answer.inspect_err(|_| _ = FAILED.fetch_add(1, Ordering::Relaxed))
+}
+
+/// How many requests there were, and how many of them failed.
+pub fn requests() -> (u64, u64) {
+    (ASKED.load(Ordering::Relaxed), FAILED.load(Ordering::Relaxed))
 }
 
 /// Another process of this machine that lives, or any of another machine: of those we cannot know.
@@ -182,10 +199,16 @@ pub fn holder() -> Holder {
 }
 
 /// To the next member: one that is gone must not be asked again and again. Where to begin is another member in each process.
-pub async fn connect(settings: &Settings) -> Result<Client, StoreError> {
+pub async fn connect(settings: &Settings, standing: &Standing) -> Result<Client, StoreError> {
     static TURN: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(dice()));
     let turn = TURN.fetch_add(1, Ordering::Relaxed) % settings.endpoints.len().max(1);
     let endpoint = settings.endpoints.get(turn).ok_or(StoreError::Silent)?;
+    standing.speaks_to(endpoint);
+    connect_to(settings, endpoint).await
+}
+
+/// To this member.
+pub async fn connect_to(settings: &Settings, endpoint: &str) -> Result<Client, StoreError> {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(PATIENCE)
         .with_keep_alive(Duration::from_secs(5), Duration::from_secs(10))
@@ -213,8 +236,15 @@ pub async fn connect(settings: &Settings) -> Result<Client, StoreError> {
 }
 
 /// Renews the lease until it is over.
-async fn keep(settings: Settings, mut client: Client, lease: i64, until: watch::Sender<Option<Instant>>) {
+async fn keep(
+    settings: Settings,
+    mut client: Client,
+    lease: i64,
+    until: watch::Sender<Option<Instant>>,
+    standing: Arc<Standing>,
+) {
     let mut line: Option<(LeaseKeeper, LeaseKeepAliveStream)> = None;
+    let mut looked: Option<Instant> = None;
     loop {
         let sent = Instant::now();
         let renewed = match &mut line {
@@ -228,6 +258,14 @@ async fn keep(settings: Settings, mut client: Client, lease: i64, until: watch::
         match renewed {
             Ok(true) => {
                 until.send_replace(Some(sent + LEASE));
+                standing.renewed(sent + LEASE);
+                if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+                    looked = Some(Instant::now());
+                    // Whoever may not ask that does without.
+                    if let Ok(status) = timely(client.status()).await {
+                        standing.measured(Database::from(&status));
+                    }
+                }
                 time::sleep(BEAT).await;
                 continue;
             }
@@ -241,7 +279,7 @@ async fn keep(settings: Settings, mut client: Client, lease: i64, until: watch::
         }
         time::sleep(RETRY).await;
         // A lease is known to every member.
-        if let Ok(another) = connect(&settings).await {
+        if let Ok(another) = connect(&settings, &standing).await {
             client = another;
         }
     }

@@ -16,7 +16,9 @@ use std::{
 };
 
 /// What this process does with the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Workers run here: says what becomes of them
@@ -40,6 +42,8 @@ pub struct Settings {
     pub brings: Brings,
     /// Where the gateway listens.
     pub socket: Address,
+    /// Where Prometheus is told. None: nowhere.
+    pub metrics: Option<SocketAddr>,
     pub tls: Option<Tls>,
     /// The name, and the file with the password.
     pub user: Option<(String, PathBuf)>,
@@ -77,9 +81,12 @@ impl Settings {
     /// where nginx's would be.
     pub fn of(store: config::Store, control: &Address) -> Result<Option<Self>, String> {
         if store.endpoints.is_empty() {
-            return match store.role {
-                Some(_) => Err("a role needs a store: name it with --store http://HOST:2379".to_owned()),
-                None => Ok(None),
+            return match (store.role, store.metrics) {
+                (Some(_), _) => Err("a role needs a store: name it with --store http://HOST:2379".to_owned()),
+                (_, Some(_)) => {
+                    Err("--store-metrics needs a store: name it with --store http://HOST:2379".to_owned())
+                }
+                (None, None) => Ok(None),
             };
         }
         let role = store.role.unwrap_or_default();
@@ -124,8 +131,8 @@ impl Settings {
         if role.is_edge() && socket == *control {
             return Err(format!("--store-socket {socket} is nginx's own socket: name another one"));
         }
-        let endpoints = store.endpoints;
-        Ok(Some(Self { endpoints, cluster, name, role, addresses, brings, socket, tls, user }))
+        let (endpoints, metrics) = (store.endpoints, store.metrics);
+        Ok(Some(Self { endpoints, cluster, name, role, addresses, brings, socket, metrics, tls, user }))
     }
 
     /// Endpoints to which everything goes in the clear, past this host.
@@ -212,6 +219,30 @@ fn address(peer: &config::StorePeer, addresses: &[IpAddr]) -> Result<String, Str
     }
 }
 
+/// As it would be written down, so that others can do as we do.
+impl From<&Settings> for config::Store {
+    fn from(settings: &Settings) -> Self {
+        let tls = settings.tls.as_ref();
+        let identity = tls.and_then(|tls| tls.identity.clone());
+        Self {
+            endpoints: settings.endpoints.clone(),
+            role: Some(settings.role),
+            cluster: Some(settings.cluster.clone()),
+            name: Some(settings.name.clone()),
+            addresses: settings.addresses.clone(),
+            socket: None,
+            metrics: None,
+            ca: tls.map(|tls| tls.ca.clone()),
+            cert: identity.clone().map(|(cert, _)| cert),
+            key: identity.map(|(_, key)| key),
+            user: settings.user.clone().map(|(user, _)| user),
+            password_file: settings.user.clone().map(|(_, file)| file),
+            grace: None,
+            peers: Vec::new(),
+        }
+    }
+}
+
 fn check(endpoint: &str, has_ca: bool) -> Result<(), String> {
     match endpoint.split_once("://") {
         Some(("http", rest)) if !rest.is_empty() && !has_ca => Ok(()),
@@ -281,9 +312,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reported_is_what_was_given() {
+        let text = "endpoints = [\"https://a:1\"]\nname = \"a\"\nrole = \"edge\"\nca = \"/ca\"\ncert = \"/c\"\nkey = \"/k\"\n\
+                    cluster = \"prod\"\nuser = \"u\"\npassword_file = \"/p\"";
+        let settings = Settings::of(store(text), &control()).unwrap().unwrap();
+        assert_eq!(config::Store::from(&settings), store(text));
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_its_mend() {
         for (text, says) in [
             ("role = \"edge\"", "name it with --store"),
+            ("metrics = \"127.0.0.1:1\"", "name it with --store"),
             ("endpoints = [\"etcd:2379\"]", "write http://HOST:2379"),
             ("endpoints = [\"https://etcd:2379\"]", "needs --store-ca"),
             ("endpoints = [\"http://etcd:2379\"]\nca = \"/ca\"", "write https://"),

@@ -7,4 +7,6 @@ mod notify;
 mod process;
 mod restart;
 mod stage;
+mod supervisord;
 mod systemd;
+mod user_namespace;

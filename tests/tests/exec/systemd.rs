@@ -205,6 +205,52 @@ async fn a_reload_of_gunicorn_where_it_stands_passes_and_a_death_is_seen() -> Re
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a Debian of its own; `make exec-test` runs it"]
+async fn behind_a_socket_unit_a_restart_is_noticed_by_nobody_and_a_visitor_starts_a_worker() -> Result<()> {
+    let _alone = alone::take()?;
+    let machine = server().await?;
+    let ink = App { name: "ink", port: 8004, direct: "http://127.0.0.1:320%i/health" };
+    for unit in ["/etc/systemd/system/ink@.socket", "/etc/systemd/system/ink@.service"] {
+        fs::write(machine.file(unit), file(unit)?)?;
+    }
+    with(&machine, ink.name, "")?;
+    let conf = file("/etc/nginx/conf.d/shop.conf")?.replace("include", "# include");
+    let conf = conf.replace("300", "320").replace("8001", "8004").replace("shop", "ink");
+    fs::write(machine.file("/etc/nginx/conf.d/ink.conf"), conf)?;
+    machine
+        .succeeds(
+            "systemctl daemon-reload && systemctl restart nginx && systemctl start ink@1.socket ink@2.socket",
+        )
+        .await?;
+    let state = async |worker: u16| {
+        // It ends with 3 if it is not active.
+        let said = machine.run(None, &format!("systemctl is-active ink@{worker}.service || true")).await?;
+        anyhow::Ok(said.text.trim().to_owned())
+    };
+    assert_eq!((state(1).await?, state(2).await?), ("inactive".to_owned(), "inactive".to_owned()));
+    // nginx knows nothing of them, and connects.
+    assert_eq!(Door::Tcp(machine.address(ink.port)).get("/").await?.status, 200);
+    for worker in [1, 2] {
+        answers(&machine, &ink, worker).await?;
+        assert_eq!(state(worker).await?, "active");
+    }
+    let (failed, all) = restart_each(&machine, &ink).await?;
+    println!("ink, gunicorn behind a socket unit: {} of {all} failed", failed.len());
+    assert_eq!(failed, [""; 0]);
+    let events = machine.succeeds("handoff events").await?;
+    for worker in [1, 2] {
+        let drained =
+            |line: &str| line.contains(&format!("127.0.0.1:320{worker}")) && line.contains("draining");
+        assert!(events.lines().any(drained), "{events}");
+    }
+    machine.succeeds("systemctl stop ink@1.service").await?;
+    assert_eq!(state(1).await?, "inactive");
+    answers(&machine, &ink, 1).await?;
+    assert_eq!(state(1).await?, "active");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a Debian of its own; `make exec-test` runs it"]
 async fn a_stop_that_takes_longer_than_systemd_waits_is_given_the_time() -> Result<()> {
     let machine = server().await?;
     with(&machine, "shop", "TimeoutStopSec=2\n")?;

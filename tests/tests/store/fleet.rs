@@ -40,6 +40,8 @@ pub struct Fleet {
     pub pm2: Pm2,
     pub app: App,
     tls: Option<Tls>,
+    /// Where the first sidecar's metrics are, then the next one's.
+    metrics: u16,
     /// What the app host's sidecar is told besides.
     arguments: Vec<String>,
     /// An nginx of its own on the app host.
@@ -110,8 +112,8 @@ impl Fleet {
             ))?;
             site.start().await?;
         }
-        let (edges, arguments) = (vec![None, None], Vec::new());
-        Ok(Self { host: None, edges, etcd, sites, pm2, app, tls, arguments, is_both: false })
+        let (edges, arguments, metrics) = (vec![None, None], Vec::new(), ports::row(3)?);
+        Ok(Self { host: None, edges, etcd, sites, pm2, app, tls, metrics, arguments, is_both: false })
     }
 
     pub async fn begin(&mut self) -> Result<()> {
@@ -287,6 +289,7 @@ impl Fleet {
     fn spawn(&self, site: &Site, name: &str, arguments: &[&str]) -> Result<Child> {
         let mut handoff = Command::new(place::handoff()?);
         handoff.arg("run").args(["--store", &self.etcd.url(), "--store-name", name]).args(arguments);
+        handoff.arg("--store-metrics").arg(self.metrics(name).to_string());
         if let Some(tls) = &self.tls {
             handoff.arg("--store-ca").arg(tls.ca());
             handoff.arg("--store-cert").arg(tls.cert(name)).arg("--store-key").arg(tls.key(name));
@@ -294,6 +297,16 @@ impl Fleet {
         }
         handoff.envs(self.environment()).env("HANDOFF_STATE_DIR", site.file("state"));
         self.logged(name, &mut handoff)
+    }
+
+    /// Where a sidecar tells them.
+    pub fn metrics(&self, name: &str) -> SocketAddr {
+        let after = EDGES.iter().position(|edge| *edge == name).map_or(0, |edge| edge as u16 + 1);
+        ports::address(self.metrics + after)
+    }
+
+    pub fn edge(&self, edge: usize) -> Result<u32> {
+        Ok(self.edges.get(edge).and_then(Option::as_ref).context("an edge that runs")?.id())
     }
 
     /// A file with the password of a user: the name, twice.

@@ -4,6 +4,7 @@
 mod fleet;
 mod members;
 mod roles;
+mod seen;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{alone, load::Visit, wait};

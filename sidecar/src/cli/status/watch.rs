@@ -112,6 +112,8 @@ impl Past {
 
     fn lines(&self, status: &Status, room: Room) -> Vec<Line> {
         let mut lines = vec![Line::plain(&status.nginx.text())];
+        let store = status.store.iter().map(super::store_text).collect::<String>();
+        lines.extend(store.lines().map(Line::plain));
         lines.extend(status.nginx.paused.iter().map(|pause| styled(Style::Busy, pause.text().trim_end())));
         lines.extend(status.daemons.iter().map(|daemon| Line::plain(daemon.head().trim_end())));
         lines.extend(status.problems.iter().map(|problem| styled(Style::Bad, problem)));

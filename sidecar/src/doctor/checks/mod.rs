@@ -6,6 +6,7 @@ mod cover;
 mod host;
 mod pass;
 mod sidecar;
+mod store;
 mod upgrade;
 mod upstream;
 
@@ -22,6 +23,7 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
         pass::check,
         upstream::check,
         sidecar::check,
+        store::check,
         answers::check,
         app::check,
         host::check,
