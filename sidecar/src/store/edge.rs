@@ -751,7 +751,7 @@ impl Edge {
         let owners: BTreeSet<Owner> = self.told.keys().map(|(_, owner)| owner.clone()).collect();
         for owner in owners {
             let ack = self.control.renew(&Renew { owner: owner.clone(), lease: None, marks: None }).await?;
-            self.mirror.acknowledge(&owner, &ack);
+            self.mirror.keep(&owner, &ack);
             let held: BTreeSet<Peer> =
                 ack.marks.iter().map(|mark| Peer::new(&mark.upstream, &mark.peer)).collect();
             // A lapse, a hand: whatever it was, the host is told of another epoch.

@@ -24,6 +24,8 @@ pub struct Mirror {
     /// The peers at each address.
     at: HashMap<IpAddr, Vec<Peer>>,
     uncovered: Vec<UncoveredView>,
+    /// It changed when it was read last: while nginx reloads, a worker that is about to go may have answered.
+    is_unsettled: bool,
     /// When it was read whole, and how long that took.
     read: Option<(Instant, Duration)>,
 }
@@ -96,7 +98,7 @@ impl Mirror {
         let is_new = (&self.instance, self.generation) != (&overview.instance, overview.generation);
         self.instance = overview.instance;
         let is_rested = self.read.is_none_or(|(at, long)| at.elapsed() >= long * SHARE);
-        Ok(is_new && is_rested)
+        Ok((is_new || self.is_unsettled) && is_rested)
     }
 
     /// Reads all of it. True: other peers are there than before.
@@ -104,6 +106,7 @@ impl Mirror {
         let began = Instant::now();
         let view = control.upstreams().await?;
         self.read = Some((began, began.elapsed()));
+        self.is_unsettled = self.generation != view.generation;
         (self.instance, self.generation) = (view.instance, view.generation);
         let before: Vec<Peer> = self.at.values().flatten().cloned().collect();
         let mut upstreams = BTreeMap::new();
@@ -208,9 +211,14 @@ impl Mirror {
         }
     }
 
-    /// nginx has done it.
+    /// nginx has done it: that it has changed is no news.
     pub fn acknowledge(&mut self, owner: &Owner, ack: &Ack) {
         self.generation = self.generation.max(ack.generation);
+        self.keep(owner, ack);
+    }
+
+    /// What nginx has of an owner. What else has changed meanwhile is still to be read.
+    pub fn keep(&mut self, owner: &Owner, ack: &Ack) {
         for acked in &ack.marks {
             let Some(view) = self.find_mut(&Peer::new(&acked.upstream, &acked.peer)) else { continue };
             if view.state != PeerState::Unavail || acked.state != handoff_wire::State::Up {
