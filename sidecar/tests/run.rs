@@ -294,3 +294,18 @@ fn a_name_that_would_steer_a_terminal_steers_none() {
     assert!(!steers(&log.replace("\u{1b}[", "")), "{log:?}");
     assert!(!log.lines().any(|line| line.starts_with("handoff: ")), "{log}");
 }
+
+#[test]
+fn it_has_one_heap_and_is_still_called_handoff() {
+    let dir = Dir::new();
+    let sidecar = Sidecar::start(&dir);
+    let read = |name: &str| fs::read(format!("/proc/{}/{name}", sidecar.pid())).unwrap_or_default();
+    until("it to run", || sidecar.log().contains(" runs"));
+    let environment = read("environ");
+    assert!(environment.split(|&byte| byte == 0).any(|entry| entry == b"MALLOC_ARENA_MAX=1"));
+    assert_eq!(
+        (read("comm"), read("cmdline").ends_with(b"\0run\0--log\0trace\0")),
+        (b"handoff\n".to_vec(), true)
+    );
+    assert_eq!(sidecar.stop(), Some(0));
+}

@@ -102,7 +102,7 @@ enum Command {
     /// Show what changed
     Events(events::Args),
     /// Find what in nginx, PM2, the apps and this host loses requests, and say what mends it
-    Doctor(doctor::Args),
+    Doctor(Box<doctor::Args>),
     /// Write the Node preload: `handoff preload > handoff.cjs`, and node_args: '-r /path/to/handoff.cjs' in the app's
     /// ecosystem file
     Preload,
@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
     let is_service = matches!(cli.command, Command::Run(_) | Command::Exec(_));
     let done = cli.global.context(is_service).and_then(|context| {
         if matches!(cli.command, Command::Run(_)) {
-            run::share_a_heap();
+            run::keep_little();
             run::come_first();
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -46,17 +46,21 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result<Exit, Failure>
     Ok(Exit::Done)
 }
 
-/// glibc gives each thread a heap of its own, and what one has freed no other uses. For what we allocate one heap is fast
-/// enough, and takes half of the memory. It is asked for before the program begins: so it begins again.
-pub(super) fn share_a_heap() {
-    const HEAPS: &str = "MALLOC_ARENA_MAX";
-    if env::var_os(HEAPS).is_some() {
+/// glibc gives each thread a heap of its own, of which no other uses what is free, and keeps what a long answer of PM2 once
+/// took. One heap, from which what is large goes back at once, is fast enough for us. It is asked for before the program
+/// begins: so it begins again.
+pub(super) fn keep_little() {
+    const HEAPS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+    const LARGE: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "65536");
+    const KEPT: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "65536");
+    // Whoever set it knows better; or it was us.
+    if env::var_os(HEAPS.0).is_some() {
         return;
     }
     let mut words = env::args_os();
     let (Ok(program), Some(name)) = (env::current_exe(), words.next()) else { return };
-    let error = Command::new(program).arg0(name).args(words).env(HEAPS, "1").exec();
-    tracing::debug!("each thread has a heap of its own: {error}");
+    let error = Command::new(program).arg0(name).args(words).envs([HEAPS, LARGE, KEPT]).exec();
+    tracing::debug!("more memory is kept than is needed: {error}");
 }
 
 /// A deploy starts processes that want all of the CPU at the very moment when nginx must be told. Before there is a

@@ -162,7 +162,7 @@ fn memory(pid: u32) -> Result<String> {
         line.and_then(|line| line.split_ascii_whitespace().next())
             .and_then(|number| number.parse::<u64>().ok())
     };
-    let kilobytes = |name| of(name).map(|kb| format!("{:.1} MB", kb as f64 / 1024.0)).unwrap_or_default();
+    let kilobytes = |name| of(name).map(|kb| format!("{:.1} MiB", kb as f64 / 1024.0)).unwrap_or_default();
     let threads = of("Threads:").unwrap_or(0);
     Ok(format!("{:>9} {:>9} {threads:>8}", kilobytes("VmRSS:"), kilobytes("RssAnon:")))
 }
