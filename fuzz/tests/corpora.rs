@@ -10,8 +10,8 @@ mod dice;
 
 use dice::Dice;
 
-/// Of each input.
-const MUTATIONS: usize = 20;
+/// Of all inputs of a target together; of each, one at least.
+const MUTATIONS: usize = 400;
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
@@ -46,7 +46,7 @@ fn whatever_strangers_send_is_survived() {
         let mut dice = Dice::from_seed(1);
         for input in &corpus {
             target(input);
-            for _ in 0..MUTATIONS {
+            for _ in 0..(MUTATIONS / corpus.len()).max(1) {
                 target(&mutate(&mut dice, input, &corpus));
             }
         }

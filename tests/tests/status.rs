@@ -13,7 +13,11 @@ use handoff_wire::PeerState;
 use house::House;
 use std::{
     fs,
-    os::unix::fs::{chown, symlink},
+    os::unix::{
+        fs::{chown, symlink},
+        net::UnixStream,
+    },
+    path::Path,
     time::Duration,
 };
 
@@ -71,35 +75,33 @@ async fn two_workers_in_cluster_mode_share_a_peer_and_are_l0() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_in_place_of_pm2s_socket_is_refused() -> Result<()> {
+async fn a_link_or_a_stranger_in_place_of_pm2s_socket_is_refused() -> Result<()> {
     let house = House::new(&[]).await?;
+    let drain = async |home: &Path| {
+        house.handoff(&["--pm2-home", &home.display().to_string(), "drain", "myapp"]).await
+    };
     let false_home = house.site.file("false");
     fs::create_dir(&false_home)?;
     symlink(house.site.file("pm2/rpc.sock"), false_home.join("rpc.sock"))?;
-    let ended = house.handoff(&["--pm2-home", &false_home.display().to_string(), "drain", "myapp"]).await?;
+    let ended = drain(&false_home).await?;
     assert_eq!(ended.code, Some(7), "{ended:?}");
     assert!(ended.stderr.contains("is a link"), "{ended:?}");
-    Ok(())
-}
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_socket_on_which_somebody_else_listens_is_not_believed() -> Result<()> {
     if !can_be_anybody() {
         return Ok(());
     }
-    let house = House::new(&[]).await?;
-    let home = house.site.file("taken");
-    fs::create_dir(&home)?;
-    chown(&home, Some(NOBODY), Some(NOBODY))?;
-    let socket = home.join("rpc.sock");
-    // Nobody listens, and the file is said to be ours.
+    let taken = house.site.file("taken");
+    fs::create_dir(&taken)?;
+    chown(&taken, Some(NOBODY), Some(NOBODY))?;
+    let socket = taken.join("rpc.sock");
+    // Nobody listens there, and the file is said to be ours.
     let mut listens = command::clean("setpriv");
     listens.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"]);
     listens.args(["/usr/bin/perl", "-MIO::Socket::UNIX", "-e", LISTENS]).arg(&socket).current_dir("/");
     let _listener = listens.spawn()?;
-    wait::until("somebody to listen", PATIENCE, async || socket.exists().then_some(())).await?;
+    wait::until("somebody to listen", PATIENCE, async || UnixStream::connect(&socket).ok()).await?;
     chown(&socket, Some(0), Some(0))?;
-    let ended = house.handoff(&["--pm2-home", &home.display().to_string(), "drain", "myapp"]).await?;
+    let ended = drain(&taken).await?;
     assert_eq!(ended.code, Some(7), "{ended:?}");
     assert!(ended.stderr.contains("it is not believed"), "{ended:?}");
     Ok(())
