@@ -30,6 +30,7 @@ const PM2_KILL_TIMEOUT = 1600;
 const LONGEST_WAIT = 500; // for the sidecar's answer
 const SETTLE = 50; // for what nginx had sent before it knew
 const LONGEST_IDLE = 1000; // for one more request on a connection that nginx may still use
+const LONGEST_QUEUE = 500; // for connections that were made, and that nobody has taken yet
 const FRESH = 250; // for the first request on a connection that was just made
 const ECHO = 500; // `npm start` passes on the signal that PM2 has sent to the whole tree
 const DISCONNECT = 100; // for the cluster's primary to take back what it was handing over
@@ -103,6 +104,7 @@ function endQueue() {
 
 const servers = new Set();
 const sessions = new Set(); // HTTP/2
+let arrived = 0; // connections
 let closing = false; // connections end with the answer that is due on them
 let idleIsSafe = Infinity; // from this moment on nginx sends nothing on an idle connection, or has had its time
 
@@ -170,6 +172,9 @@ function watch(server, type, first, second) {
       return arm();
     case 'close':
       return servers.delete(server);
+    case 'connection':
+      arrived += 1;
+      return;
     case 'request':
     case 'checkContinue':
     case 'checkExpectation':
@@ -455,11 +460,18 @@ function sayGoodbye(signal) {
   leaveAddress();
   const message = { type: 'stopping', signal, in_flight: inFlight.size, wait_ms: wait };
   tell(message, { wait, patience }, (told) => {
-    if (!told) return handOver();
-    idleIsSafe = now() + SETTLE;
-    stop.leavesAt = Math.min(stop.leavesAt, shared ? now() : Infinity);
-    setTimeout(handOver, SETTLE);
+    if (told) idleIsSafe = now() + SETTLE;
+    if (told && shared) stop.leavesAt = Math.min(stop.leavesAt, now());
+    if (shared && !told) return handOver();
+    takeIn(told ? SETTLE : 0, now() + LONGEST_QUEUE);
   });
+}
+
+// Whoever closes the address cuts what waits there with the kernel: after a while without a CPU, or stopped, that is much.
+// A turn of the event loop takes in one connection at least, if there is any.
+function takeIn(pause, until) {
+  const before = arrived;
+  setTimeout(() => (arrived === before || now() >= until ? handOver() : takeIn(0, until)), pause);
 }
 
 function handOver() {

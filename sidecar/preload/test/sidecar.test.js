@@ -91,6 +91,21 @@ test('one that asks for more time gets it, half of kill_timeout at most, and req
   assert.ok(lasted >= 1190 && lasted < 1500, `${lasted} ms`);
 });
 
+// What came meanwhile waits with the kernel, and the moment until which the sidecar was to be waited for is past.
+test('one that was stopped (SIGSTOP) takes what came meanwhile before it goes', async (t) => {
+  const side = await sidecar(t, { stopping: (_message, answer) => answer({ type: 'wait', ms: 400 }) });
+  const app = await start(t, NAIVE, told(side, { kill_timeout: '8000' }));
+  await side.hears('hello');
+  app.kill('SIGINT');
+  await side.hears('stopping');
+  app.child.kill('SIGSTOP');
+  const answers = Promise.all(Array.from({ length: 64 }, () => new Client(app.port).ask('/', 'POST')));
+  await sleep(800);
+  app.child.kill('SIGCONT');
+  assert.deepEqual((await answers).filter(({ status }) => status !== 200), []);
+  assert.equal(await app.ends(), 'SIGINT');
+});
+
 test('the answer ends the longer time, too, as does a second signal', async (t) => {
   const side = await sidecar(t, { stopping: (_message, answer) => answer({ type: 'wait', ms: 60_000 }) });
   const first = await start(t, HANDLED, told(side, { kill_timeout: '60000' }));

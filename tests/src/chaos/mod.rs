@@ -248,13 +248,17 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
     };
     let (deploy, befell) = tokio::join!(stand.deploy(how), befall);
     let (deploy, (struck, after)) = (deploy?, befell?);
-    fault.mend(stand, world, after).await?;
-    if deploy.is_broken() {
-        // The new release was not to blame, as the operator knows.
-        stand.deploy_in_turn(How::Handoff).await.context("the same again")?;
-    }
-    stand.is_whole().await?;
-    stand.list_is_whole().await?;
+    let mended = async {
+        fault.mend(stand, world, after).await?;
+        if deploy.is_broken() {
+            // The new release was not to blame, as the operator knows.
+            let again = stand.deploy_in_turn(How::Handoff).await?;
+            anyhow::ensure!(again.is_done(), "the same again ended with {:?}: {}", again.exit, again.text);
+        }
+        stand.is_whole().await?;
+        stand.list_is_whole().await
+    };
+    mended.await.with_context(|| format!("the {how} had ended with {:?}: {}", deploy.exit, deploy.text))?;
     let over = Moment::now();
     let again = stand.deploy_in_turn(stand.plan.how()).await.context("the deploy after it")?;
     stand.is_whole().await?;

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// nginx tells times in milliseconds, and on a machine that has other things to do it hears of what happened later.
 const LATE: Duration = Duration::from_millis(250);
 
+/// Of a mark, and how often nginx looks at it.
+const LEASE: Duration = Duration::from_millis(10_250);
+
 /// Why a visit could fail, and nobody can be blamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Excuse {
@@ -20,6 +23,8 @@ pub enum Excuse {
     DiedWithWorker,
     /// Nobody listened.
     NobodyListened,
+    /// Nobody listened at the only address that the marks of a silent sidecar left, until they ran out.
+    HeldBack,
     /// It came to a worker of nginx that was killed.
     DiedWithNginx,
     /// nginx closed its connection before it came: any client sends it again.
@@ -70,7 +75,10 @@ impl Seen {
     pub fn excuse(&self, visit: &Visit) -> Option<Excuse> {
         let fault = self.ordeal(visit)?.fault;
         let order = |excuse| (self.died_with_worker(visit)).then_some(excuse);
-        let untold = || order(Excuse::DiedWithWorker).or_else(|| self.nobody_listened(visit));
+        let untold = || {
+            let excuse = order(Excuse::DiedWithWorker).or_else(|| self.nobody_listened(visit));
+            excuse.or_else(|| self.held_back(visit))
+        };
         match fault {
             Fault::SidecarRestarts
             | Fault::SidecarDies
@@ -119,6 +127,18 @@ impl Seen {
         self.gaps().iter().any(was_there).then_some(Excuse::NobodyListened)
     }
 
+    fn held_back(&self, visit: &Visit) -> Option<Excuse> {
+        let last = self.log.tried(visit.number).last()?;
+        let mut there = self.lives.iter().filter(|life| life.port == last.port());
+        let (from, to) = (visit.due, visit.due + visit.latency);
+        let listened = |life: &Life| {
+            let ended = life.closed.into_iter().chain(life.died).min();
+            life.listened.is_some_and(|at| at + LATE < from) && ended.is_none_or(|at| at > to)
+        };
+        let lapsed = self.ordeal(visit)?.struck + LEASE + LATE;
+        (visit.due < lapsed && !there.any(listened)).then_some(Excuse::HeldBack)
+    }
+
     /// With Handoff or without, nginx closes its clients' idle connections as it reloads.
     fn crossed_a_reload(&self, visit: &Visit) -> Option<Excuse> {
         let crossed = visit.answer == Answer::Reset && !self.log.knows(visit.number);
@@ -165,5 +185,110 @@ fn may_end_short(fault: Fault, how: How) -> bool {
         // To `handoff reload` a new worker that dies is a broken release; PM2 starts one that it was just about to start.
         Fault::WorkerDies | Fault::AllWorkersDie => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        access_log::AccessLog,
+        chaos::Round,
+        orders::Orders,
+        ports,
+        scenario::Level,
+        stand::{Deploy, Plan},
+    };
+    use hyper::StatusCode;
+
+    fn at(seconds: f64) -> Moment {
+        Moment::from_nanos(0) + Duration::from_secs_f64(seconds)
+    }
+
+    /// One visit of this kind fails from 10 s on, for 100 ms; nginx tried the worker of port 3000, which dies then.
+    fn seen(fault: Fault, kind: Kind, due: f64) -> Seen {
+        let code = StatusCode::BAD_GATEWAY;
+        let visit = Visit {
+            number: 7,
+            target: ports::address(80),
+            kind,
+            due: at(due),
+            latency: Duration::from_millis(100),
+            answer: Answer::Status { code, worker: None },
+        };
+        let life = |port: u16, died| Life {
+            worker: port.into(),
+            port,
+            instance: 0,
+            booted: at(0.0),
+            listened: Some(at(1.0)),
+            closed: None,
+            died,
+        };
+        let deploy =
+            Deploy { how: How::Pm2, began: at(8.0), ended: at(12.0), exit: Some(0), text: String::new() };
+        let site = Plan { nginx: "1.22.1", mode: Mode::Fork, level: Level::L0, workers: 2, guesses: false };
+        let lines = "7|127.0.0.1:3000|502|0.000\n".to_owned();
+        Seen {
+            round: Round { number: 0, seed: 0, site, faults: vec![fault], rate: 1 },
+            ordeals: vec![Ordeal { fault, struck: at(9.0), over: at(30.0), again: deploy.clone(), deploy }],
+            visits: vec![visit],
+            orders: Orders::default(),
+            lives: vec![life(3000, Some(at(10.05))), life(3001, None)],
+            log: AccessLog::parse(&lines),
+            lines,
+            said: String::new(),
+            stuck: None,
+        }
+    }
+
+    #[test]
+    fn an_order_may_die_with_its_worker_only_where_nobody_tells_nginx_or_the_worker_is_struck() {
+        let excuse = |fault| {
+            let seen = seen(fault, Kind::Order, 10.0);
+            (broken(&seen).len(), seen.visits.first().and_then(|visit| seen.excuse(visit)))
+        };
+        for fault in [Fault::SidecarDies, Fault::SocketRemoved, Fault::WorkerDies, Fault::NginxIsUpgraded] {
+            assert_eq!(excuse(fault), (0, Some(Excuse::DiedWithWorker)), "{fault:?}");
+        }
+        for fault in [Fault::NginxReloads, Fault::WallClockBack, Fault::DiskFull, Fault::NginxWorkerDies] {
+            assert_eq!(excuse(fault), (1, None), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_be_sent_elsewhere_must_be_served() {
+        assert_eq!(broken(&seen(Fault::WorkerDies, Kind::Fast, 10.0)).len(), 1);
+    }
+
+    #[test]
+    fn marks_of_a_silent_sidecar_hold_nobody_back_for_longer_than_their_lease() {
+        let excuse = |due| {
+            let seen = seen(Fault::SidecarDies, Kind::Fast, due);
+            seen.visits.first().and_then(|visit| seen.excuse(visit))
+        };
+        assert_eq!(excuse(18.0), Some(Excuse::HeldBack));
+        assert_eq!(excuse(20.0), None);
+    }
+
+    #[test]
+    fn before_and_after_nobody_may_fail() {
+        for due in [5.0, 31.0] {
+            assert_eq!(broken(&seen(Fault::SidecarDies, Kind::Order, due)).len(), 1, "at {due}");
+        }
+    }
+
+    #[test]
+    fn a_deploy_may_stop_short_only_where_it_loses_what_it_works_with() {
+        let with = |fault, exit| {
+            let mut seen = seen(fault, Kind::Fast, 10.0);
+            seen.visits.clear();
+            for ordeal in &mut seen.ordeals {
+                ordeal.deploy.exit = exit;
+            }
+            broken(&seen).len()
+        };
+        assert_eq!([with(Fault::Pm2Dies, Some(1)), with(Fault::SidecarDies, Some(1))], [0, 1]);
+        assert_eq!(with(Fault::SidecarDies, None), 1);
     }
 }
