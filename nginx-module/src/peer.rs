@@ -15,18 +15,18 @@ use crate::reuse::{self, Ridden};
 use crate::seat::{self, Occupant};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
-use handoff_core::{Admission, Turnstile};
 use handoff_core::reuse::{Reuse, Rider};
 use handoff_core::room::Ending;
 use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_core::timing::{Attempt, Times};
 use handoff_core::trial::Candidate;
+use handoff_core::{Admission, Turnstile};
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t,
-    ngx_uint_t, sockaddr, socklen_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_t, ngx_int_t,
+    ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
 };
 use std::cell::Cell;
 use std::ptr::{self, NonNull};

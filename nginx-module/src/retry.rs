@@ -105,7 +105,9 @@ impl PeerData {
         let is_old = pc.is_cached() && pc.number().is_some_and(|number| number < self.retry.broken_before);
         let at = now().mono;
         let is_going = self.retry.broken_at.is_some_and(|(peer, since)| {
-            self.last().is_some_and(|last| last.id == peer) && at.saturating_sub(since) < NEWS && !self.is_replaced()
+            self.last().is_some_and(|last| last.id == peer)
+                && at.saturating_sub(since) < NEWS
+                && !self.is_replaced()
         });
         if !(is_old || is_going) {
             self.broke = self.broke.saturating_add(1);

@@ -127,11 +127,7 @@ impl Upstream {
     /// Where a request to the peer that a balancer chose begins. A peer that a resolver found has its address wherever nginx had
     /// memory for it, and one that has no slot is none of ours.
     #[inline]
-    pub(crate) fn turnstile(
-        &self,
-        place: &Place,
-        at: *const libc::sockaddr,
-    ) -> Option<Turnstile<'static>> {
+    pub(crate) fn turnstile(&self, place: &Place, at: *const libc::sockaddr) -> Option<Turnstile<'static>> {
         let listed = place.turnstiles.get(&at).copied();
         listed.or_else(|| place.zone.table.turnstile(place.row, self.addresses.slot(at)?))
     }
