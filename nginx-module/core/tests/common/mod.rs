@@ -17,6 +17,7 @@ use handoff_core::plus::Server;
 use handoff_core::retry::Budget;
 use handoff_core::room::Room;
 use handoff_core::slot::Slot;
+use handoff_core::Turnstile;
 use handoff_core::table::{Header, PROCESSES, Row, RowId, SlotId};
 use handoff_core::{Admission, Applied, InFlight, Moment, Process, Slots, Standing, Table, World};
 use handoff_wire::*;
