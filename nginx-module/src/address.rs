@@ -57,7 +57,6 @@ impl Addresses {
         inet.values().chain(unix.values()).copied().collect()
     }
 
-    #[inline]
     pub(crate) fn slot(&self, at: *const libc::sockaddr) -> Option<SlotId> {
         if let Some(address) = inet(at) {
             return self.inet.borrow().get(&address).copied();
@@ -77,7 +76,6 @@ fn family(at: *const libc::sockaddr) -> libc::c_int {
     unsafe { at.as_ref() }.map_or(libc::AF_UNSPEC, |at| libc::c_int::from(at.sa_family))
 }
 
-#[inline]
 pub(crate) fn inet(at: *const libc::sockaddr) -> Option<SocketAddr> {
     match family(at) {
         libc::AF_INET => {

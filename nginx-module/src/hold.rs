@@ -23,13 +23,11 @@ use crate::conf::MainConf;
 use crate::nginx::{global, rc};
 use crate::upstream::Upstream;
 use crate::worker;
-use crate::zone::Zone;
 use burst::Burst;
 use handoff_core::Moment;
 use handoff_core::hold::{BATCH, Full, Pace, Queue, Turn};
 use handoff_core::line::Line;
 use handoff_core::room::{Ending, Room};
-use handoff_core::table::RoomId;
 use held::{Phase, end};
 use nginx_sys::{
     NGX_HTTP_CLIENT_CLOSED_REQUEST, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_add_timer, ngx_connection_t,
@@ -46,7 +44,7 @@ const TURN_MS: ngx_msec_t = 2;
 /// What an upstream's requests wait in, in one process.
 pub(crate) struct Hold {
     pub(crate) queue: Option<Queue>,
-    room: Cell<Option<RoomId>>,
+    room: Cell<Option<&'static Room>>,
     line: RefCell<Line<NonNull<Held>>>,
     /// Those that failed, and wait a moment before they are tried again.
     resting: RefCell<Line<NonNull<Held>>>,
@@ -132,7 +130,7 @@ impl Hold {
     }
 
     /// False: there was no room for one.
-    pub(crate) fn set_room(&self, room: Option<RoomId>) -> bool {
+    pub(crate) fn set_room(&self, room: Option<&'static Room>) -> bool {
         self.room.set(room);
         room.is_some()
     }
@@ -144,13 +142,13 @@ impl Hold {
     }
 
     #[inline]
-    pub(crate) fn is_paused(&self, zone: &Zone, now: u64) -> bool {
-        self.room(zone).is_some_and(|room| room.pause.holds(now))
+    pub(crate) fn is_paused(&self, now: u64) -> bool {
+        self.room().is_some_and(|room| room.pause.holds(now))
     }
 
     #[inline]
-    pub(crate) fn room(&self, zone: &Zone) -> Option<&'static Room> {
-        zone.table.room(self.room.get()?)
+    pub(crate) fn room(&self) -> Option<&'static Room> {
+        self.room.get()
     }
 
     fn turn(&self, upstream: &Upstream) {
@@ -203,7 +201,7 @@ impl Hold {
         unsafe { handler(&raw mut held.read) };
         // nginx ended it before it asked. That is not to be expected, but its place is not to be lost.
         if self.is_sending.take()
-            && let Some(room) = self.room(&place.zone)
+            && let Some(room) = self.room()
         {
             room.leave(place.row, bytes);
             self.count(room, Ending::Left, 0);

@@ -60,8 +60,7 @@ pub(crate) fn unix() -> u64 {
     let now = global!(ngx_cached_time);
     // SAFETY: points to one of nginx's static time slots from the first ngx_time_init() on.
     let now = unsafe { &*now };
-    let seconds = u64::try_from(now.sec).unwrap_or_default();
-    seconds.saturating_mul(1000).saturating_add(now.msec as u64)
+    (now.sec as u64).wrapping_mul(1000).wrapping_add(now.msec as u64)
 }
 
 /// The version of nginx that this was built for, which is the one that loads it.
@@ -253,6 +252,7 @@ impl PeerConnection {
     }
 
     /// Closes a connection that the keepalive cache gave us, as that cache would close it.
+    #[cold]
     pub(crate) fn close_cached(self) {
         let pc = self.get();
         let connection = std::mem::replace(&mut pc.connection, ptr::null_mut());

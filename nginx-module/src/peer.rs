@@ -15,39 +15,41 @@ use crate::reuse::{self, Ridden};
 use crate::seat::{self, Occupant};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
-use handoff_core::Admission;
 use handoff_core::reuse::{Reuse, Rider};
 use handoff_core::room::Ending;
 use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_core::timing::{Attempt, Times};
 use handoff_core::trial::Candidate;
+use handoff_core::{Admission, Turnstile};
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t,
-    ngx_uint_t, sockaddr, socklen_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_t, ngx_int_t,
+    ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
 };
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
-/// How often a request begins anew because peers came or went, at one attempt.
-const BEGINNINGS: usize = 3;
+/// How often a request begins at one attempt, because peers came or went.
+const BEGINNINGS: usize = 4;
 
 /// What we keep for one request, in its pool.
 pub(crate) struct PeerData {
     pub(crate) upstream: &'static Upstream,
-    pub(crate) place: Place,
+    pub(crate) place: &'static Place,
     pub(crate) request: NonNull<ngx_http_request_t>,
     inner: Hooks,
-    claimed: Option<SlotId>,
     /// Where the balancer thinks that this attempt goes, if its peer was added.
     seat: Option<(NonNull<sockaddr>, socklen_t)>,
     /// Of nginx's list, when the balancer began.
     version: ngx_uint_t,
-    pub(crate) last: Option<SlotId>,
+    /// The peer that it last went to, if it is one of ours.
+    last: Option<Turnstile<'static>>,
+    /// It is with that peer now, and counted there.
+    is_claimed: bool,
     /// Where the last attempt broke off, until another one begins.
-    broken: Option<SlotId>,
+    broken: Option<&'static Slot>,
     pub(crate) tries: u32,
     /// How many attempts failed with some of the request sent.
     pub(crate) broke: u32,
@@ -85,10 +87,10 @@ pub(crate) fn wrap(
         place,
         request,
         inner,
-        claimed: None,
         seat: None,
         version,
         last: None,
+        is_claimed: false,
         broken: None,
         tries: 0,
         broke: 0,
@@ -128,7 +130,7 @@ impl PeerData {
 
     /// What the last peer of this request is now.
     pub(crate) fn state(&self) -> Option<State> {
-        self.slot(self.last?).map(|slot| slot.gate.state())
+        self.last.map(|last| last.slot.gate.state())
     }
 
     /// The peer says its name. The first word counts.
@@ -146,32 +148,24 @@ impl PeerData {
         self.name.get().filter(|_| !name::is_from_cache(u))
     }
 
-    fn slot(&self, id: SlotId) -> Option<&'static Slot> {
-        self.place.zone.table.slot(id)
+    /// The last peer of this request.
+    pub(crate) fn last(&self) -> Option<Turnstile<'static>> {
+        self.last
+    }
+
+    fn claimed(&self) -> Option<Turnstile<'static>> {
+        self.last.filter(|_| self.is_claimed)
     }
 
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.upstream.refresh(&self.place.zone);
         self.name.set(None);
-        let was_sent_on = self.held.is_some() && self.was_sent_on();
-        let next = self.retry.next.take();
-        if let Some(next) = next {
-            if next.rewinds {
-                self.set_request_sent(true);
+        let mut was_sent_on = false;
+        if self.held.is_some() || self.retry.next.is_some() || self.upstream.hold.flows() {
+            match self.prepare(pc) {
+                Ok(sent_on) => was_sent_on = sent_on,
+                Err(status) => return status,
             }
-            if let Some(rest) = next.rests {
-                return self.rest(pc, rest);
-            }
-        }
-        let begins_anew = was_sent_on || next.is_some_and(|next| next.begins_anew);
-        if begins_anew && self.begin_anew(pc) != rc::OK {
-            if was_sent_on {
-                self.goes(Ending::Released);
-            }
-            return rc::ERROR;
-        }
-        if !was_sent_on && self.upstream.hold.flows() && self.joins(pc) {
-            return rc::AGAIN;
         }
         match self.attempt_with_all(pc) {
             rc::BUSY => {
@@ -187,26 +181,53 @@ impl PeerData {
         }
     }
 
+    /// Who has waited or failed, or comes while others are on their way. `Ok`: it goes to a peer now, and whether it was sent on
+    /// from where it waited.
+    #[cold]
+    fn prepare(&mut self, pc: PeerConnection) -> Result<bool, ngx_int_t> {
+        let was_sent_on = self.was_sent_on();
+        let next = self.retry.next.take().unwrap_or_default();
+        if next.rewinds {
+            self.set_request_sent(true);
+        }
+        if let Some(rest) = next.rests {
+            return Err(self.rest(pc, rest));
+        }
+        if (was_sent_on || next.begins_anew) && self.begin_anew(pc) != rc::OK {
+            if was_sent_on {
+                self.goes(Ending::Released);
+            }
+            return Err(rc::ERROR);
+        }
+        if !was_sent_on && self.upstream.hold.flows() && self.joins(pc) {
+            return Err(rc::AGAIN);
+        }
+        Ok(was_sent_on)
+    }
+
     /// nginx gives nobody to a request whose balancer began before peers came or went. It begins once more with those that are
     /// there now; not with the peer that failed it last.
+    #[inline]
     fn attempt_with_all(&mut self, pc: PeerConnection) -> ngx_int_t {
-        let mut status = self.attempt(pc, None);
+        let mut failed = None;
         for _ in 0..BEGINNINGS {
+            let status = self.attempt(pc, failed);
             if status != rc::BUSY || self.version == self.upstream.seats.version() {
-                break;
+                return status;
             }
             if self.begin_anew(pc) != rc::OK {
                 return rc::ERROR;
             }
-            status = self.attempt(pc, self.last);
+            failed = self.last.map(|last| last.id);
         }
-        status
+        rc::BUSY
     }
 
+    #[inline]
     fn attempt(&mut self, pc: PeerConnection, failed: Option<SlotId>) -> ngx_int_t {
-        // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
-        for _ in 0..=self.upstream.addresses.len().saturating_add(self.upstream.seats.count) {
-            if self.is_paused() {
+        let mut refused = 0_usize;
+        loop {
+            if self.upstream.is_paused() {
                 pc.forget(self.upstream.host());
                 return rc::BUSY;
             }
@@ -214,34 +235,41 @@ impl PeerData {
             if status != rc::OK && status != rc::DONE {
                 return status;
             }
-            let chosen = self.upstream.addresses.slot(pc.sockaddr().cast());
-            if chosen.is_some() && chosen == failed {
-                self.hand_back(pc, status);
-                continue;
-            }
-            if chosen.is_none_or(|id| self.admit(pc, id)) {
-                self.resume();
-                if self.tries == 0 {
-                    self.watch_answers();
-                }
+            let chosen = self.upstream.turnstile(self.place, pc.sockaddr().cast());
+            let has_failed = failed.is_some_and(|failed| chosen.is_some_and(|chosen| chosen.id == failed));
+            if !has_failed && chosen.is_none_or(|chosen| self.admit(pc, chosen)) {
                 self.last = chosen;
-                self.tries = self.tries.saturating_add(1);
-                if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
-                    return rc::ERROR;
-                }
-                return self.connection(pc, status);
+                return self.goes_to(pc, status);
             }
             self.hand_back(pc, status);
+            // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
+            refused = refused.saturating_add(1);
+            if refused > self.upstream.addresses.len().saturating_add(self.upstream.seats.count) {
+                return rc::BUSY;
+            }
         }
-        rc::BUSY
+    }
+
+    fn goes_to(&mut self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
+        if self.tries == 0 {
+            self.watch_answers();
+        } else {
+            self.resume();
+        }
+        self.tries = self.tries.saturating_add(1);
+        if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
+            return rc::ERROR;
+        }
+        self.connection(pc, status)
     }
 
     /// Puts the peer that was added in the place of the seat that the balancer chose. `None`: there is no memory.
+    #[inline(never)]
     fn sit(&mut self, pc: PeerConnection) -> Option<()> {
         if !seat::is_seat(pc.sockaddr().cast()) {
             return Some(());
         }
-        let slot = self.claimed.and_then(|id| self.slot(id))?;
+        let slot = self.claimed()?.slot;
         // SAFETY: the request lives while its upstream calls us.
         let pool = unsafe { self.request.as_ref() }.pool;
         self.seat = pc.seat(Occupant::read(slot, pool)?);
@@ -267,10 +295,7 @@ impl PeerData {
 
     /// Of so many, if the configuration bounds them.
     fn tries_left(&self, tries: usize) -> usize {
-        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
-        let u = unsafe { self.upstream().as_ref() };
-        // SAFETY: null, or the configuration of the location.
-        let most = u.and_then(|u| unsafe { u.conf.as_ref() }).map_or(0, |conf| conf.next_upstream_tries);
+        let most = self.location().map_or(0, |conf| conf.next_upstream_tries);
         if most == 0 { tries } else { tries.min(most.saturating_sub(self.spent())) }
     }
 
@@ -282,22 +307,16 @@ impl PeerData {
         status
     }
 
-    fn is_paused(&self) -> bool {
-        self.upstream.is_paused(&self.place.zone)
-    }
-
-    fn admit(&mut self, pc: PeerConnection, id: SlotId) -> bool {
-        let Some(slot) = self.slot(id) else { return true };
-        let Place { zone, row, .. } = self.place;
+    fn admit(&mut self, pc: PeerConnection, chosen: Turnstile<'static>) -> bool {
         let upstream = self.upstream;
-        match zone.table.claim(row, id, || upstream.is_paused(&zone), || self.try_trial(pc, id)) {
+        match chosen.claim(|| upstream.is_paused(), || self.try_trial(pc, chosen.id)) {
             Admission::Admitted | Admission::OnTrial => {
-                slot.count_request(unix());
-                self.claimed = Some(id);
+                chosen.slot.count_request(unix());
+                self.is_claimed = true;
                 true
             }
             Admission::Refused(_) => {
-                slot.count_refused();
+                chosen.slot.count_refused();
                 self.was_refused = true;
                 false
             }
@@ -315,10 +334,8 @@ impl PeerData {
     }
 
     fn candidate(&self, r: &ngx_http_request_t, pc: PeerConnection, id: SlotId) -> Option<Candidate> {
-        // SAFETY: null, or the upstream of the request.
-        let u = unsafe { r.upstream.as_ref() }?;
-        // SAFETY: null, or the configuration of the location; no earlier attempt's: the balancer was asked since.
-        let conf = unsafe { u.conf.as_ref() }?;
+        // No earlier attempt's: the balancer was asked since.
+        let conf = self.location()?;
         let timeout = conf.next_upstream_timeout;
         let passed = global!(ngx_current_msec).wrapping_sub(pc.started());
         Some(Candidate {
@@ -343,36 +360,31 @@ impl PeerData {
     }
 
     fn may_ride(&self, pc: PeerConnection) -> bool {
-        self.rider().is_none_or(|rider| self.upstream.reuse.allows(rider, || reuse::idle(pc)))
-    }
-
-    fn rider(&self) -> Option<Rider> {
+        let Some(conf) = self.location() else { return true };
         // SAFETY: the request lives while its upstream calls us.
         let r = unsafe { self.request.as_ref() };
-        // SAFETY: null, or the upstream of the request.
-        let u = unsafe { r.upstream.as_ref() }?;
-        // SAFETY: null, or the configuration of the location.
-        let conf = unsafe { u.conf.as_ref() }?;
-        Some(Rider {
+        let rider = Rider {
             may_change: r.method & (NGX_HTTP_POST | NGX_HTTP_LOCK | NGX_HTTP_PATCH) as ngx_uint_t != 0,
             is_unbuffered: is_unread(r),
             may_go_on: conf.next_upstream & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
-        })
+        };
+        self.upstream.reuse.allows(rider, || reuse::idle(pc))
     }
 
     fn is_retired(&self, pc: PeerConnection) -> bool {
-        let slot = self.claimed.and_then(|id| self.slot(id));
-        slot.zip(pc.number()).is_some_and(|(slot, number)| !slot.may_reuse(number))
+        self.claimed().zip(pc.number()).is_some_and(|(claimed, number)| !claimed.slot.may_reuse(number))
     }
 
     /// What broke off goes on here.
+    #[cold]
     fn resume(&mut self) {
-        if let Some(slot) = self.broken.take().and_then(|id| self.slot(id)) {
+        if let Some(slot) = self.broken.take() {
             slot.count_resumed();
         }
     }
 
     /// Undoes a choice: nothing was tried, so nothing is counted as tried.
+    #[inline(never)]
     fn hand_back(&self, pc: PeerConnection, status: ngx_int_t) {
         if status == rc::DONE {
             pc.close_cached();
@@ -392,32 +404,38 @@ impl PeerData {
         if has_failed && pc.connection().is_some_and(|connection| connection.sent > 0) {
             self.breaks(pc);
         }
-        let slot = self.claimed.and_then(|id| self.slot(id));
-        let is_orphan = pc.number().is_some_and(orphan::take);
+        let (answer, attempt, ridden) = (self.answer(), self.attempted(), Ridden::of(pc));
+        let is_orphan = ridden.is_some_and(|ridden| orphan::take(ridden.number));
         let state = if is_orphan { trial::spared(state) } else { state };
-        if let Some(slot) = slot {
+        if let Some(Turnstile { slot, .. }) = self.claimed() {
             let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
             if failed {
                 slot.count_fail();
             }
-            let answer = self.answer();
             if let Some((status, _)) = answer {
                 slot.answers.count(status);
             }
-            if let Some(attempt) = self.attempted() {
+            if let Some(attempt) = attempt {
                 slot.timing.count(&attempt);
             }
             if (failed || ending::closed(pc).is_some()) && self.is_broken(pc, failed, answer.is_some()) {
                 slot.count_broken();
-                self.broken = self.claimed.filter(|_| answer.is_none());
+                self.broken = answer.is_none().then_some(slot);
             }
-            if is_orphan || pc.number().is_some_and(|number| !slot.may_keep(number)) {
+            if is_orphan || ridden.is_some_and(|ridden| !slot.may_keep(ridden.number)) {
                 self.do_not_pool();
             }
         }
-        let ridden = Ridden::of(pc);
+        // If the cache keeps the connection: it is idle since its last answer began. The peer may have ended that long before a slow
+        // client has it all.
+        if self.upstream.reuse != Reuse::Always
+            && let Some((ridden, (_, began))) = ridden.zip(answer)
+        {
+            ridden.note(began);
+        }
         // The cache keeps a connection by the address that the balancer will choose again.
-        if let Some((seat, len)) = self.seat.take() {
+        if let Some((seat, len)) = self.seat {
+            self.seat = None;
             pc.unseat(seat, len);
         }
         self.inner.free(pc, state);
@@ -429,14 +447,9 @@ impl PeerData {
         } else {
             self.give_back_place();
         }
-        // The cache has taken the connection.
-        if let Some(ridden) = ridden
-            && pc.connection().is_none()
-        {
-            self.note(ridden);
-        }
-        if let Some(id) = self.claimed.take() {
-            self.place.zone.table.release(self.place.row, id);
+        if let Some(claimed) = self.claimed() {
+            self.is_claimed = false;
+            claimed.release();
         }
     }
 
@@ -451,11 +464,7 @@ impl PeerData {
     /// `get`, whether its buffers are to be rewound.
     #[cold]
     fn go_on(&mut self, pc: PeerConnection) {
-        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
-        let u = unsafe { self.upstream().as_ref() };
-        // SAFETY: null, or the configuration of the location.
-        let conf = u.and_then(|u| unsafe { u.conf.as_ref() });
-        if conf.is_some_and(|conf| conf.request_buffering != 0) {
+        if self.location().is_some_and(|conf| conf.request_buffering != 0) {
             self.set_request_sent(false);
             self.retry.next = Some(Next { rewinds: true, ..Next::default() });
         }
@@ -466,15 +475,6 @@ impl PeerData {
         // SAFETY: as above.
         if let Some(u) = unsafe { self.upstream().as_mut() } {
             u.set_request_sent(is_sent.into());
-        }
-    }
-
-    /// A connection is idle since its last answer began: the peer may have ended it long before a slow client has it all.
-    fn note(&self, ridden: Ridden) {
-        if self.upstream.reuse != Reuse::Always
-            && let Some((_, began)) = self.answer()
-        {
-            ridden.note(began);
         }
     }
 
@@ -517,6 +517,15 @@ impl PeerData {
         if let Some(u) = unsafe { self.upstream().as_mut() } {
             u.set_keepalive(0);
         }
+    }
+
+    /// The configuration of the location, or of an attempt on trial: as nginx sees it.
+    #[inline]
+    pub(crate) fn location(&self) -> Option<&ngx_http_upstream_conf_t> {
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        // SAFETY: null, or a configuration that lives as long as the request.
+        unsafe { u.conf.as_ref() }
     }
 
     pub(crate) fn upstream(&self) -> *mut ngx_http_upstream_t {

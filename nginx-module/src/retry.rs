@@ -11,6 +11,7 @@ use crate::hold::now;
 use crate::name;
 use crate::nginx::{PeerConnection, connections, global, is_broken, rc, text};
 use crate::peer::PeerData;
+use handoff_core::Turnstile;
 use handoff_core::retry::{Around, Cause, Failure, Granted, NEWS, Rest, RetryAfter, Sent, Verdict};
 use handoff_core::table::SlotId;
 use handoff_wire::State;
@@ -104,19 +105,22 @@ impl PeerData {
         let is_old = pc.is_cached() && pc.number().is_some_and(|number| number < self.retry.broken_before);
         let at = now().mono;
         let is_going = self.retry.broken_at.is_some_and(|(peer, since)| {
-            self.last == Some(peer) && at.saturating_sub(since) < NEWS && !self.is_replaced()
+            self.last().is_some_and(|last| last.id == peer)
+                && at.saturating_sub(since) < NEWS
+                && !self.is_replaced()
         });
         if !(is_old || is_going) {
             self.broke = self.broke.saturating_add(1);
-            self.retry.broken_at = self.last.map(|peer| (peer, at));
+            self.retry.broken_at = self.last().map(|last| (last.id, at));
         }
         self.retry.broken_before = connections();
     }
 
     /// Another worker is behind the address of the last attempt that failed, or others share it.
     fn is_replaced(&self) -> bool {
-        let slot = self.last.and_then(|id| self.place.zone.table.slot(id));
-        slot.is_some_and(|slot| slot.gate.state() == State::Changing || !slot.may_reuse(self.retry.number))
+        self.last().is_some_and(|Turnstile { slot, .. }| {
+            slot.gate.state() == State::Changing || !slot.may_reuse(self.retry.number)
+        })
     }
 
     /// nginx has freed a peer that failed. It goes on if it finds a try.
@@ -165,7 +169,7 @@ impl PeerData {
 
     fn remember(&mut self, verdict: Verdict) {
         self.retry.verdict = Some(verdict);
-        if let Some(room) = self.upstream.hold.room(&self.place.zone) {
+        if let Some(room) = self.upstream.hold.room() {
             room.retries.count(verdict);
         }
     }
@@ -218,11 +222,11 @@ impl PeerData {
 
     /// nginx would find nobody else, however many tries it has.
     fn is_at_the_only_one(&self) -> bool {
-        self.last.is_some_and(|id| self.upstream.others_are_closed(&self.place.zone, id))
+        self.last().is_some_and(|last| self.upstream.others_are_closed(&self.place.zone, last.id))
     }
 
     fn judge(&self, failure: &Failure, is_to_fail: bool) -> Verdict {
-        let has_room = self.upstream.hold.room(&self.place.zone).is_some();
+        let has_room = self.upstream.hold.room().is_some();
         let has_budget = self.upstream.retry.is_some() && has_room;
         failure.verdict(has_budget, || self.around(is_to_fail, self.may_rest()), || self.takes_place())
     }
@@ -290,7 +294,7 @@ impl PeerData {
         let zone = &self.place.zone;
         Around {
             would_wait: self.would_wait(),
-            is_alone: self.last.is_some_and(|id| self.upstream.is_alone(zone, id, is_to_fail)),
+            is_alone: self.last().is_some_and(|last| self.upstream.is_alone(zone, last.id, is_to_fail)),
             is_replaced: self.is_replaced(),
             may_rest,
         }
@@ -304,7 +308,7 @@ impl PeerData {
             return true;
         }
         let (zone, row) = (&self.place.zone, self.place.row);
-        let (Some(budget), Some(room)) = (self.upstream.retry, self.upstream.hold.room(zone)) else {
+        let (Some(budget), Some(room)) = (self.upstream.retry, self.upstream.hold.room()) else {
             return false;
         };
         let has_place = self.is_guarded() && room.repeat(row, &budget, self.upstream.active(zone));
@@ -315,7 +319,7 @@ impl PeerData {
     /// At a glance.
     pub(crate) fn has_a_place_left(&self) -> bool {
         let zone = &self.place.zone;
-        let (Some(budget), Some(room)) = (self.upstream.retry, self.upstream.hold.room(zone)) else {
+        let (Some(budget), Some(room)) = (self.upstream.retry, self.upstream.hold.room()) else {
             return false;
         };
         self.retry.has_place.get() || room.repeats() < budget.allowed(self.upstream.active(zone))
@@ -331,7 +335,7 @@ impl PeerData {
     #[cold]
     fn leave_place(&self) {
         self.retry.has_place.set(false);
-        if let Some(room) = self.upstream.hold.room(&self.place.zone) {
+        if let Some(room) = self.upstream.hold.room() {
             room.done(self.place.row);
         }
     }
@@ -357,11 +361,7 @@ impl PeerData {
     /// Puts our functions around nginx's, for a request whose configuration takes an answer for a failure.
     #[inline]
     pub(crate) fn watch_answers(&mut self) {
-        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
-        let u = unsafe { self.upstream().as_ref() };
-        // SAFETY: null, or the configuration of the location.
-        let conf = u.and_then(|u| unsafe { u.conf.as_ref() });
-        if conf.is_some_and(|conf| conf.next_upstream & TEMPORARY as ngx_uint_t != 0)
+        if self.location().is_some_and(|conf| conf.next_upstream & TEMPORARY as ngx_uint_t != 0)
             && self.upstream.retry.is_some()
             && self.retry.watched.is_none()
         {
@@ -369,6 +369,7 @@ impl PeerData {
         }
     }
 
+    #[inline(never)]
     fn watch_them(&mut self) {
         // SAFETY: the request lives while its upstream calls us.
         let ours = PeerData::at(unsafe { self.request.as_ref() });

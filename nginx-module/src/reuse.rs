@@ -19,7 +19,7 @@ static CONNECTIONS: AtomicPtr<Connections> = AtomicPtr::new(ptr::null_mut());
 #[derive(Clone, Copy)]
 pub(crate) struct Ridden {
     at: *const ngx_connection_t,
-    number: u64,
+    pub(crate) number: u64,
 }
 
 /// Once in each process: nginx without a master does not begin again with a new configuration.
@@ -33,6 +33,7 @@ pub(crate) fn begin(cycle: *mut ngx_cycle_t) {
 }
 
 /// How long the connection that the keepalive cache gave us was idle, if anybody knows.
+#[cold]
 pub(crate) fn idle(pc: PeerConnection) -> Option<u64> {
     let Ridden { at, number } = Ridden::of(pc)?;
     let connections = connections()?;

@@ -266,6 +266,9 @@ impl Seats {
     /// The number of nginx's list: it changes with the peers, and nginx lets no request go on that began with another.
     #[cfg(nginx1_27_3)]
     pub(crate) fn version(&self) -> ngx_uint_t {
+        if self.count == 0 {
+            return 0;
+        }
         let list = self.list.borrow();
         // SAFETY: lists are never freed while their cycle lives.
         let version = list.as_ref().map(|list| unsafe { list.at.as_ref() }.config);

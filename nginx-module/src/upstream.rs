@@ -13,13 +13,14 @@ use handoff_core::retry::Budget;
 use handoff_core::reuse::Reuse;
 use handoff_core::slow_start::Share;
 use handoff_core::table::{RowId, SlotId};
-use handoff_core::{Moment, Standing, Table};
+use handoff_core::{Moment, Standing, Table, Turnstile};
 use handoff_wire::Span;
 use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
 };
-use std::cell::{Cell, RefCell};
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashSet;
 use std::ptr::NonNull;
 
@@ -35,7 +36,7 @@ pub(crate) struct Upstream {
     peers: RefCell<Vec<Peer>>,
     us: NonNull<ngx_http_upstream_srv_conf_t>,
     original: ngx_http_upstream_init_peer_pt,
-    place: Cell<Option<Place>>,
+    place: OnceCell<Place>,
     /// The last planned return of a peer that this process has seen.
     seen: Cell<u64>,
 }
@@ -74,12 +75,13 @@ pub(crate) struct Rules {
     pub(crate) slow_start: Option<Span>,
 }
 
-/// Where a process counts.
-#[derive(Clone, Copy)]
+/// Where a process counts the requests of an upstream.
 pub(crate) struct Place {
     pub(crate) zone: Zone,
     pub(crate) configuration: u64,
     pub(crate) row: RowId,
+    /// Of the peers in nginx's lists, by where these keep the address of each: it stays there as long as the cycle does.
+    turnstiles: FxHashMap<*const libc::sockaddr, Turnstile<'static>>,
 }
 
 impl Upstream {
@@ -93,7 +95,6 @@ impl Upstream {
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
-        let place = Cell::new(None);
         let us = NonNull::from(us);
         Some(Self {
             name,
@@ -106,17 +107,29 @@ impl Upstream {
             peers: RefCell::default(),
             us,
             original,
-            place,
+            place: OnceCell::new(),
             seen: Cell::new(0),
         })
     }
 
-    pub(crate) fn join(&self, place: Place) {
-        self.place.set(Some(place));
+    /// A process takes its place, once.
+    pub(crate) fn join(&self, zone: Zone, configuration: u64, row: RowId) {
+        let peers = self.peers.borrow();
+        let turnstile = |peer: &Peer| Some((peer_address(peer.at), zone.table.turnstile(row, peer.slot)?));
+        let turnstiles = peers.iter().filter_map(turnstile).collect();
+        _ = self.place.set(Place { zone, configuration, row, turnstiles });
     }
 
-    pub(crate) fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<&Place> {
         self.place.get()
+    }
+
+    /// Where a request to the peer that a balancer chose begins. A peer that a resolver found has its address wherever nginx had
+    /// memory for it, and one that has no slot is none of ours.
+    #[inline]
+    pub(crate) fn turnstile(&self, place: &Place, at: *const libc::sockaddr) -> Option<Turnstile<'static>> {
+        let listed = place.turnstiles.get(&at).copied();
+        listed.or_else(|| place.zone.table.turnstile(place.row, self.addresses.slot(at)?))
     }
 
     /// nginx's name for it, for the log lines that want one.
@@ -229,8 +242,8 @@ impl Upstream {
 
     /// Whether nobody may begin a request here, whatever the marks of its peers say.
     #[inline]
-    pub(crate) fn is_paused(&self, zone: &Zone) -> bool {
-        self.hold.is_paused(zone, global!(ngx_current_msec) as u64)
+    pub(crate) fn is_paused(&self) -> bool {
+        self.hold.is_paused(global!(ngx_current_msec) as u64)
     }
 
     /// Whether this peer may serve, and no other one. `after_failing`: once more, and nginx does not leave it out for that.
@@ -255,7 +268,7 @@ impl Upstream {
 
     /// What those may expect who wait.
     pub(crate) fn outlook(&self, zone: &Zone, now: Moment) -> Outlook {
-        if self.hold.is_paused(zone, now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
+        if self.hold.is_paused(now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
     }
 
     pub(crate) fn outlook_of_peers(&self, zone: &Zone, now: Moment) -> Outlook {

@@ -6,7 +6,6 @@ use crate::log;
 use crate::nginx::{global, main_conf, moment, rc};
 use crate::orphan;
 use crate::reuse;
-use crate::upstream::Place;
 use crate::world;
 use crate::zone::Zone;
 use handoff_core::control::Control;
@@ -49,7 +48,7 @@ pub(crate) unsafe extern "C" fn begin(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     let row = join(conf, zone, cycle_log);
     conf.row.set(Some(row));
     for upstream in conf.upstreams() {
-        upstream.join(Place { zone: *zone, configuration: conf.configuration.get(), row });
+        upstream.join(*zone, conf.configuration.get(), row);
     }
     reuse::begin(cycle);
     hold::begin(cycle_log);

@@ -275,7 +275,7 @@ impl MainConf {
             upstream.addresses.seat(&upstream.seats);
         }
         self.without_slot.set(without_slot);
-        let room = |name| zone.table.open_room(name, configuration, alive);
+        let room = |name| zone.table.room(zone.table.open_room(name, configuration, alive)?);
         self.without_room
             .set(self.upstreams().filter(|upstream| !upstream.hold.set_room(room(&upstream.name))).count());
         self.set_zone(zone);

@@ -21,6 +21,7 @@ pub mod backend;
 pub mod blocks;
 pub mod browser;
 pub mod caddy;
+pub mod callgrind;
 pub mod chaos;
 pub mod clock;
 pub mod command;

@@ -53,4 +53,4 @@ pub mod view;
 
 pub use admission::{Admission, Gate, InFlight};
 pub use control::{Applied, Moment, Slots, Standing, World};
-pub use table::{Plan, Process, Table};
+pub use table::{Plan, Process, Table, Turnstile};

@@ -57,6 +57,7 @@ impl Default for Reuse {
 // === impl Rider ===
 
 impl Rider {
+    #[inline]
     fn is_repeatable(self) -> bool {
         !self.may_change && !self.is_unbuffered && self.may_go_on
     }

@@ -7,7 +7,7 @@
 //! another peer only when no living process can know it any more. Those that are [reserved](Table::reserve) for peers that come
 //! at run time change hands while processes know them, by the rules of [`tenancy`](crate::tenancy).
 
-use crate::admission::{self, Admission, Gate, InFlight};
+use crate::admission::{self, Admission, InFlight};
 use crate::control::Moment;
 use crate::event::{EVENTS, Entry, KINDS};
 use crate::orphan::Orphans;
@@ -76,6 +76,14 @@ pub struct RowId(usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomId(u32);
+
+/// A peer's slot, and where one process counts what it has there: all that the request path needs of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Turnstile<'a> {
+    pub id: SlotId,
+    pub slot: &'a Slot,
+    in_flight: &'a InFlight,
+}
 
 /// Where everything is. Cheap to copy; the shell casts it from the zone once per process.
 #[derive(Clone, Copy, Debug)]
@@ -233,6 +241,21 @@ impl SlotId {
 
     pub(crate) fn number(self) -> u32 {
         self.0
+    }
+}
+
+// === impl Turnstile ===
+
+impl Turnstile<'_> {
+    /// Asks to begin a request on the peer. Whoever is admitted owes one [`release`](Self::release).
+    #[inline]
+    pub fn claim(&self, is_paused: impl FnOnce() -> bool, is_fit: impl FnOnce() -> bool) -> Admission {
+        admission::claim(&self.slot.gate, self.in_flight, is_paused, is_fit)
+    }
+
+    #[inline]
+    pub fn release(&self) {
+        self.in_flight.release();
     }
 }
 
@@ -463,37 +486,13 @@ impl<'a> Table<'a> {
         self.in_flight.get(begin..begin.saturating_add(width)).unwrap_or_default()
     }
 
-    #[inline]
     fn cell(&self, row: RowId, slot: SlotId) -> Option<&'a InFlight> {
         self.in_flight.get(row.0.saturating_mul(self.slots.len()).saturating_add(slot.0 as usize))
     }
 
-    /// The request path: asks to begin a request on a peer. Whoever is admitted owes one [`release`](Self::release).
-    #[inline]
-    pub fn claim(
-        &self,
-        row: RowId,
-        id: SlotId,
-        is_paused: impl FnOnce() -> bool,
-        is_fit: impl FnOnce() -> bool,
-    ) -> Admission {
-        // Ids come from this table, so both are there; if not, nothing of ours stands in the way.
-        match (self.gate(id), self.cell(row, id)) {
-            (Some(gate), Some(cell)) => admission::claim(gate, cell, is_paused, is_fit),
-            _ => Admission::Admitted,
-        }
-    }
-
-    #[inline]
-    pub fn release(&self, row: RowId, id: SlotId) {
-        if let Some(cell) = self.cell(row, id) {
-            cell.release();
-        }
-    }
-
-    #[inline]
-    fn gate(&self, id: SlotId) -> Option<&'a Gate> {
-        self.slot(id).map(|slot| &slot.gate)
+    /// Where the requests of one process begin and end with a peer. Ids come from this table, so there is one.
+    pub fn turnstile(&self, row: RowId, id: SlotId) -> Option<Turnstile<'a>> {
+        Some(Turnstile { id, slot: self.slot(id)?, in_flight: self.cell(row, id)? })
     }
 
     /// Rows that count: living processes, and the one that processes without a row share.

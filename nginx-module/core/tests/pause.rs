@@ -67,7 +67,8 @@ fn nobody_begins_while_it_lasts_and_who_has_begun_is_counted() {
     stage.release(A);
     assert_eq!(stage.quiet(), Quiet { quiet: true, in_flight: 0, left: Some(seconds(10)) });
     let other = stage.table().find("other", C).unwrap();
-    assert_eq!(stage.table().claim(stage.row, other, || false, || false), Admission::Admitted);
+    let other = stage.table().turnstile(stage.row, other).unwrap();
+    assert_eq!(other.claim(|| false, || false), Admission::Admitted);
 }
 
 #[test]

@@ -14,7 +14,7 @@ impl Stage {
 
     fn serve(&self, row: RowId, requests: usize) {
         for _ in 0..requests {
-            self.table().claim(row, self.id(A), || false, || false);
+            self.table().turnstile(row, self.id(A)).unwrap().claim(|| false, || false);
         }
     }
 

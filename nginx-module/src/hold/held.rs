@@ -29,7 +29,7 @@ pub(crate) struct Held {
     address: sockaddr,
     request: NonNull<ngx_http_request_t>,
     upstream: &'static Upstream,
-    pub(super) place: Place,
+    pub(super) place: &'static Place,
     pub(super) phase: Phase,
     /// What it takes of the room.
     pub(super) bytes: u64,
@@ -67,7 +67,7 @@ impl Held {
     pub(super) fn new(
         request: NonNull<ngx_http_request_t>,
         upstream: &'static Upstream,
-        place: Place,
+        place: &'static Place,
     ) -> Option<NonNull<Self>> {
         // SAFETY: the request lives while its upstream calls us.
         let pool = unsafe { request.as_ref() }.pool;
@@ -153,9 +153,9 @@ impl Held {
         }
     }
 
-    pub(super) fn leave_room(&mut self, hold: &Hold, place: Place, ending: Ending) {
+    pub(super) fn leave_room(&mut self, hold: &Hold, place: &Place, ending: Ending) {
         self.waited = self.waited.saturating_add(now().mono.saturating_sub(self.since));
-        if let Some(room) = hold.room(&place.zone) {
+        if let Some(room) = hold.room() {
             room.leave(place.row, self.bytes);
             hold.count(room, ending, self.waited);
         }

@@ -62,7 +62,7 @@ impl PeerData {
     #[cold]
     pub(crate) fn may_rest(&self) -> bool {
         let hold = &self.upstream.hold;
-        let (Some(queue), Some(room)) = (hold.queue, hold.room(&self.place.zone)) else { return false };
+        let (Some(queue), Some(room)) = (hold.queue, hold.room()) else { return false };
         // SAFETY: the request lives while its upstream calls us.
         let r = unsafe { self.request.as_ref() };
         room.has_room(request::bytes(r), &queue)
@@ -85,7 +85,7 @@ impl PeerData {
     /// False: there is no room, or no memory.
     fn lies_down(&mut self, pc: PeerConnection, rest: Rest) -> bool {
         let (hold, place, host) = (&self.upstream.hold, self.place, self.upstream.host());
-        let (Some(queue), Some(room)) = (hold.queue, hold.room(&place.zone)) else { return false };
+        let (Some(queue), Some(room)) = (hold.queue, hold.room()) else { return false };
         // SAFETY: the request lives while its upstream calls us.
         let bytes = request::bytes(unsafe { self.request.as_ref() });
         if room.enter(place.row, bytes, &queue).is_err() {
@@ -121,7 +121,7 @@ impl PeerData {
         held.waited = held.waited();
         held.phase = Phase::Away;
         hold.resting.borrow_mut().leave(ticket);
-        if let Some(room) = hold.room(&place.zone) {
+        if let Some(room) = hold.room() {
             room.leave(place.row, held.bytes);
         }
         if let Some(goes) = goes {

@@ -106,7 +106,7 @@ impl PeerData {
     /// Takes a place in the room and in the line. `Err(None)`: there is no memory.
     fn enter(&mut self, pc: PeerConnection, end: End) -> Result<(), Option<Full>> {
         let (hold, place) = (&self.upstream.hold, self.place);
-        let (Some(queue), Some(room)) = (hold.queue, hold.room(&place.zone)) else { return Err(None) };
+        let (Some(queue), Some(room)) = (hold.queue, hold.room()) else { return Err(None) };
         if !request::spares_a_connection() {
             return Err(Some(Full::Connections));
         }
@@ -143,10 +143,10 @@ impl PeerData {
     }
 
     fn turn_away(&mut self, pc: PeerConnection, why: Full) -> ngx_int_t {
-        let (upstream, place) = (self.upstream, self.place);
+        let upstream = self.upstream;
         // SAFETY: the request lives while its upstream calls us.
         let log = log_of(unsafe { self.request.as_ref() });
-        if let Some(room) = upstream.hold.room(&place.zone) {
+        if let Some(room) = upstream.hold.room() {
             upstream.hold.turn_away(&upstream.name, room, why, log);
         }
         let Some(held) = self.have() else { return rc::BUSY };

@@ -10,6 +10,7 @@
 
 pub mod dice;
 
+use handoff_core::Turnstile;
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
 use handoff_core::hold::{Outlook, Queue};
@@ -196,14 +197,18 @@ impl Stage {
         self.slot(peer).gate.state()
     }
 
+    fn turnstile(&self, peer: &str) -> Turnstile<'_> {
+        self.table().turnstile(self.row, self.id(peer)).unwrap()
+    }
+
     /// Claims for a request that is fit for no trial.
     pub fn claim(&self, peer: &str) -> Admission {
-        self.table().claim(self.row, self.id(peer), || self.is_paused(), || false)
+        self.turnstile(peer).claim(|| self.is_paused(), || false)
     }
 
     /// Claims for a request that is fit for a trial.
     pub fn claim_fit(&self, peer: &str) -> Admission {
-        self.table().claim(self.row, self.id(peer), || self.is_paused(), || true)
+        self.turnstile(peer).claim(|| self.is_paused(), || true)
     }
 
     pub fn room(&self) -> Option<&Room> {
@@ -215,7 +220,7 @@ impl Stage {
     }
 
     pub fn release(&self, peer: &str) {
-        self.table().release(self.row, self.id(peer));
+        self.turnstile(peer).release();
     }
 
     /// The marks of a peer, as the API shows them.

@@ -84,7 +84,7 @@ fn a_broken_rule_does_not_go_unnoticed() {
         ("a request is released twice", &|run| {
             let (table, id) = (run.zone.table(), run.zone.table().ids().next().unwrap());
             if let Some(&row) = table.living(|_| true).first() {
-                table.release(row, id);
+                table.turnstile(row, id).unwrap().release();
             }
         }),
         ("a mark goes without its owner", &|run| {

@@ -498,7 +498,8 @@ impl Run {
         let is_fit = self.dice.percent(50);
         let room = self.zone.table().room_of(&key.0).unwrap();
         let is_paused = self.model.is_paused(&key.0, nginx.clock);
-        let admission = self.zone.table().claim(nginx.row, *id, || room.pause.holds(nginx.clock), || is_fit);
+        let turnstile = self.zone.table().turnstile(nginx.row, *id).unwrap();
+        let admission = turnstile.claim(|| room.pause.holds(nginx.clock), || is_fit);
         let expected = match self.model.peers[key].state() {
             _ if is_paused => Admission::Paused,
             Up | State::Changing => Admission::Admitted,
@@ -531,7 +532,7 @@ impl Run {
             let at = self.dice.below(nginx.serves.len());
             let served = nginx.serves.swap_remove(at);
             let (table, id) = (self.zone.table(), nginx.knows[&served.key]);
-            table.release(nginx.row, id);
+            table.turnstile(nginx.row, id).unwrap().release();
             if table.slot(id).unwrap().may_keep(served.connection) {
                 nginx.kept.push(served);
             }
