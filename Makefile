@@ -123,12 +123,12 @@ churn: build ## peers come and go 14 400 times under every balancer, with reload
 
 .PHONY: soak
 soak: build ## SOAK_DEPLOYS (1000) and SOAK_REQUESTS (1000000) over each nginx, mode and level: nobody fails, nothing runs twice, nothing grows
-	cargo run --release $(LOCKED) -p e2e --bin soak
+	cargo run --release $(LOCKED) --bin soak
 
 .PHONY: chaos
 chaos: build ## CHAOS_FAULTS (500) at random moments of deploys, each judged, by CHAOS_SEED (1); installs libfaketime; needs root
 	build/setup libfaketime
-	cargo run --release $(LOCKED) -p e2e --bin chaos
+	cargo run --release $(LOCKED) --bin chaos
 
 .PHONY: every-case
 every-case: build ## every broken release, every signal at every step, hundreds of deploys of one app, S9: an hour

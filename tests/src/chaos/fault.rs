@@ -92,8 +92,7 @@ const HALF_A_MINUTE: i64 = 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// And nothing besides: whoever needs nothing may be there, too.
-    Disk,
+    NoClock,
     /// Of all processes.
     WallClock,
     /// Both clocks of the sidecar: libfaketime cannot move the monotonic one alone.
@@ -133,12 +132,17 @@ impl Fault {
         }
     }
 
-    /// What must be ours before it can befall a site. What needs different things does not befall the same one.
+    /// Only root can have a disk of its own for it.
+    pub fn fills_disk(self) -> bool {
+        matches!(self, Self::DiskFull | Self::DiskReadOnly)
+    }
+
+    /// Which clock must be ours before it can befall a site. What needs different ones does not befall the same site.
     pub fn needs(self) -> Needs {
         match self {
             Self::WallClockForward | Self::WallClockBack => Needs::WallClock,
             Self::SidecarSleeps => Needs::SidecarClock,
-            _ => Needs::Disk,
+            _ => Needs::NoClock,
         }
     }
 

@@ -109,7 +109,7 @@ impl Plan {
         }
         deck.truncate(self.faults);
         let those = |needs| deck.iter().copied().filter(|fault| fault.needs() == needs).collect::<Vec<_>>();
-        let groups = [Needs::Disk, Needs::WallClock, Needs::SidecarClock].map(those);
+        let groups = [Needs::NoClock, Needs::WallClock, Needs::SidecarClock].map(those);
         let faults = groups.iter().flat_map(|group| group.chunks(ROUND));
         let mut rounds: Vec<Round> = (0..)
             .zip(faults)
@@ -181,16 +181,17 @@ impl Round {
         let mut dice = Dice::new(self.seed);
         let folder = crate::place::Place::new()?;
         let needs = self.faults.first().map(|fault| fault.needs());
-        let clock = (needs != Some(Needs::Disk)).then(|| Clock::new(folder.path())).transpose()?;
+        let clock = (needs != Some(Needs::NoClock)).then(|| Clock::new(folder.path())).transpose()?;
         let realm = match &clock {
             Some(clock) if needs == Some(Needs::WallClock) => clock.wall(),
             _ => Realm::default(),
         };
+        let needs_disk = self.faults.iter().any(|fault| fault.fills_disk());
         let mut disk = None;
         let mut stand = self
             .site
             .set(&realm, async |place| {
-                disk = if needs == Some(Needs::Disk) { Some(Disk::new(place).await?) } else { None };
+                disk = if needs_disk { Some(Disk::new(place).await?) } else { None };
                 Ok(())
             })
             .await?;
