@@ -183,7 +183,7 @@ endif
 
 .PHONY: bench
 bench: build ## what Handoff costs a request: instructions, and throughput in interleaved pairs; installs valgrind
-	build/setup valgrind
+	build/setup valgrind libjemalloc2
 	cargo run --release $(LOCKED) --bin cost
 
 .PHONY: reuse

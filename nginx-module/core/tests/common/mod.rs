@@ -10,6 +10,7 @@
 
 pub mod dice;
 
+use handoff_core::Turnstile;
 use handoff_core::control::Control;
 use handoff_core::event::Entry;
 use handoff_core::hold::{Outlook, Queue};
@@ -17,7 +18,6 @@ use handoff_core::plus::Server;
 use handoff_core::retry::Budget;
 use handoff_core::room::Room;
 use handoff_core::slot::Slot;
-use handoff_core::Turnstile;
 use handoff_core::table::{Header, PROCESSES, Row, RowId, SlotId};
 use handoff_core::{Admission, Applied, InFlight, Moment, Process, Slots, Standing, Table, World};
 use handoff_wire::*;
