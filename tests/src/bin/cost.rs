@@ -303,7 +303,7 @@ impl Draining {
         match self {
             Self::None => false,
             Self::One => number == 0,
-            Self::Half => number % 2 == 0,
+            Self::Half => number.is_multiple_of(2),
         }
     }
 
