@@ -218,9 +218,9 @@ endif
 	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L1,$(LEVEL)),--control)
 
 .PHONY: bench
-bench: build ## what Handoff costs a request: instructions, and throughput in interleaved pairs; installs valgrind
-	build/setup valgrind
-	cargo run --release $(LOCKED) --bin cost
+bench: build ## what Handoff costs a request: instructions, under every balancer, and throughput in interleaved pairs; installs valgrind; an hour
+	build/setup valgrind libjemalloc2
+	cargo run --release $(LOCKED) --bin cost -- --table
 
 .PHONY: reuse
 reuse: build ## what handoff_reuse opens and keeps, beside `always`, towards another machine; needs root

@@ -8,8 +8,8 @@
 //! requests of a stretch come over 16 servers, which send the peers a header of 16 lengths: the end of a block is met as
 //! often as in a long row of requests of all sizes. They come from 16 addresses, too.
 //!
-//! What malloc needs for a block depends on how the heap happens to look, by as much as 2 % of a request. So nginx is started
-//! several times, each time with some more locations that nobody asks for, and the median counts.
+//! What glibc's malloc needs for a block depends on how the heap happens to look, by as much as 2 % of a request. So nginx has
+//! jemalloc here, with the module and without: it needs as much for a block as for the last one of that size.
 
 use crate::{command, door::Door, nginx::Binary, ports, process, wait};
 use anyhow::{Context, Result, ensure};
@@ -34,6 +34,8 @@ const STEP: usize = 240;
 /// Requests of each server before a stretch, and in it.
 const WARM: usize = 10;
 const COUNTED: usize = 30;
+/// By its name alone: the loader looks for it.
+const JEMALLOC: &str = "LD_PRELOAD=libjemalloc.so.2";
 const MARK: &str = "/mark";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// More would not fit into the body of a request.
@@ -115,41 +117,20 @@ fn address(port: u16, peer: usize) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(127, 1, high, low), port))
 }
 
-/// Instructions that a request needs in each of these upstreams: the median of so many starts.
+/// Instructions that a request needs in each of these upstreams.
 pub async fn count(
     nginx: &Binary,
     place: &Path,
     module: Option<&Path>,
     upstreams: &[Upstream],
-    starts: usize,
-) -> Result<Vec<f64>> {
-    let mut all = Vec::new();
-    for start in 0..starts {
-        all.push(count_once(nginx, place, module, upstreams, start).await?);
-    }
-    let of = |place| middle(all.iter().filter_map(|counts: &Vec<f64>| counts.get(place).copied()).collect());
-    Ok((0..upstreams.len()).map(of).collect())
-}
-
-/// The median.
-pub fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-async fn count_once(
-    nginx: &Binary,
-    place: &Path,
-    module: Option<&Path>,
-    upstreams: &[Upstream],
-    start_number: usize,
 ) -> Result<Vec<f64>> {
     let prefix = place.join(format!("counted-{}", ports::row(1)?));
     let out = prefix.join("callgrind.out");
     let file = format!("--callgrind-out-file={}", out.display());
-    let valgrind: Vec<&str> = ["valgrind"].into_iter().chain(FLAGS).chain([file.as_str()]).collect();
+    let valgrind: Vec<&str> =
+        ["env", JEMALLOC, "valgrind"].into_iter().chain(FLAGS).chain([file.as_str()]).collect();
     let first = ports::row(SERVERS.into())?;
-    let mut child = start(nginx, &prefix, &valgrind, &conf(module, upstreams, first, start_number)).await?;
+    let mut child = start(nginx, &prefix, &valgrind, &conf(module, upstreams, first)).await?;
     let mut visitors = Vec::new();
     for number in 0..SERVERS {
         visitors.push(connect(first, number).await?);
@@ -177,19 +158,19 @@ async fn count_once(
 
 fn total(out: &Path, dump: usize) -> Result<f64> {
     let file = format!("{}.{dump}", out.display());
-    let text = fs::read_to_string(&file).with_context(|| format!("no {file}: is valgrind installed?"))?;
+    let text = fs::read_to_string(&file)
+        .with_context(|| format!("no {file}: are valgrind and libjemalloc2 installed?"))?;
     let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
     Ok(totals.with_context(|| format!("no total in {file}"))?.trim().parse()?)
 }
 
-fn conf(module: Option<&Path>, upstreams: &[Upstream], first: u16, start: usize) -> String {
+fn conf(module: Option<&Path>, upstreams: &[Upstream], first: u16) -> String {
     let load = module.map(|module| format!("load_module {};\n", module.display())).unwrap_or_default();
     let blocks: String = upstreams.iter().map(Upstream::block).collect();
     let locations: String = upstreams
         .iter()
         .map(|Upstream { name, .. }| format!("location /{name} {{ proxy_pass http://{name}; }}\n"))
         .collect();
-    let unused: String = (0..start * 5).map(|number| format!("location /unused{number} {{ }}\n")).collect();
     let servers: String = (0..SERVERS)
         .map(|number| {
             let (port, header) = (first + u16::from(number), "h".repeat(usize::from(number) * STEP + 1));
@@ -197,7 +178,7 @@ fn conf(module: Option<&Path>, upstreams: &[Upstream], first: u16, start: usize)
                 "server {{ listen 127.0.0.1:{port}; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
                  proxy_set_header X-Length\n{header};\n\
                  location = {MARK} {{ try_files /nobody @marked; }} location @marked {{ return 204; }}\n\
-                 {locations} {unused} }}\n"
+                 {locations} }}\n"
             )
         })
         .collect();

@@ -32,9 +32,6 @@ struct Arguments {
     /// Balancers and numbers of peers, too: some minutes
     #[arg(long)]
     table: bool,
-    /// Starts of nginx, the median of which counts
-    #[arg(long, default_value_t = 5)]
-    starts: usize,
     /// Rounds of throughput of each set-up; 0: none
     #[arg(long, default_value_t = 24)]
     rounds: usize,
@@ -113,9 +110,9 @@ async fn main() -> Result<()> {
         let place = Place::new()?;
         let backend = Backend::start(&nginx, place.path(), COUNTS.into_iter().max().unwrap_or(4)).await?;
         println!("\nnginx {}", nginx.version);
-        instructions(&nginx, &place, &backend, arguments.starts).await?;
+        instructions(&nginx, &place, &backend).await?;
         if arguments.table {
-            table(&nginx, &place, &backend, arguments.starts).await?;
+            table(&nginx, &place, &backend).await?;
         }
         if arguments.rounds > 0 {
             print(&throughput(&nginx, &place, &backend, &arguments).await?);
@@ -125,13 +122,13 @@ async fn main() -> Result<()> {
 }
 
 /// Round robin over four peers.
-async fn instructions(nginx: &Binary, place: &Place, backend: &Backend, starts: usize) -> Result<()> {
+async fn instructions(nginx: &Binary, place: &Place, backend: &Backend) -> Result<()> {
     println!("\n{:24} {:>14} {:>8}", "", "instructions", "ratio");
     let mut stock = None;
     for setup in SETUPS.iter().chain(&SLOTS) {
         let mut peers = backend.peers(4);
         peers.iter_mut().for_each(|peer| peer.is_added = setup.0 == ADDED.0);
-        let counts = count(nginx, place, setup, vec![upstream("app", "", peers, setup)], starts).await?;
+        let counts = count(nginx, place, setup, vec![upstream("app", "", peers, setup)]).await?;
         let count = *counts.first().context("nothing was counted")?;
         println!("{:24} {count:14.0} {:8.4}", setup.0, count / *stock.get_or_insert(count));
     }
@@ -139,7 +136,7 @@ async fn instructions(nginx: &Binary, place: &Place, backend: &Backend, starts: 
 }
 
 /// Every balancer, with few peers and with many, none, one or half of them draining.
-async fn table(nginx: &Binary, place: &Place, backend: &Backend, starts: usize) -> Result<()> {
+async fn table(nginx: &Binary, place: &Place, backend: &Backend) -> Result<()> {
     println!("\n| balancer | peers | draining | stock | stock again | handoff | more | ratio |");
     println!("|---|---|---|---|---|---|---|---|");
     let shapes = COUNTS
@@ -159,7 +156,7 @@ async fn table(nginx: &Binary, place: &Place, backend: &Backend, starts: usize) 
                 }
                 upstream(&format!("u{number}"), balancer, peers, &setup)
             });
-            columns.push(count(nginx, place, &setup, upstreams.collect(), starts).await?);
+            columns.push(count(nginx, place, &setup, upstreams.collect()).await?);
         }
         let [stock, again, ours] = columns.as_slice() else { continue };
         for (((shape, stock), again), ours) in shapes.iter().zip(stock).zip(again).zip(ours) {
@@ -185,15 +182,9 @@ fn module(nginx: &Binary, setup: &Setup) -> Result<Option<PathBuf>> {
     setup.1.map(|_| place::module(&nginx.version)).transpose()
 }
 
-async fn count(
-    nginx: &Binary,
-    place: &Place,
-    setup: &Setup,
-    upstreams: Vec<Upstream>,
-    starts: usize,
-) -> Result<Vec<f64>> {
+async fn count(nginx: &Binary, place: &Place, setup: &Setup, upstreams: Vec<Upstream>) -> Result<Vec<f64>> {
     let module = module(nginx, setup)?;
-    callgrind::count(nginx, place.path(), module.as_deref(), &upstreams, starts).await
+    callgrind::count(nginx, place.path(), module.as_deref(), &upstreams).await
 }
 
 fn print(rounds: &[Vec<Round>]) {
@@ -205,7 +196,7 @@ fn print(rounds: &[Vec<Round>]) {
         let median = |of: &dyn Fn(&Round, &Round) -> f64| {
             let values =
                 rounds.first().into_iter().flatten().zip(of_setup).map(|(stock, round)| of(stock, round));
-            callgrind::middle(values.collect())
+            middle(values.collect())
         };
         println!(
             "{:24} {:14.0} {:12.4} {:14.2} {:10.4}",
@@ -268,6 +259,12 @@ async fn round(proxy: &Proxy, time: Duration) -> Result<Round> {
     })
 }
 
+/// The median.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// Nanoseconds that a process has run.
 fn cpu(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
@@ -306,7 +303,7 @@ impl Draining {
         match self {
             Self::None => false,
             Self::One => number == 0,
-            Self::Half => number % 2 == 0,
+            Self::Half => number.is_multiple_of(2),
         }
     }
 
