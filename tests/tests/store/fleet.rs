@@ -133,7 +133,8 @@ impl Fleet {
             let keys = self.etcd.dump().await.ok()?;
             let is_in = |edge: &&str| keys.contains(&format!("/edges/{edge}\n"));
             let wanted = if self.app.preload.is_some() { "L2" } else { "L0" };
-            (level == wanted && EDGES.iter().all(is_in) && self.all_up().await).then_some(())
+            let is_heard = self.view().await.is_ok();
+            (level == wanted && is_heard && EDGES.iter().all(is_in) && self.all_up().await).then_some(())
         });
         whole.await.with_context(|| self.logs())
     }
