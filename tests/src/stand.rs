@@ -121,6 +121,11 @@ impl Plan {
         let mut stand = Stand { load: None, sidecar: None, pm2, app, site, realm, sidecar_realm, plan: self };
         stand.site.start_daemon().await?;
         stand.start_sidecar()?;
+        wait::until("the sidecar to know its workers", PATIENCE, async || {
+            let log = fs::read_to_string(stand.site.file("handoff.log")).ok()?;
+            log.contains("lists its workers").then_some(())
+        })
+        .await?;
         stand.is_whole().await?;
         if let Some(sidecar) = stand.sidecar.as_ref().filter(|_| self.level == Level::L2) {
             sidecar.protects(NAME, "L2").await?;
