@@ -27,6 +27,37 @@ pub struct Life {
     pub died: Option<Moment>,
 }
 
+impl Life {
+    /// When it stopped to listen.
+    pub fn ended(&self) -> Option<Moment> {
+        self.closed.into_iter().chain(self.died).min()
+    }
+}
+
+/// From when to when none of these listened, after the first had begun to.
+pub fn gaps(lives: &[Life]) -> Vec<(Moment, Moment)> {
+    let mut steps: Vec<(Moment, i32)> = Vec::new();
+    for life in lives {
+        let Some(listened) = life.listened else { continue };
+        steps.push((listened, 1));
+        steps.extend(life.ended().map(|ended| (ended, -1)));
+    }
+    steps.sort_unstable();
+    let (mut serving, mut since, mut gaps) = (0, None, Vec::new());
+    for (at, step) in steps {
+        serving += step;
+        match since {
+            None if serving == 0 => since = Some(at),
+            Some(from) if serving > 0 => {
+                gaps.push((from, at));
+                since = None;
+            }
+            _ => {}
+        }
+    }
+    gaps
+}
+
 /// All lives written down so far. Nobody has died yet.
 pub fn read(path: &Path) -> Result<Vec<Life>> {
     if !path.exists() {

@@ -10,13 +10,14 @@ use e2e::{
     lab::{
         Lab, Plan,
         fault::{self, Fault},
-        trial::{How, Trial},
+        trial::Trial,
         verdict,
     },
     net,
     nginx::Binary,
     scenario::Setup,
     site::VERSIONS,
+    stand::How,
 };
 use std::time::Duration;
 use tokio::time::sleep;

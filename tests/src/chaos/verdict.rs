@@ -4,7 +4,7 @@ use super::{Ordeal, Seen, fault::Fault};
 use crate::{
     app::Mode,
     clock::Moment,
-    lives::Life,
+    lives::{self, Life},
     load::{Answer, Kind, Visit},
     stand::How,
 };
@@ -124,7 +124,7 @@ impl Seen {
     fn nobody_listened(&self, visit: &Visit) -> Option<Excuse> {
         let (from, to) = (visit.due, visit.due + visit.latency);
         let was_there = |&(began, ended): &(Moment, Moment)| from <= ended + LATE && to + LATE >= began;
-        self.gaps().iter().any(was_there).then_some(Excuse::NobodyListened)
+        lives::gaps(&self.lives).iter().any(was_there).then_some(Excuse::NobodyListened)
     }
 
     fn held_back(&self, visit: &Visit) -> Option<Excuse> {
@@ -132,7 +132,7 @@ impl Seen {
         let mut there = self.lives.iter().filter(|life| life.port == last.port());
         let (from, to) = (visit.due, visit.due + visit.latency);
         let listened = |life: &Life| {
-            let ended = life.closed.into_iter().chain(life.died).min();
+            let ended = life.ended();
             life.listened.is_some_and(|at| at + LATE < from) && ended.is_none_or(|at| at > to)
         };
         let lapsed = self.ordeal(visit)?.struck + LEASE + LATE;
@@ -143,31 +143,6 @@ impl Seen {
     fn crossed_a_reload(&self, visit: &Visit) -> Option<Excuse> {
         let crossed = visit.answer == Answer::Reset && !self.log.knows(visit.number);
         crossed.then_some(Excuse::CrossedAReload)
-    }
-
-    /// From when to when nobody listened, after the first had begun to.
-    fn gaps(&self) -> Vec<(Moment, Moment)> {
-        let mut steps: Vec<(Moment, i32)> = Vec::new();
-        for life in &self.lives {
-            let Some(listened) = life.listened else { continue };
-            steps.push((listened, 1));
-            let ended = life.closed.into_iter().chain(life.died).min();
-            steps.extend(ended.map(|ended| (ended, -1)));
-        }
-        steps.sort_unstable();
-        let (mut serving, mut since, mut gaps) = (0, None, Vec::new());
-        for (at, step) in steps {
-            serving += step;
-            match since {
-                None if serving == 0 => since = Some(at),
-                Some(from) if serving > 0 => {
-                    gaps.push((from, at));
-                    since = None;
-                }
-                _ => {}
-            }
-        }
-        gaps
     }
 }
 

@@ -1,7 +1,7 @@
 //! One deploy of all hosts, one after the other, what befell them meanwhile, and what became of it.
 
 use super::{Lab, Plan, Seen, fault::Fault, host::AppHost};
-use crate::{clock::Moment, reload::Reload};
+use crate::{clock::Moment, reload::Reload, stand::How};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::{time::sleep, try_join};
@@ -13,15 +13,6 @@ pub struct Trial {
     pub fault: Fault,
     /// Visits a second.
     pub rate: u32,
-}
-
-/// What the operator types on each host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// `pm2 reload`
-    Pm2,
-    /// `handoff reload`
-    Handoff,
 }
 
 /// On one host.

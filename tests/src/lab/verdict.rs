@@ -1,12 +1,10 @@
 //! What may come of a deploy of many hosts, whatever befalls them. In words: `docs/operations/many-hosts-faults.md`.
 
-use super::{
-    fault::Fault,
-    trial::{How, Outcome},
-};
+use super::{fault::Fault, trial::Outcome};
 use crate::{
     clock::Moment,
     load::{Kind, Visit},
+    stand::How,
 };
 use std::time::Duration;
 

@@ -364,8 +364,9 @@ impl Findings {
             answered >= deed.began && end.is_none_or(|end| answered < end)
         };
         let visits: Vec<&Visit> = self.visits.iter().filter(is_its).collect();
-        let gaps =
-            self.gaps().into_iter().filter(|gap| gap.0 >= deed.began && end.is_none_or(|end| gap.0 < end));
+        let gaps = lives::gaps(&self.lives)
+            .into_iter()
+            .filter(|gap| gap.0 >= deed.began && end.is_none_or(|end| gap.0 < end));
         Cost {
             deed,
             visits: visits.len(),
@@ -427,34 +428,7 @@ impl Findings {
 
     pub fn nobody_listened(&self, visit: &Visit) -> bool {
         let (from, to) = (visit.due, visit.due + visit.latency);
-        self.gaps().iter().any(|gap| from <= gap.1 + SLACK && to + SLACK >= gap.0)
-    }
-
-    /// From when to when nobody listened, after the first had begun to.
-    fn gaps(&self) -> Vec<(Moment, Moment)> {
-        let mut steps: Vec<(Moment, i32)> = Vec::new();
-        for life in &self.lives {
-            let Some(listened) = life.listened else { continue };
-            steps.push((listened, 1));
-            let ended = life.closed.into_iter().chain(life.died).min();
-            steps.extend(ended.map(|ended| (ended, -1)));
-        }
-        steps.sort_unstable();
-        let mut serving = 0;
-        let mut since = None;
-        let mut gaps = Vec::new();
-        for (at, step) in steps {
-            serving += step;
-            match since {
-                None if serving == 0 => since = Some(at),
-                Some(from) if serving > 0 => {
-                    gaps.push((from, at));
-                    since = None;
-                }
-                _ => {}
-            }
-        }
-        gaps
+        lives::gaps(&self.lives).iter().any(|gap| from <= gap.1 + SLACK && to + SLACK >= gap.0)
     }
 
     /// For the person at the terminal.
