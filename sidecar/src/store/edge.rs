@@ -16,7 +16,7 @@ use super::{
     report::{EdgeReport, HostLine},
     said::{Said, Wanted},
     seats::{Seats, Step},
-    session::{Backoff, Claim, LEASE, Session, dice, holder, timely},
+    session::{Backoff, Claim, LEASE, Session, by_chance, dice, holder, timely},
     standing::Standing,
 };
 use crate::{
@@ -444,8 +444,7 @@ impl Edge {
         let since = Instant::now();
         for (host, grace) in silent {
             let grace = grace.duration();
-            let turn =
-                (grace / 10).min(TURN).mul_f64(f64::from(u32::try_from(dice() % 1024).unwrap_or(0)) / 1024.0);
+            let turn = by_chance((grace / 10).min(TURN));
             self.silent.entry(host.clone()).or_insert_with(|| {
                 tracing::warn!(%host, "silent: the peers that it brings stay for {grace:?}");
                 Silence { since, until: since.checked_add(grace + turn).unwrap_or(since + FAR) }

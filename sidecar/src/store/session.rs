@@ -188,6 +188,11 @@ pub fn dice() -> usize {
     usize::try_from(RandomState::new().build_hasher().finish() % 1_000_003).unwrap_or(0)
 }
 
+/// Up to this long.
+pub fn by_chance(most: Duration) -> Duration {
+    most * u32::try_from(dice() % 1024).unwrap_or(0) / 1024
+}
+
 /// This very process.
 pub fn holder() -> Holder {
     let own = Process::own();
@@ -301,8 +306,7 @@ impl Backoff {
 
     /// Between half of a pause and all of it; the next one is twice as long.
     pub async fn pause(&mut self) {
-        let dice = u32::try_from(dice() % 1024).unwrap_or(0);
-        time::sleep(self.0 / 2 + self.0 * dice / 2048).await;
+        time::sleep(self.0 / 2 + by_chance(self.0 / 2)).await;
         self.0 = (self.0 * 2).min(LONGEST_PAUSE);
     }
 }
