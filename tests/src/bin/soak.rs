@@ -58,7 +58,7 @@ fn explain(outcome: &Outcome) {
     for visit in &tally.failures {
         eprintln!("  {visit:?}");
     }
-    if !broken.is_empty() {
+    if tally.failed > 0 {
         eprintln!("nginx logged of those that failed:\n{}\n{}", outcome.log, outcome.said);
     }
 }
