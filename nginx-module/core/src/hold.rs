@@ -123,14 +123,22 @@ impl Queue {
 // === impl Outlook ===
 
 impl Outlook {
-    pub fn of<'a>(peers: impl IntoIterator<Item = (Standing, &'a Slot)>, now: Moment) -> Self {
-        let (mut serving, mut full, mut expected) = (0usize, false, false);
+    /// A peer that is up, and behind which nobody was since the owner of one that is expected said its last word, does not
+    /// serve: that word may have been its last for good, and then nobody says what became of either.
+    pub fn of<'a>(peers: impl Iterator<Item = (Standing, &'a Slot)> + Clone, now: Moment) -> Self {
+        let is_open = |slot: &Slot| slot.gate.state().serves();
+        let (mut expected, mut heard) = (false, u64::MAX);
+        for (peer, slot) in peers.clone() {
+            if !is_open(slot) && !peer.is_taken_out() && slot.is_expected(now) {
+                expected = true;
+                heard = heard.min(slot.heard(now).unwrap_or(u64::MAX));
+            }
+        }
+        let (mut serving, mut full) = (0usize, false);
         for (peer, slot) in peers {
-            if slot.gate.state().serves() {
-                serving = serving.saturating_add(usize::from(peer.available && !peer.full));
-                full |= peer.available && peer.full;
-            } else {
-                expected |= !peer.is_taken_out() && slot.is_expected(now);
+            if is_open(slot) && peer.available && slot.missed().is_none_or(|at| at <= heard) {
+                serving = serving.saturating_add(usize::from(!peer.full));
+                full |= peer.full;
             }
         }
         match serving {
