@@ -127,16 +127,16 @@ impl Outlook {
     /// serve: that word may have been its last for good, and then nobody says what became of either.
     pub fn of<'a>(peers: impl Iterator<Item = (Standing, &'a Slot)> + Clone, now: Moment) -> Self {
         let is_open = |slot: &Slot| slot.gate.state().serves();
-        let (mut expected, mut heard) = (false, u64::MAX);
-        for (peer, slot) in peers.clone() {
-            if !is_open(slot) && !peer.is_taken_out() && slot.is_expected(now) {
-                expected = true;
-                heard = heard.min(slot.heard(now).unwrap_or(u64::MAX));
-            }
+        let (mut expected, mut last_word) = (false, u64::MAX);
+        for (_, slot) in peers.clone().filter(|(peer, slot)| !is_open(slot) && !peer.is_taken_out()) {
+            expected |= slot.is_expected(now);
+            last_word = last_word.min(slot.last_word(now).unwrap_or(u64::MAX));
         }
         let (mut serving, mut full) = (0usize, false);
-        for (peer, slot) in peers {
-            if is_open(slot) && peer.available && slot.missed().is_none_or(|at| at <= heard) {
+        for (peer, slot) in peers.filter(|(peer, slot)| is_open(slot) && peer.available) {
+            if slot.missed().is_some_and(|at| at >= last_word) {
+                expected = true;
+            } else {
                 serving = serving.saturating_add(usize::from(!peer.full));
                 full |= peer.full;
             }

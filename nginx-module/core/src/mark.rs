@@ -108,8 +108,8 @@ impl Mark {
         }
     }
 
-    /// When its owner last said anything; `None` is a mark that stays whatever its owner says.
-    pub(crate) fn heard(&self) -> Option<u64> {
+    /// When its owner last said anything; `None` is a mark that stays though its owner says no more.
+    fn heard(&self) -> Option<u64> {
         self.lease().map(|_| self.renewed_at.load(Ordering::Relaxed))
     }
 
@@ -118,7 +118,7 @@ impl Mark {
         let Some((lease, heard)) = self.lease().zip(self.heard()) else { return false };
         let nobody_serves = match service {
             Service::Somebody => false,
-            Service::Missed(since) => since > heard,
+            Service::Missed(since) => since >= heard,
             Service::Nobody => true,
         };
         let silent = now.mono.saturating_sub(heard);
@@ -127,8 +127,18 @@ impl Mark {
 
     /// Whether its owner, who is still there, expects somebody back.
     pub fn expects(&self, now: Moment) -> bool {
+        self.expects_with(now, Service::Nobody)
+    }
+
+    /// When its owner last said anything, if it expects somebody back and the mark lapses soon after a request finds that nobody
+    /// has served since.
+    pub(crate) fn last_word(&self, now: Moment) -> Option<u64> {
+        self.heard().filter(|_| self.expects_with(now, Service::Somebody))
+    }
+
+    fn expects_with(&self, now: Moment, service: Service) -> bool {
         let before = Moment { mono: now.mono.saturating_sub(SWEPT_WITHIN.as_millis()), ..now };
-        self.back.load(Ordering::Relaxed) != 0 && !self.has_lapsed(before, Service::Nobody)
+        self.back.load(Ordering::Relaxed) != 0 && !self.has_lapsed(before, service)
     }
 
     pub fn view(&self, now: Moment) -> Option<MarkView> {

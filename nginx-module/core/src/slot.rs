@@ -120,13 +120,11 @@ impl Slot {
         self.marks.iter().filter(Self::keeps_away).all(|mark| mark.expects(now))
     }
 
-    /// When one of those who keep requests away last said anything, if all of them expect somebody back and their marks lapse
-    /// when they say no more.
-    pub(crate) fn heard(&self, now: Moment) -> Option<u64> {
+    /// The [last word](Mark::last_word) of all who keep requests away. `None` if one of them says no such word, or nobody does.
+    pub(crate) fn last_word(&self, now: Moment) -> Option<u64> {
         let mut last = None;
         for mark in self.marks.iter().filter(Self::keeps_away) {
-            let heard = mark.heard().filter(|_| mark.expects(now))?;
-            last = last.max(Some(heard));
+            last = last.max(Some(mark.last_word(now)?));
         }
         last
     }
@@ -135,7 +133,7 @@ impl Slot {
         mark.state().is_some_and(|state| !state.serves())
     }
 
-    /// A request found nobody behind it: its connection was refused. `now` is of the clock that never goes back.
+    /// A request found nobody behind it: its connection was refused. `now` is read anew, from the clock that never goes back.
     #[cold]
     pub fn miss(&self, now: u64) {
         self.absence.note(self.answers.view().total(), now);

@@ -111,7 +111,11 @@ fn an_owner_that_speaks_is_not_overruled() {
         stage.renew("pm2:1");
         assert_eq!(stage.control().sweep(), []);
     }
-    assert_eq!(stage.sweep_after(9_999), [], "it was missed before the last word, and nobody has asked since");
+    assert_eq!(
+        stage.sweep_after(9_999),
+        [],
+        "it was missed before the last word, and nobody has asked since"
+    );
 }
 
 #[test]

@@ -283,7 +283,7 @@ impl Model {
             for (owner, mark) in &peer.marks {
                 let Some(lease) = mark.lease else { continue };
                 let is_named = self.upstreams().contains(key.0.as_str());
-                let missed = |key: &Key| self.peers[key].missed.is_some_and(|at| at > mark.renewed);
+                let missed = |key: &Key| self.peers[key].missed.is_some_and(|at| at >= mark.renewed);
                 let nobody_serves = is_named && self.serving(&key.0, true).into_iter().all(missed);
                 let patience = if nobody_serves { lease.min(3_000) } else { lease };
                 if now >= mark.renewed + patience {
