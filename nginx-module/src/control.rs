@@ -3,6 +3,7 @@
 use crate::conf::{LocationConf, MainConf};
 use crate::nginx::{log_of, moment, rc, text, variable, version};
 use crate::reply::{self, json};
+use crate::upgrade;
 use crate::wait::{self, Awaited, Wait};
 use crate::zone::{Locked, Zone};
 use crate::{Handoff, body, log, page, plus};
@@ -346,6 +347,7 @@ fn overview(conf: &MainConf, table: &Table<'_>) -> Overview {
             peers_uncovered: conf.without_slot.get(),
             processes_max: number(table.rows.len()),
         },
+        old_master: upgrade::old_master(),
         processes: view::processes(table, conf),
         uncovered: conf.uncovered.clone(),
     }

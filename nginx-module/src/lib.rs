@@ -28,6 +28,7 @@ mod reuse;
 mod seat;
 mod socket;
 mod trial;
+mod upgrade;
 mod upstream;
 mod variable;
 mod wait;

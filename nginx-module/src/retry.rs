@@ -9,7 +9,7 @@
 use crate::ending;
 use crate::hold::now;
 use crate::name;
-use crate::nginx::{PeerConnection, connections, global, is_broken, rc, text};
+use crate::nginx::{PeerConnection, connections, global, is_broken, moment, rc, text};
 use crate::peer::PeerData;
 use handoff_core::Turnstile;
 use handoff_core::retry::{Around, Cause, Failure, Granted, NEWS, Rest, RetryAfter, Sent, Verdict};
@@ -184,7 +184,11 @@ impl PeerData {
         self.retry.stale = self.retry.stale.saturating_add(is_stale.into());
         let tries_left =
             if self.is_at_the_only_one() { 0 } else { pc.tries().saturating_add(is_stale.into()) };
-        Some(self.judge(&self.failure(u, pc, cause, reason, tries_left)?, false))
+        let failure = self.failure(u, pc, cause, reason, tries_left)?;
+        if let Some(last) = self.last().filter(|_| failure.met_nobody()) {
+            last.slot.miss(moment().mono);
+        }
+        Some(self.judge(&failure, false))
     }
 
     /// The header of an answer was read.

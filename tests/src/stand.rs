@@ -303,10 +303,15 @@ impl Stand {
         self.site.end_but_for(expected).await.with_context(|| tail(&log))
     }
 
-    /// What the sidecar and nginx said last.
+    /// What the sidecar, nginx, PM2 and the workers that complained said last.
     pub fn said(&self) -> String {
-        let sidecar = fs::read_to_string(self.site.file("handoff.log")).unwrap_or_default();
-        format!("{}\n{}", tail(&sidecar), tail(&self.site.error_log()))
+        let read = |path: PathBuf| tail(&fs::read_to_string(path).unwrap_or_default());
+        let home = self.site.place().pm2_home();
+        let of_workers = fs::read_dir(home.join("logs")).into_iter().flatten().flatten();
+        let errors = of_workers.filter(|file| file.file_name().to_string_lossy().contains("-error"));
+        let workers: Vec<String> = errors.map(|file| read(file.path())).collect();
+        let (sidecar, nginx) = (read(self.site.file("handoff.log")), tail(&self.site.error_log()));
+        [sidecar, nginx, read(home.join("pm2.log")), workers.join("\n")].join("\n")
     }
 }
 

@@ -8,7 +8,7 @@ mod peers;
 
 use crate::floor::{self, Leaver};
 use crate::hold::Queue;
-use crate::mark::{Claim, MAX_REASON, Mark};
+use crate::mark::{Claim, MAX_REASON, Mark, Service};
 use crate::orphan::{ORPHANS, Orphan};
 use crate::retry::Budget;
 use crate::slot::Slot;
@@ -18,6 +18,7 @@ use handoff_wire::{
     Ack, AckedMark, Code, DEFAULT_LEASE, Event, EventKind, Expect, MAX_LEASE, MIN_LEASE, MarkRequest,
     MarkSet, OrphanSet, Owner, OwnerKind, Refusal, Renew, Span, State,
 };
+use std::collections::HashMap;
 
 /// Both clocks, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -192,14 +193,17 @@ impl<'a, W: World> Control<'a, W> {
         if !self.table.ids().any(is_marked) {
             return self.finish();
         }
-        let dark: Vec<String> =
-            self.world.upstreams().into_iter().filter(|name| !self.serves(name)).collect();
+        let services: HashMap<String, Service> =
+            self.world.upstreams().into_iter().map(|name| (name.clone(), self.service(&name))).collect();
         for id in self.table.ids() {
             let Some(slot) = self.table.slot(id).filter(|slot| slot.has_marks()) else { continue };
-            let somebody_is_up = !dark.contains(&slot.upstream());
-            for mark in slot.marks().iter().filter(|mark| mark.has_lapsed(now, somebody_is_up)) {
-                let reason =
-                    if somebody_is_up { "its lease ran out" } else { "its owner is silent and nobody is up" };
+            let service = services.get(&slot.upstream()).copied().unwrap_or(Service::Somebody);
+            for mark in slot.marks().iter().filter(|mark| mark.has_lapsed(now, service)) {
+                let reason = match service {
+                    _ if mark.has_lapsed(now, Service::Somebody) => "its lease ran out",
+                    Service::Missed(_) => "its owner is silent and nobody is behind those that are up",
+                    _ => "its owner is silent and nobody is up",
+                };
                 // It says nothing of the worker: only an owner can say that a replacement is complete.
                 self.remove(id, slot, mark, Removal { kind: EventKind::Lapse, reason, forgives: false });
             }
@@ -216,12 +220,16 @@ impl<'a, W: World> Control<'a, W> {
         self.table.header.ready(self.table.header.bump());
     }
 
-    fn serves(&self, upstream: &str) -> bool {
-        let gate = |id| self.table.slot(id).map(|slot| slot.gate.state());
-        self.world
-            .peers(upstream)
-            .iter()
-            .any(|peer| peer.available && gate(peer.slot).is_some_and(State::serves))
+    fn service(&self, upstream: &str) -> Service {
+        let up = self.world.peers(upstream).into_iter().filter(|peer| peer.available);
+        let slots = up.filter_map(|peer| self.table.slot(peer.slot));
+        slots.filter(|slot| slot.gate.state().serves()).fold(Service::Nobody, |service, slot| {
+            match (service, slot.missed()) {
+                (Service::Somebody, _) | (_, None) => Service::Somebody,
+                (Service::Missed(since), Some(at)) => Service::Missed(since.min(at)),
+                (Service::Nobody, Some(at)) => Service::Missed(at),
+            }
+        })
     }
 
     fn mark_of(&self, id: SlotId, owner: &Owner) -> Option<&'a Mark> {
@@ -354,6 +362,7 @@ impl<'a, W: World> Control<'a, W> {
             // Before anybody is let in: what was opened to the old worker is not used for the new one.
             slot.retire(self.world.connections());
             slot.ramp.begin(self.now);
+            slot.absence.reset();
         }
         slot.gate.set(to);
         if from == State::Up && to != State::Up {

@@ -123,14 +123,22 @@ impl Queue {
 // === impl Outlook ===
 
 impl Outlook {
-    pub fn of<'a>(peers: impl IntoIterator<Item = (Standing, &'a Slot)>, now: Moment) -> Self {
-        let (mut serving, mut full, mut expected) = (0usize, false, false);
-        for (peer, slot) in peers {
-            if slot.gate.state().serves() {
-                serving = serving.saturating_add(usize::from(peer.available && !peer.full));
-                full |= peer.available && peer.full;
+    /// A peer that is up, and behind which nobody was since the owner of one that is expected said its last word, does not
+    /// serve: that word may have been its last for good, and then nobody says what became of either.
+    pub fn of<'a>(peers: impl Iterator<Item = (Standing, &'a Slot)> + Clone, now: Moment) -> Self {
+        let is_open = |slot: &Slot| slot.gate.state().serves();
+        let (mut expected, mut last_word) = (false, u64::MAX);
+        for (_, slot) in peers.clone().filter(|(peer, slot)| !is_open(slot) && !peer.is_taken_out()) {
+            expected |= slot.is_expected(now);
+            last_word = last_word.min(slot.last_word(now).unwrap_or(u64::MAX));
+        }
+        let (mut serving, mut full) = (0usize, false);
+        for (peer, slot) in peers.filter(|(peer, slot)| is_open(slot) && peer.available) {
+            if slot.missed().is_some_and(|at| at >= last_word) {
+                expected = true;
             } else {
-                expected |= !peer.is_taken_out() && slot.is_expected(now);
+                serving = serving.saturating_add(usize::from(!peer.full));
+                full |= peer.full;
             }
         }
         match serving {

@@ -20,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod absence;
 pub mod access;
 pub mod admission;
 pub mod answers;

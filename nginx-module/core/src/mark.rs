@@ -36,10 +36,19 @@ pub struct Claim<'a> {
     pub lease: Option<Span>,
 }
 
+/// Whether an upstream has anybody who serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    Somebody,
+    /// Whoever is up was missed by a request then or later, and has not answered since.
+    Missed(u64),
+    Nobody,
+}
+
 /// A mark that lapsed goes with the next sweep, and its gate opens. For so long those who wait have still something to expect.
 const SWEPT_WITHIN: Span = Span::from_secs(1);
 
-/// An owner that has not been heard of for so long loses its leased marks where nobody is up.
+/// An owner that has not been heard of for so long loses its leased marks where nobody serves.
 pub const SILENCE: Span = Span::from_secs(3);
 
 impl Mark {
@@ -99,17 +108,37 @@ impl Mark {
         }
     }
 
-    /// Whether the mark has outlived its lease. Where nobody is up, silence alone is enough.
-    pub fn has_lapsed(&self, now: Moment, somebody_is_up: bool) -> bool {
-        let Some(lease) = self.lease() else { return false };
-        let silent = now.mono.saturating_sub(self.renewed_at.load(Ordering::Relaxed));
-        silent >= lease.as_millis() || (!somebody_is_up && silent >= SILENCE.as_millis())
+    /// When its owner last said anything; `None` is a mark that stays though its owner says no more.
+    fn heard(&self) -> Option<u64> {
+        self.lease().map(|_| self.renewed_at.load(Ordering::Relaxed))
+    }
+
+    /// Whether the mark has outlived its lease. Where nobody has served since its owner fell silent, silence alone is enough.
+    pub fn has_lapsed(&self, now: Moment, service: Service) -> bool {
+        let Some((lease, heard)) = self.lease().zip(self.heard()) else { return false };
+        let nobody_serves = match service {
+            Service::Somebody => false,
+            Service::Missed(since) => since >= heard,
+            Service::Nobody => true,
+        };
+        let silent = now.mono.saturating_sub(heard);
+        silent >= lease.as_millis() || (nobody_serves && silent >= SILENCE.as_millis())
     }
 
     /// Whether its owner, who is still there, expects somebody back.
     pub fn expects(&self, now: Moment) -> bool {
+        self.expects_with(now, Service::Nobody)
+    }
+
+    /// When its owner last said anything, if it expects somebody back and the mark lapses soon after a request finds that nobody
+    /// has served since.
+    pub(crate) fn last_word(&self, now: Moment) -> Option<u64> {
+        self.heard().filter(|_| self.expects_with(now, Service::Somebody))
+    }
+
+    fn expects_with(&self, now: Moment, service: Service) -> bool {
         let before = Moment { mono: now.mono.saturating_sub(SWEPT_WITHIN.as_millis()), ..now };
-        self.back.load(Ordering::Relaxed) != 0 && !self.has_lapsed(before, false)
+        self.back.load(Ordering::Relaxed) != 0 && !self.has_lapsed(before, service)
     }
 
     pub fn view(&self, now: Moment) -> Option<MarkView> {

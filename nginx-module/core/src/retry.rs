@@ -232,7 +232,7 @@ impl Failure {
 
     /// The connection was refused, as by all workers of an app in the milliseconds before nginx hears that they went. That
     /// is no reason to give up before those who would have waited.
-    fn met_nobody(&self) -> bool {
+    pub fn met_nobody(&self) -> bool {
         self.cause == Cause::Connection && self.sent == Sent::Nothing
     }
 

@@ -1,5 +1,6 @@
 //! A peer of an upstream, as the zone knows it.
 
+use crate::absence::Absence;
 use crate::admission::Gate;
 use crate::answers::Answers;
 use crate::control::Moment;
@@ -33,6 +34,7 @@ pub struct Slot {
     /// Those of the broken that went on elsewhere.
     resumed: AtomicU64,
     refused: AtomicU64,
+    pub(crate) absence: Absence,
     pub outage: Outage,
     pub ramp: Ramp,
     /// The change that last brought the peer back from a planned replacement.
@@ -115,8 +117,31 @@ impl Slot {
 
     /// Whether all who keep requests away expect somebody back. Where nobody does any more the gate is about to follow.
     pub fn is_expected(&self, now: Moment) -> bool {
-        let keeps_away = |mark: &&Mark| mark.state().is_some_and(|state| !state.serves());
-        self.marks.iter().filter(keeps_away).all(|mark| mark.expects(now))
+        self.marks.iter().filter(Self::keeps_away).all(|mark| mark.expects(now))
+    }
+
+    /// The [last word](Mark::last_word) of all who keep requests away. `None` if one of them says no such word, or nobody does.
+    pub(crate) fn last_word(&self, now: Moment) -> Option<u64> {
+        let mut last = None;
+        for mark in self.marks.iter().filter(Self::keeps_away) {
+            last = last.max(Some(mark.last_word(now)?));
+        }
+        last
+    }
+
+    fn keeps_away(mark: &&Mark) -> bool {
+        mark.state().is_some_and(|state| !state.serves())
+    }
+
+    /// A request found nobody behind it: its connection was refused. `now` is read anew, from the clock that never goes back.
+    #[cold]
+    pub fn miss(&self, now: u64) {
+        self.absence.note(self.answers.view().total(), now);
+    }
+
+    /// When a request last found nobody there, if nobody has answered since.
+    pub(crate) fn missed(&self) -> Option<u64> {
+        self.absence.last(|| self.answers.view().total())
     }
 
     /// Connections with a smaller number were opened before the peer last changed hands, and are not used again.
@@ -266,6 +291,7 @@ impl Slot {
         }
         self.answers.reset();
         self.timing.reset();
+        self.absence.reset();
         self.outage.reset();
         self.ramp.reset();
     }

@@ -75,6 +75,55 @@ fn whose_owner_is_silent_is_expected_until_the_sweep_must_have_come() {
     assert_eq!(stage.outlook(), Outlook::Serving(3));
 }
 
+/// A request that found nobody there waits for the owner's next word, or until it is clear that there will be none.
+#[test]
+fn who_is_up_and_was_missed_since_the_last_word_serves_nobody() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B), (APP, C)]);
+    stage.expects("pm2:1", A, Draining, Expect::Back);
+    stage.now += 100;
+    stage.slot(B).miss(stage.now);
+    assert_eq!(stage.outlook(), Outlook::Serving(1), "nobody was missed behind the other");
+    stage.slot(C).miss(stage.now);
+    assert_eq!(stage.outlook(), Outlook::Expected);
+    stage.slot(C).answers.count(200);
+    assert_eq!(stage.outlook(), Outlook::Serving(1), "somebody is there after all");
+    stage.slot(C).miss(stage.now);
+    stage.now += 1;
+    stage.renew("pm2:1");
+    assert_eq!(stage.outlook(), Outlook::Serving(2), "its owner lives, and says nothing of them");
+    stage.slot(B).miss(stage.now);
+    stage.slot(C).miss(stage.now);
+    assert_eq!(stage.outlook(), Outlook::Expected, "missed in the same millisecond, and perhaps after it");
+    stage.expects("pm2:2", A, Draining, Expect::Gone);
+    assert_eq!(stage.outlook(), Outlook::Serving(2), "nobody is expected");
+    stage.put(&set("pm2:2", &[(A, Up)])).unwrap();
+    stage.expects("operator", A, Draining, Expect::Back);
+    assert_eq!(stage.outlook(), Outlook::Serving(2), "a person says no more, however long one waits");
+    stage.put(&set("operator", &[(A, Up)])).unwrap();
+    assert_eq!(stage.outlook(), Outlook::Expected);
+    assert_eq!(stage.sweep_after(3_000).len(), 1);
+    assert_eq!(stage.outlook(), Outlook::Serving(3));
+}
+
+/// Somebody was up, so that the marks of a silent owner were left as they are.
+#[test]
+fn who_is_missed_long_after_the_last_word_lets_those_wait_who_miss_it_until_the_sweep() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.expects("pm2:1", A, Down, Expect::Back);
+    assert_eq!(stage.sweep_after(9_000), []);
+    assert_eq!(stage.outlook(), Outlook::Serving(1));
+    stage.slot(B).miss(stage.now);
+    assert_eq!(stage.outlook(), Outlook::Expected);
+    assert_eq!(stage.sweep_after(0).len(), 1);
+    assert_eq!(stage.outlook(), Outlook::Serving(2));
+    stage.expects("pm2:1", A, Down, Expect::Back);
+    stage.slot(B).miss(stage.now);
+    for (millis, outlook) in [(10_999, Outlook::Expected), (1, Outlook::Serving(1))] {
+        stage.now += millis;
+        assert_eq!(stage.outlook(), outlook, "nobody swept");
+    }
+}
+
 #[test]
 fn a_person_who_expects_somebody_is_never_silent() {
     let mut stage = Stage::new();

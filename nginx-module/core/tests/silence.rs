@@ -87,3 +87,65 @@ fn a_peer_that_the_configuration_dropped_has_its_whole_lease() {
     assert_eq!(stage.sweep_after(9_999), []);
     assert_eq!(stage.sweep_after(1).len(), 1);
 }
+
+/// Of two workers one was being replaced when the sidecar died, and nobody says what became of it. Then the other one goes.
+#[test]
+fn who_is_up_and_was_missed_since_the_owner_fell_silent_is_nobody() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.mark("pm2:1", A, Draining);
+    stage.now += 1_000;
+    stage.slot(B).miss(stage.now);
+    assert_eq!(stage.sweep_after(1_999), []);
+    let [lapse] = &stage.sweep_after(1)[..] else { panic!("one mark lapses") };
+    assert_eq!(lapse.reason, "its owner is silent and nobody is behind those that are up");
+    assert_eq!(stage.state(A), Up);
+}
+
+#[test]
+fn an_owner_that_speaks_is_not_overruled() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.mark("pm2:1", A, Draining);
+    for _ in 0..100 {
+        stage.slot(B).miss(stage.now + 500);
+        stage.now += 1_000;
+        stage.renew("pm2:1");
+        assert_eq!(stage.control().sweep(), []);
+    }
+    assert_eq!(
+        stage.sweep_after(9_999),
+        [],
+        "it was missed before the last word, and nobody has asked since"
+    );
+}
+
+#[test]
+fn one_who_answers_is_somebody() {
+    for (what, change) in [
+        ("answered since", (|stage: &Stage| stage.slot(B).answers.count(500)) as fn(&Stage)),
+        ("another worker is behind it", |stage| {
+            stage.mark("pm2:2", B, Checking);
+            stage.put(&set("pm2:2", &[(B, Up)])).unwrap();
+        }),
+        ("nobody was missed there", |_| ()),
+    ] {
+        let mut stage = Stage::new();
+        stage.mark("pm2:1", A, Draining);
+        stage.now += 1_000;
+        stage.slot(C).miss(stage.now);
+        if what != "nobody was missed there" {
+            stage.slot(B).miss(stage.now);
+        }
+        change(&stage);
+        assert_eq!(stage.sweep_after(8_999), [], "{what}");
+        assert_eq!(stage.sweep_after(1).len(), 1, "{what}: its lease ran out");
+    }
+}
+
+#[test]
+fn a_person_is_not_overruled_because_nobody_else_is_there() {
+    let mut stage = Stage::of(&[(APP, A), (APP, B)]);
+    stage.mark("operator", A, Draining);
+    stage.now += 1_000;
+    stage.slot(B).miss(stage.now);
+    assert_eq!(stage.sweep_after(86_400_000), []);
+}

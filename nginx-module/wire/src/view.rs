@@ -20,6 +20,9 @@ pub struct Overview {
     #[serde(default)]
     pub events: EventCounts,
     pub zone: ZoneView,
+    /// The pid of the older of two masters, while both live: from USR2 until one of them has gone. Each has marks of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_master: Option<u32>,
     pub processes: Vec<ProcessView>,
     /// One entry for each peer that requests also reach past its marks, as far as the configuration shows.
     #[serde(default)]

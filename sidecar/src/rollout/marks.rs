@@ -142,6 +142,11 @@ impl Marks {
         Ok(sum)
     }
 
+    /// The older of two masters of nginx, while both live. A worker of either says so.
+    pub async fn old_master(&mut self) -> Result<Option<u32>, ControlError> {
+        Ok(self.control.overview().await?.old_master)
+    }
+
     /// None: the mark is not what it was, so that nginx may have used the peers meanwhile as if there were none. Set it
     /// again.
     pub async fn fence(&mut self, set: Set) -> Result<Option<Fenced>, ControlError> {

@@ -21,6 +21,7 @@ use super::{
     logs::Logs,
     marks::{ANEW, Fenced, Marks, Set, Views},
     stop::{Broken, How, Stop},
+    upgrade,
     verdict::{self, Answers},
     world::Seen,
 };
@@ -124,6 +125,7 @@ impl Turn {
 
     pub async fn drained(&mut self) -> Result<Fenced, Stop> {
         self.relieved().await?;
+        upgrade::over(&mut self.marks, &self.grip, self.may_halt).await?;
         let process = self.grip.seen()?.process;
         let deadline = Instant::now() + self.grip.options().drain_timeout.duration();
         for pause in ANEW {
@@ -137,6 +139,7 @@ impl Turn {
                 return Err(Stop::Foreign(format!("{} was restarted meanwhile", self.grip.name)));
             }
             self.go_on()?;
+            upgrade::over(&mut self.marks, &self.grip, self.may_halt).await?;
             if let Some(fenced) = self.marks.fence(drained).await? {
                 return Ok(fenced);
             }

@@ -223,6 +223,7 @@ impl Desk {
             generation: self.generation(),
             events: handoff_wire::EventCounts::default(),
             zone: ZoneView { size: 0, peers: 0, peers_max: 0, peers_uncovered: 0, processes_max: 0 },
+            old_master: None,
             processes: Vec::new(),
             uncovered: book.edges.uncovered(),
         })

@@ -87,7 +87,7 @@ pub struct Seen {
     pub log: AccessLog,
     /// The same, in nginx's own words.
     pub lines: String,
-    /// What the sidecar and nginx said last.
+    /// What the sidecar, nginx, PM2 and the workers said last.
     pub said: String,
     /// What kept it from going on.
     pub stuck: Option<String>,

@@ -13,8 +13,8 @@ use std::time::Duration;
 /// nginx tells times in milliseconds, and on a machine that has other things to do it hears of what happened later.
 const LATE: Duration = Duration::from_millis(250);
 
-/// Of a mark, and how often nginx looks at it.
-const LEASE: Duration = Duration::from_millis(10_250);
+/// Of a mark's owner, where nobody serves, and how often nginx looks.
+const SILENCE: Duration = Duration::from_millis(3_250);
 
 /// Why a visit could fail, and nobody can be blamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ pub enum Excuse {
     DiedWithWorker,
     /// Nobody listened.
     NobodyListened,
-    /// Nobody listened at the only address that the marks of a silent sidecar left, until they ran out.
+    /// Nobody listened at the only address that the marks of a silent sidecar left, and it could not wait until they ran out.
     HeldBack,
     /// It came to a worker of nginx that was killed.
     DiedWithNginx,
@@ -135,7 +135,7 @@ impl Seen {
             let ended = life.ended();
             life.listened.is_some_and(|at| at + LATE < from) && ended.is_none_or(|at| at > to)
         };
-        let lapsed = self.ordeal(visit)?.struck + LEASE + LATE;
+        let lapsed = self.ordeal(visit)?.struck + SILENCE + LATE;
         (visit.due < lapsed && !there.any(listened)).then_some(Excuse::HeldBack)
     }
 
@@ -237,13 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_a_silent_sidecar_hold_nobody_back_for_longer_than_their_lease() {
+    fn marks_of_a_silent_sidecar_hold_nobody_back_for_longer_than_three_seconds() {
         let excuse = |due| {
             let seen = seen(Fault::SidecarDies, Kind::Fast, due);
             seen.visits.first().and_then(|visit| seen.excuse(visit))
         };
-        assert_eq!(excuse(18.0), Some(Excuse::HeldBack));
-        assert_eq!(excuse(20.0), None);
+        assert_eq!(excuse(12.0), Some(Excuse::HeldBack));
+        assert_eq!(excuse(13.0), None);
     }
 
     #[test]

@@ -7,5 +7,6 @@ mod going;
 mod kinds;
 mod latency;
 mod pause;
+mod silence;
 mod stage;
 mod storm;

@@ -17,4 +17,5 @@ mod single;
 mod slow_start;
 mod soak;
 mod stage;
+mod upgrade;
 mod visits;

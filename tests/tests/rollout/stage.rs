@@ -56,6 +56,8 @@ pub struct Plan {
     pub spares: u16,
     pub style: Style,
     pub sidecar: bool,
+    /// nginx, which takes an upgrade of its binary only then.
+    pub daemon: bool,
     pub mode: Mode,
     /// PM2's package.
     pub pm2: &'static str,
@@ -80,7 +82,15 @@ pub struct Setup {
 
 impl Plan {
     pub const fn workers(workers: u16) -> Self {
-        Self { workers, spares: 0, style: Style::Graceful, sidecar: false, mode: Mode::Fork, pm2: NEWEST }
+        Self {
+            workers,
+            spares: 0,
+            style: Style::Graceful,
+            sidecar: false,
+            daemon: false,
+            mode: Mode::Fork,
+            pm2: NEWEST,
+        }
     }
 
     /// All workers behind one address.
@@ -101,6 +111,10 @@ impl Plan {
 
     pub const fn with_sidecar(self) -> Self {
         Self { sidecar: true, ..self }
+    }
+
+    pub const fn as_daemon(self) -> Self {
+        Self { daemon: true, ..self }
     }
 
     pub const fn naive(self) -> Self {
@@ -147,7 +161,11 @@ impl Stage {
                 .await?;
         }
         site.write(&setup.http)?;
-        site.start().await?;
+        if plan.daemon {
+            site.start_daemon().await?;
+        } else {
+            site.start().await?;
+        }
         let listing = Listing::new(&site.file("pm2"))?;
         let names = AtomicU32::new(0);
         let mut stage = Self { listing, sidecar: None, pm2, site, first_port, plan, names };

@@ -29,6 +29,8 @@ pub struct Peer {
     pub marks: BTreeMap<String, Mark>,
     pub retired_before: u64,
     pub readied: u64,
+    /// When a request found nobody there, until one is answered or somebody else is behind it.
+    pub missed: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -276,13 +278,14 @@ impl Model {
 
     /// The marks that a sweep must take away, with their owners.
     pub fn lapsed(&self, now: u64) -> BTreeSet<(Key, String)> {
-        let upstreams = self.upstreams().into_iter();
-        let dark: BTreeSet<&str> = upstreams.filter(|name| self.serving(name, true).is_empty()).collect();
         let mut lapsed = BTreeSet::new();
         for (key, peer) in &self.peers {
             for (owner, mark) in &peer.marks {
                 let Some(lease) = mark.lease else { continue };
-                let patience = if dark.contains(key.0.as_str()) { lease.min(3_000) } else { lease };
+                let is_named = self.upstreams().contains(key.0.as_str());
+                let missed = |key: &Key| self.peers[key].missed.is_some_and(|at| at >= mark.renewed);
+                let nobody_serves = is_named && self.serving(&key.0, true).into_iter().all(missed);
+                let patience = if nobody_serves { lease.min(3_000) } else { lease };
                 if now >= mark.renewed + patience {
                     lapsed.insert((key.clone(), owner.clone()));
                 }

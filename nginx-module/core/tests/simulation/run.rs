@@ -132,8 +132,9 @@ impl Run {
             27..30 => self.pause_or_resume(),
             30..40 => self.renew_some(),
             40..46 => self.renew_fenced(),
-            46..56 => self.sweep(),
-            56..74 => self.claim(),
+            46..55 => self.sweep(),
+            55..57 => self.miss_or_answer(),
+            57..74 => self.claim(),
             74..84 => self.release(),
             84..87 => self.regard(),
             87..90 => self.start(),
@@ -323,6 +324,29 @@ impl Run {
             if turn.retires() {
                 peer.retired_before = self.world.connections;
             }
+            if turn.opens() {
+                peer.missed = None;
+            }
+        }
+    }
+
+    /// Requests find nobody at a peer, or are answered there.
+    fn miss_or_answer(&mut self) {
+        let now = self.clock();
+        for key in self.model.peers.keys().cloned().collect::<Vec<_>>() {
+            // Where a writer died, whoever mends it lets somebody else in.
+            if self.slot(&key).gate.state() != self.model.peers[&key].state() {
+                continue;
+            }
+            let answers = self.dice.percent(25);
+            self.note(format_args!("{now}: {key:?} {}", if answers { "answers" } else { "is missed" }));
+            let missed = (!answers).then_some(now);
+            if answers {
+                self.slot(&key).answers.count(200);
+            } else {
+                self.slot(&key).miss(now);
+            }
+            self.model.peers.get_mut(&key).unwrap().missed = missed;
         }
     }
 
