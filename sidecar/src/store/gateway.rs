@@ -26,8 +26,8 @@ use crate::{
 };
 use etcd_client::{Client, Compare, EventType, GetOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
 use handoff_wire::{
-    Ack, AckedMark, Code, Drained, MarkSet, MarkView, Overview, Owner, PeerState, Refusal, Renew, Span,
-    State, UpstreamView, Upstreams, ZoneView,
+    Ack, AckedMark, Code, Drained, MarkSet, MarkView, Overview, Owner, PeerState, PeerView, Refusal, Renew,
+    Span, State, UpstreamView, Upstreams, ZoneView,
     store::{
         AckValue, AmissView, EdgeView, HostValue, Key, Keys, Left, LeftMember, Member, MemberView,
         MembersValue, Name, StoreView, at_edge,
@@ -274,19 +274,28 @@ impl Desk {
 
     pub fn upstreams(&self) -> Result<Upstreams, Refusal> {
         let book = self.book();
-        Ok(Upstreams {
-            instance: book.instance()?,
-            generation: self.generation(),
-            upstreams: book.upstreams(&self.host),
-        })
+        let instance = book.instance()?;
+        // Nothing at all would say that every peer is gone.
+        if !book.edges.is_empty() && !book.edges.has_spoken() {
+            return Err(book.waiting(Some(0)));
+        }
+        Ok(Upstreams { instance, generation: self.generation(), upstreams: book.upstreams(&self.host) })
     }
 
     pub fn upstream(&self, name: &str) -> Result<UpstreamView, Refusal> {
         let upstreams = self.upstreams()?.upstreams.into_iter();
         let found = upstreams.into_iter().find(|upstream| upstream.name == name);
         found.ok_or_else(|| {
-            Code::UpstreamNotFound
-                .says(format!("no nginx that is there has peers of this host in an upstream {name:?}"))
+            let text = format!("no nginx that is there has peers of this host in an upstream {name:?}");
+            self.book().or_waiting(Code::UpstreamNotFound.says(text))
+        })
+    }
+
+    pub fn peer(&self, upstream: &str, address: &str) -> Result<PeerView, Refusal> {
+        let peers = self.upstream(upstream)?.peers;
+        peers.into_iter().find(|view| view.address == address).ok_or_else(|| {
+            let text = format!("no nginx that is there has the peer {address:?}");
+            self.book().or_waiting(Code::PeerNotFound.says(text))
         })
     }
 
@@ -297,16 +306,14 @@ impl Desk {
             let seen = {
                 let book = self.book();
                 book.instance()?;
-                if !book.edges.has(peer) {
-                    return Err(
-                        Code::PeerNotFound.says(format!("no nginx that is there has the peer {peer}"))
-                    );
-                }
-                let (state, in_flight) = (plain(book.state(peer)), book.edges.in_flight(peer));
-                Drained { drained: !state.begins_requests() && in_flight == 0, state, in_flight }
+                book.drained(peer)
             };
-            if seen.drained || time::timeout_at(until.into(), changed.changed()).await.is_err() {
-                return Ok(seen);
+            let is_over = match &seen {
+                Ok(seen) => seen.drained,
+                Err(refusal) => refusal.code != Code::Waiting,
+            };
+            if is_over || time::timeout_at(until.into(), changed.changed()).await.is_err() {
+                return seen;
             }
         }
     }
@@ -321,7 +328,11 @@ impl Desk {
             .iter()
             .flat_map(|up| up.peers.iter().map(|peer| Peer::new(&up.name, &peer.address)))
             .collect();
-        let (peers, before) = self.book().ledger.mark(set, &known, Instant::now())?;
+        let (peers, before) = {
+            let mut book = self.book();
+            let marked = book.ledger.mark(set, &known, Instant::now());
+            marked.map_err(|refusal| book.or_waiting(refusal))?
+        };
         self.flush().await.map_err(|error| unreachable(&error))?;
         let is_choice = set.owner.kind().is_choice();
         let revision = |book: &Book| book.revision(&peers);
@@ -336,7 +347,7 @@ impl Desk {
             }
             Ok(false) if is_choice => {
                 let revision = self.book().revision(&peers);
-                Err(self.waiting(revision))
+                Err(self.book().waiting(revision))
             }
             Err(error) if is_choice => Err(unreachable(&error)),
             Ok(false) | Err(_) => {
@@ -356,7 +367,7 @@ impl Desk {
             let revision = |book: &Book| book.revision(&peers);
             if !self.everywhere(revision, WAIT).await.map_err(|error| unreachable(&error))? {
                 let revision = self.book().revision(&peers);
-                return Err(self.waiting(revision));
+                return Err(self.book().waiting(revision));
             }
             let broken = peers.iter().find(|peer| !self.book().is_unbroken(&self.host, peer, &renew.owner));
             if let Some(peer) = broken {
@@ -374,7 +385,7 @@ impl Desk {
         let revision = |book: &Book| book.bring.revision();
         if !self.everywhere(revision, WAIT).await.map_err(|error| unreachable(&error))? {
             let revision = self.book().bring.revision();
-            return Err(self.waiting(revision));
+            return Err(self.book().waiting(revision));
         }
         let book = self.book();
         let left = |member: &Member| {
@@ -414,22 +425,6 @@ impl Desk {
         self.book().ledger.restore(before);
         _ = self.flush().await;
         Err(refusal)
-    }
-
-    /// Who is waited for, for the one who waits.
-    fn waiting(&self, revision: Option<i64>) -> Refusal {
-        let book = self.book();
-        let behind: Vec<&str> = match revision {
-            Some(revision) => book.edges.behind(revision).into_iter().map(Name::as_str).collect(),
-            None => return Code::Waiting.says("it is being written to the store"),
-        };
-        Code::Waiting.says(match (book.edges.is_empty(), behind.as_slice()) {
-            (true, _) => {
-                "no nginx is in the store: does `handoff run --role edge` run on the nginx hosts?".to_owned()
-            }
-            (false, []) => "the store is asked who is there".to_owned(),
-            (false, behind) => format!("waiting for nginx on {}", behind.join(", ")),
-        })
     }
 
     fn generation(&self) -> u64 {
@@ -753,6 +748,45 @@ impl Book {
             Some(revision) => self.edges.state(peer, said, revision),
             None => PeerState::Up,
         }
+    }
+
+    /// Who is waited for, for the one who waits.
+    fn waiting(&self, revision: Option<i64>) -> Refusal {
+        let behind: Vec<&str> = match revision {
+            Some(revision) => self.edges.behind(revision).into_iter().map(Name::as_str).collect(),
+            None => return Code::Waiting.says("it is being written to the store"),
+        };
+        Code::Waiting.says(match (self.edges.is_empty(), behind.as_slice()) {
+            (true, _) => {
+                "no nginx is in the store: does `handoff run --role edge` run on the nginx hosts?".to_owned()
+            }
+            (false, []) => "the store is asked who is there".to_owned(),
+            (false, behind) => format!("waiting for nginx on {}", behind.join(", ")),
+        })
+    }
+
+    /// An edge that has just come, or come back, and has not said what its nginx has.
+    fn is_half(&self) -> bool {
+        !self.edges.behind(0).is_empty()
+    }
+
+    /// What nobody has, one that has not spoken yet may have.
+    fn or_waiting(&self, refusal: Refusal) -> Refusal {
+        let is_missing = matches!(refusal.code, Code::PeerNotFound | Code::UpstreamNotFound);
+        if is_missing && self.is_half() { self.waiting(Some(0)) } else { refusal }
+    }
+
+    fn drained(&self, peer: &Peer) -> Result<Drained, Refusal> {
+        // What is in flight at an nginx that has not spoken yet nobody knows.
+        if self.ledger.effective(peer) != State::Up && self.is_half() {
+            return Err(self.waiting(Some(0)));
+        }
+        if !self.edges.has(peer) {
+            let missing = format!("no nginx that is there has the peer {peer}");
+            return Err(self.or_waiting(Code::PeerNotFound.says(missing)));
+        }
+        let (state, in_flight) = (plain(self.state(peer)), self.edges.in_flight(peer));
+        Ok(Drained { drained: !state.begins_requests() && in_flight == 0, state, in_flight })
     }
 
     fn keep_tenures(&mut self, host: &Name, peers: &[Peer], owner: &Owner) {
