@@ -2,7 +2,7 @@
 //! start.
 
 use crate::stage::Stage;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::{alone, site::VERSIONS};
 use rustix::process::Signal;
 
@@ -14,7 +14,7 @@ async fn restart_each(version: &str, with_handoff: bool) -> Result<()> {
     };
     let mut workers = [start(0)?, start(1)?];
     let restart = async |number: u16| {
-        let worker = &mut workers[usize::from(number)];
+        let worker = workers.get_mut(usize::from(number)).context("a worker")?;
         worker.signal(Signal::TERM);
         worker.ended().await?;
         *worker = start(number)?;
