@@ -7,7 +7,12 @@ SHELL := /bin/bash
 # Whoever builds for release or in CI gets exactly the dependencies of Cargo.lock.
 LOCKED := $(if $(CI),--locked)
 # nextest gives every test a process and a time limit; without it, the same tests under cargo test.
-NEXTEST := $(shell command -v cargo-nextest)
+ifneq ($(shell command -v cargo-nextest),)
+ALL_TESTS := cargo nextest run $(LOCKED)
+else
+ALL_TESTS := cargo test $(LOCKED) --lib --bins --tests
+ONE_AT_A_TIME := -- --test-threads=1
+endif
 MODULE := ngx-http-handoff-module
 
 S = S4
@@ -67,7 +72,7 @@ else
 endif
 
 .PHONY: test
-test: build lint policy loom preload tests ## everything that must hold before a change lands
+test: build lint policy preload-beside tests ## everything that must hold before a change lands
 
 .PHONY: lint
 lint: module ## formatting, clippy (the module too), shell scripts, lock files
@@ -104,14 +109,19 @@ preload: setup ## the Node preload: Node 18, 20 and 22, PM2 5, 6 and 7, Express,
 		$$node --version && $$node --test sidecar/preload/test/*.test.js || exit; \
 	done
 
+# The preload's tests mostly wait: what only computes is done beside them, with what they leave of the machine.
+.PHONY: preload-beside built
+preload-beside: setup
+	nice -n 19 $(MAKE) loom built >target/built.log 2>&1 & built=$$!; \
+	$(MAKE) preload || { kill $$built; exit 1; }; \
+	wait $$built; ended=$$?; cat target/built.log; exit $$ended
+built:
+	$(ALL_TESTS) --no-run
+
 # One run for all of them: cargo then builds each dependency once, and the last lines count every test.
 .PHONY: tests
 tests: packages wrong-order
-ifdef NEXTEST
-	$(WITH_WRONG_ORDER) cargo nextest run $(LOCKED)
-else
-	$(WITH_WRONG_ORDER) cargo test $(LOCKED) --lib --bins --tests -- --test-threads=1
-endif
+	$(WITH_WRONG_ORDER) $(ALL_TESTS) $(ONE_AT_A_TIME)
 
 .PHONY: barrier
 barrier: build wrong-order ## hundreds of drains under load: nothing starts after the acknowledgement

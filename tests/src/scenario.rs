@@ -133,6 +133,14 @@ const TWICE: Pace = Pace {
     after: SETTLING,
 };
 
+/// Two deploys with as much calm around them as it takes to tell them apart. The whole pace is `make scenario`'s.
+pub const BRISK: Pace = Pace {
+    actions: &[Duration::from_secs(2); 2],
+    gap: Duration::from_secs(3),
+    at_least: Duration::ZERO,
+    after: SETTLING,
+};
+
 pub const S1: Scenario = Scenario {
     name: "S1",
     says: "a reload of four workers in cluster mode",

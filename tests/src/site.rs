@@ -87,9 +87,13 @@ impl Site {
     }
 
     pub fn usual(&self, backend: &Backend) -> String {
+        self.usual_with(&format!("{} keepalive 8;", backend.servers()))
+    }
+
+    /// This stands in the upstream.
+    pub fn usual_with(&self, upstream: &str) -> String {
         format!(
-            "upstream app {{ zone app 256k; {} keepalive 8; handoff; }}\n{}\n{}",
-            backend.servers(),
+            "upstream app {{ zone app 256k; {upstream} handoff; }}\n{}\n{}",
             self.front("proxy_pass http://app;"),
             self.api("write=on")
         )

@@ -65,11 +65,7 @@ impl Trial {
             site = site.loads(module);
         }
         let servers = servers(farm.peers(), "");
-        site.write(&format!(
-            "upstream app {{ zone app 256k; {servers} keepalive 32; handoff; }}\n{}\n{}",
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(&site.usual_with(&format!("{servers} keepalive 32;")))?;
         site.start().await?;
 
         let began = Moment::now();

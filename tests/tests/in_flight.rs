@@ -273,11 +273,7 @@ async fn an_attempt_that_fails_is_over() -> Result<()> {
 async fn drop_peer(version: &str) -> Result<()> {
     let gone = e2e::ports::address(e2e::ports::row(1)?);
     let mut site = Site::new(version).await?;
-    site.write(&format!(
-        "upstream app {{ zone app 256k; server {gone}; handoff; }}\n{}\n{}",
-        site.front("proxy_pass http://app;"),
-        site.api("write=on")
-    ))?;
+    site.write(&site.usual_with(&format!("server {gone};")))?;
     site.start().await?;
     for tried in 1..=3 {
         assert_eq!(visit(&site, Method::GET, "/").await??.status, 502);

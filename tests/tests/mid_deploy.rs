@@ -12,9 +12,9 @@ use handoff_wire::State;
 use std::{collections::HashMap, time::Duration};
 
 const ONCE: Pace = Pace {
-    actions: &[Duration::from_secs(2)],
+    actions: &[Duration::from_secs(1)],
     gap: Duration::ZERO,
-    at_least: Duration::from_secs(5),
+    at_least: Duration::ZERO,
     // In cluster mode PM2's word that it replaces a worker stands for two seconds.
     after: SETTLING,
 };

@@ -6,7 +6,7 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Pace, S1, S2, SETTLING, Scenario, Setup},
+    scenario::{BRISK, Pace, S1, S2, SETTLING, Scenario, Setup},
     verdict,
 };
 use handoff_wire::State;
@@ -56,14 +56,14 @@ fn nobody_noticed(run: &Run, version: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pm2_reload_in_cluster_mode_loses_no_request() {
     let _alone = alone::take().unwrap();
-    nobody_noticed(&deploys(S1, "1.28.3").await.unwrap(), "1.28.3");
+    nobody_noticed(&deploys(Scenario { pace: BRISK, ..S1 }, "1.28.3").await.unwrap(), "1.28.3");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a reload is not; `make every-case` runs it"]
 async fn a_pm2_restart_in_cluster_mode_loses_no_request() {
     let _alone = alone::take().unwrap();
-    nobody_noticed(&deploys(S2, "1.22.1").await.unwrap(), "1.22.1");
+    nobody_noticed(&deploys(Scenario { pace: BRISK, ..S2 }, "1.22.1").await.unwrap(), "1.22.1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

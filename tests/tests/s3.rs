@@ -16,7 +16,7 @@ use e2e::{
 use std::time::Duration;
 
 const ONCE: Pace = Pace {
-    actions: &[Duration::from_secs(2)],
+    actions: &[Duration::from_secs(1)],
     gap: Duration::ZERO,
     at_least: Duration::ZERO,
     after: SETTLING,

@@ -5,7 +5,7 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{S4, Setup},
+    scenario::{BRISK, S4, Scenario, Setup},
     verdict,
 };
 
@@ -13,7 +13,8 @@ const VERSIONS: [&str; 2] = ["1.22.1", "1.28.3"];
 
 async fn two_deploys(version: &str) -> Result<Run> {
     let nginx = Binary::find(Some(version)).await?;
-    Plan { scenario: S4, setup: Setup::Handoff, nginx, control: false }.play().await
+    let scenario = Scenario { pace: BRISK, ..S4 };
+    Plan { scenario, setup: Setup::Handoff, nginx, control: false }.play().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,7 +23,7 @@ async fn a_pm2_reload_of_fork_workers_loses_no_request() {
     for version in VERSIONS {
         let run = two_deploys(version).await.unwrap();
         assert_eq!(run.deploys().count(), 2);
-        assert!(run.visits.len() >= 5_000, "{} visits", run.visits.len());
+        assert!(run.visits.len() > 1_000, "{} visits", run.visits.len());
         let failed: Vec<_> = run.failed().map(|visit| (visit, run.log.tried(visit.number))).collect();
         assert!(failed.is_empty(), "nginx {version}: {failed:?}");
         assert_eq!(run.orders.executed_twice(), 0, "nginx {version}");

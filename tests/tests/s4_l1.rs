@@ -5,12 +5,12 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Action, Level, S4N, Scenario, Setup},
+    scenario::{Action, BRISK, Level, S4N, Scenario, Setup},
     verdict,
 };
 
 /// How long a deploy may take is judged on a machine that does nothing else (`make scenario`).
-const S4N_L1: Scenario = Scenario { level: Level::L1, within: None, ..S4N };
+const S4N_L1: Scenario = Scenario { level: Level::L1, pace: BRISK, within: None, ..S4N };
 
 async fn two_deploys() -> Result<Run> {
     let nginx = Binary::find(None).await?;
@@ -24,7 +24,7 @@ async fn a_handoff_reload_of_workers_that_handle_no_signal_loses_no_request() {
     assert!(run.done.iter().all(|done| done.action == Action::SafeReload), "{:?}", run.done);
     let exits: Vec<i32> = run.reloads.iter().map(|reload| reload.exit).collect();
     assert_eq!(exits, [0, 0], "{:?}", run.reloads);
-    assert!(run.visits.len() > 4_900, "{} visits", run.visits.len());
+    assert!(run.visits.len() > 1_000, "{} visits", run.visits.len());
     let failed: Vec<_> = run.failed().map(|visit| (visit, run.log.tried(visit.number))).collect();
     assert!(failed.is_empty(), "{failed:?}");
     let broken = verdict::broken_promises(&run);

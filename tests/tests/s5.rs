@@ -6,7 +6,7 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{Action, Level, S5, S5_RESTART, S5N, Scenario, Setup},
+    scenario::{Action, BRISK, Level, S5, S5_RESTART, S5N, Scenario, Setup},
     verdict,
 };
 use std::time::Duration;
@@ -17,9 +17,9 @@ const SLACK: Duration = Duration::from_millis(50);
 async fn two_deploys(scenario: Scenario, version: &str) -> Result<Run> {
     let nginx = Binary::find(Some(version)).await?;
     // How long a deploy may take is judged on a machine that does nothing else (`make scenario`).
-    let scenario = Scenario { within: None, ..scenario };
+    let scenario = Scenario { pace: BRISK, within: None, ..scenario };
     let run = Plan { scenario, setup: Setup::Handoff, nginx, control: false }.play().await?;
-    ensure!(run.deploys().count() == 2 && run.visits.len() > 4_900, "{} visits", run.visits.len());
+    ensure!(run.deploys().count() == 2 && run.visits.len() > 1_000, "{} visits", run.visits.len());
     let failed: Vec<_> = run.failed().map(|visit| (visit, run.log.tried(visit.number))).collect();
     ensure!(failed.is_empty(), "{}, nginx {version}: {failed:?}", scenario.name);
     ensure!(run.orders.executed_twice() == 0, "{}, nginx {version}: executed twice", scenario.name);

@@ -5,14 +5,15 @@ use e2e::{
     alone,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{S6B, Setup},
+    scenario::{BRISK, S6B, Scenario, Setup},
     verdict,
 };
 use std::time::Duration;
 
 async fn two_kills() -> Result<Run> {
     let nginx = Binary::find(None).await?;
-    Plan { scenario: S6B, setup: Setup::Handoff, nginx, control: false }.play().await
+    let scenario = Scenario { pace: BRISK, ..S6B };
+    Plan { scenario, setup: Setup::Handoff, nginx, control: false }.play().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

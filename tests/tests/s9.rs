@@ -210,8 +210,12 @@ impl Lane<'_> {
 
 impl Trial {
     async fn nobody_fails(self) -> Result<()> {
+        self.nobody_fails_over(&VERSIONS).await
+    }
+
+    async fn nobody_fails_over(self, versions: &[&str]) -> Result<()> {
         let _alone = alone::take()?;
-        for version in VERSIONS {
+        for version in versions {
             let [always, usual] = self.race(version).await?;
             eprintln!("nginx {version}, always: {always:?}\nnginx {version}, usual: {usual:?}");
             ensure!(always.failed > 0, "nobody fails with `always` either: {always:?}");
@@ -307,9 +311,11 @@ async fn a_post_does_not_meet_the_end_of_a_connection() -> Result<()> {
     AIMED.nobody_fails().await
 }
 
+/// Over each nginx: `make s9`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_post_to_a_cluster_does_not_meet_the_end_of_a_connection() -> Result<()> {
-    Trial { is_cluster: true, ..AIMED }.nobody_fails().await
+    let [_, newest] = VERSIONS;
+    Trial { is_cluster: true, ..AIMED }.nobody_fails_over(&[newest]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

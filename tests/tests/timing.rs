@@ -165,12 +165,9 @@ async fn an_outage_lasts_from_the_failure_that_was_one_too_many_until_nginx_trie
     for version in VERSIONS {
         let mut site = Site::new(version).await?;
         let dead = ports::address(ports::row(1)?).to_string();
-        site.write(&format!(
-            "upstream app {{ zone app 256k; {} server {dead} max_fails=1 fail_timeout=1s; handoff; }}\n{}\n{}",
-            backend.servers(),
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(
+            &site.usual_with(&format!("{} server {dead} max_fails=1 fail_timeout=1s;", backend.servers())),
+        )?;
         site.start().await?;
         let began = now()?;
         let fail = async || {

@@ -1,8 +1,12 @@
 //! `handoff deploy APP`
 
+mod account;
+mod back;
 mod bake;
 mod course;
 mod moves;
+mod release;
+mod trouble;
 mod voice;
 
 use super::{
@@ -29,8 +33,9 @@ use crate::{
     },
     rollout::{Options, Rollout, brake::Brake},
 };
-use course::{Course, Goal};
+use course::Course;
 use handoff_wire::Span;
+use release::Goal;
 use std::path::{Path, PathBuf};
 use tokio::{sync::mpsc::unbounded_channel, time};
 

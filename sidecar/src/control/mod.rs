@@ -73,7 +73,7 @@ impl Control {
 
     /// This host brings nothing to any nginx any more.
     pub async fn leave(&mut self) -> Result<Left, ControlError> {
-        self.send_until_done(Method::DELETE, VIEW, &()).await
+        self.until_done(Method::DELETE, VIEW, json(&())?).await
     }
 
     pub async fn upstreams(&mut self) -> Result<Upstreams, ControlError> {
@@ -81,7 +81,7 @@ impl Control {
     }
 
     pub async fn upstream(&mut self, name: &str) -> Result<UpstreamView, ControlError> {
-        self.get(&path::upstream(name), PATIENCE).await
+        self.until_done(Method::GET, &path::upstream(name), Bytes::new()).await
     }
 
     pub async fn peer(&mut self, upstream: &str, peer: &str) -> Result<PeerView, ControlError> {
@@ -129,13 +129,12 @@ impl Control {
         wait: Span,
     ) -> Result<PeerAck, ControlError> {
         let path = format!("{}?timeout={wait}", path::peer(upstream, peer));
-        let body = serde_json::to_vec(remove).map_err(|error| ControlError::Failed(error.to_string()))?;
-        self.exchange(Method::DELETE, &path, body.into(), wait.duration() + PATIENCE).await
+        self.exchange(Method::DELETE, &path, json(remove)?, wait.duration() + PATIENCE).await
     }
 
     pub async fn mark(&mut self, marks: &MarkSet) -> Result<Ack, ControlError> {
         match marks.owner.kind().is_choice() {
-            true => self.send_until_done(Method::PUT, path::MARKS, marks).await,
+            true => self.until_done(Method::PUT, path::MARKS, json(marks)?).await,
             false => self.send(Method::PUT, path::MARKS, marks).await,
         }
     }
@@ -146,7 +145,7 @@ impl Control {
 
     pub async fn renew(&mut self, renew: &Renew) -> Result<Ack, ControlError> {
         match renew.marks {
-            Some(_) => self.send_until_done(Method::POST, path::RENEW, renew).await,
+            Some(_) => self.until_done(Method::POST, path::RENEW, json(renew)?).await,
             None => self.send(Method::POST, path::RENEW, renew).await,
         }
     }
@@ -161,20 +160,20 @@ impl Control {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ControlError> {
-        let body = serde_json::to_vec(body).map_err(|error| ControlError::Failed(error.to_string()))?;
-        self.exchange(method, path, body.into(), PATIENCE).await
+        self.exchange(method, path, json(body)?, PATIENCE).await
     }
 
-    /// As often as it is not done everywhere yet: where nginx is many, that takes as long as the slowest of them.
-    async fn send_until_done<T: DeserializeOwned>(
+    /// As often as it is not done, or not known, everywhere yet: where nginx is many, that takes as long as the slowest of
+    /// them.
+    async fn until_done<T: DeserializeOwned>(
         &mut self,
         method: Method,
         path: &str,
-        body: &impl Serialize,
+        body: Bytes,
     ) -> Result<T, ControlError> {
         let until = Instant::now() + EVERYWHERE;
         loop {
-            match self.send(method.clone(), path, body).await {
+            match self.exchange(method.clone(), path, body.clone(), PATIENCE).await {
                 Err(error) if error.code() == Some(Code::Waiting) && Instant::now() < until => {
                     time::sleep(WAITING_PAUSE).await;
                 }
@@ -281,6 +280,11 @@ impl Control {
         tokio::spawn(connection);
         Ok(sender)
     }
+}
+
+fn json(value: &impl Serialize) -> Result<Bytes, ControlError> {
+    let text = serde_json::to_vec(value).map_err(|error| ControlError::Failed(error.to_string()))?;
+    Ok(text.into())
 }
 
 fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, ControlError> {

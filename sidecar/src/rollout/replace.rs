@@ -211,17 +211,28 @@ impl Turn {
                     }
                 }
             }
-            let asked = Instant::now();
-            let now = self.marks.in_flight(COUNT_PAUSE).await?;
+            let now = self.counted(in_flight, deadline).await?;
             if now != in_flight {
                 self.grip.step(Step::Draining { in_flight: now });
                 in_flight = now;
-            } else {
-                // nginx answers earlier when one of its workers is told to go.
-                time::sleep(COUNT_PAUSE.saturating_sub(asked.elapsed())).await;
             }
         }
         Ok(())
+    }
+
+    /// What nginx still has there a moment later.
+    async fn counted(&mut self, known: u64, deadline: Instant) -> Result<u64, Stop> {
+        let asked = Instant::now();
+        let now = match self.marks.in_flight(COUNT_PAUSE).await {
+            // One of many nginx is there again, and has not said yet what it has.
+            Err(error) if error.code() == Some(Code::Waiting) && asked < deadline => known,
+            now => now?,
+        };
+        if now == known {
+            // nginx answers earlier when one of its workers is told to go.
+            time::sleep(COUNT_PAUSE.saturating_sub(asked.elapsed())).await;
+        }
+        Ok(now)
     }
 
     // --- from there on, forward only
@@ -442,7 +453,7 @@ impl Turn {
         let drained = self.marks.drain(force).await?;
         let mut in_flight = drained.in_flight;
         while in_flight > 0 && Instant::now() < deadline {
-            in_flight = self.marks.in_flight(COUNT_PAUSE).await?;
+            in_flight = self.counted(in_flight, deadline).await?;
         }
         self.grip.in_hand.is_moving(true);
         self.grip.stop().await

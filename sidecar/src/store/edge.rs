@@ -10,13 +10,19 @@
 //! While the store is out of reach the marks are kept until our own lease is over: hosts wait for us no longer then, and
 //! from there on nginx serves as without us. When the store is back everything is read anew.
 
+mod answers;
+mod counts;
+mod marks;
+mod seating;
+mod silence;
+
 use super::{
     Settings, StoreError,
     mirror::Mirror,
     report::{EdgeReport, HostLine},
-    said::{Said, Wanted},
-    seats::{Seats, Step},
-    session::{Backoff, Claim, LEASE, Session, by_chance, dice, holder, timely},
+    said::Said,
+    seats::Seats,
+    session::{Backoff, Claim, LEASE, Session, holder, timely},
     standing::Standing,
 };
 use crate::{
@@ -28,9 +34,10 @@ use etcd_client::{
     Compare, CompareOp, EventType, GetOptions, Txn, TxnOp, WatchOptions, WatchResponse, WatchStream,
 };
 use handoff_wire::{
-    Code, Expect, MarkRequest, MarkSet, Owner, OwnerKind, Refusal, Renew, Span, State,
-    store::{AckRefused, AckValue, EdgeValue, HostValue, Keys, Name, WorkerMark},
+    Owner, Refusal,
+    store::{AckValue, EdgeValue, HostValue, Keys, Name, WorkerMark},
 };
+use silence::Silence;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
@@ -78,13 +85,6 @@ pub struct Edge {
     shown_of: (i64, u64),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Silence {
-    since: Instant,
-    /// Ours: of many edges one is the first.
-    until: Instant,
-}
-
 /// What others may look at meanwhile.
 #[derive(Debug, Default)]
 pub struct Shown {
@@ -102,29 +102,15 @@ enum Nginx {
     Absent(Instant),
 }
 
-/// Longer than the lease in the store and a second between two renewals: as long as a host waits for us because we died a
-/// moment ago, nginx still does what we last told it.
-const MARK_LEASE: Span = Span::from_secs(15);
 const BEAT: Duration = Duration::from_secs(1);
 /// How often nginx is asked while somebody waits for its requests to end.
 const PACE: Duration = Duration::from_millis(50);
 /// How often a host is told of counts alone.
 const COUNTS: Duration = Duration::from_millis(500);
-/// So long after its last mark a roll-out still looks at the answers.
-const WATCHED: Duration = Duration::from_secs(5);
 /// A reload of nginx may keep the socket away for a moment.
 const ABSENT: Duration = Duration::from_secs(1);
-const MAX_MARKS: usize = 256;
 /// So many messages are heard before any of them is answered.
 const MESSAGES: usize = 256;
-/// In one transaction.
-const AT_ONCE: usize = 50;
-/// So many hosts are told in this time of what they do not wait for: with an edge that comes, others come.
-const SPREAD: Duration = Duration::from_millis(200);
-/// Of peers that are not as they should be, so many are named at a time.
-const NAMED: usize = 5;
-/// The first edge to say that a host is gone is so much later at most.
-const TURN: Duration = Duration::from_secs(30);
 /// The answer with everything in it.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -356,142 +342,6 @@ impl Edge {
         Ok(())
     }
 
-    /// Says to each host what nginx has of its peers, if that is something else than before.
-    async fn tell(&mut self, session: &mut Session) -> Result<(), StoreError> {
-        let now = Instant::now();
-        self.spread_some(now);
-        let is_time =
-            |host: &Name| self.acked.get(host).is_none_or(|(_, at)| now.duration_since(*at) >= COUNTS);
-        let due: BTreeSet<Name> =
-            self.due.iter().chain(self.stale.iter().filter(|host| is_time(host))).cloned().collect();
-        let mut new = Vec::new();
-        for host in due {
-            // What it says is in nginx when its peers are, too.
-            if self.seats.is_behind_for(&host) {
-                continue;
-            }
-            self.due.remove(&host);
-            self.stale.remove(&host);
-            if !self.said.has(&host) {
-                self.acked.remove(&host);
-                continue;
-            }
-            let ack = self.ack(&host);
-            if self.acked.get(&host).is_none_or(|(last, _)| *last != ack) {
-                new.push((host, ack));
-            }
-        }
-        let edge = self.keys.edge(&self.settings.name);
-        for some in new.chunks(AT_ONCE) {
-            let put =
-                |(host, ack): &(Name, AckValue)| session.put(&self.keys.ack(host, &self.settings.name), ack);
-            let puts = some.iter().map(put).collect::<Result<Vec<_>, _>>()?;
-            let done =
-                timely(session.client.txn(Txn::new().when([session.holds(&edge)]).and_then(puts))).await?;
-            if !done.succeeded() {
-                return Err(StoreError::Lost);
-            }
-            for (host, ack) in some {
-                self.acked.insert(host.clone(), (ack.clone(), now));
-            }
-        }
-        Ok(())
-    }
-
-    fn ack(&self, host: &Name) -> AckValue {
-        let refused = self.refused.iter().filter(|(key, _)| self.said.wanted_by(host).contains_key(key));
-        let refused = refused.map(|((peer, owner), (_, refusal))| AckRefused {
-            upstream: peer.upstream.clone(),
-            address: peer.address.clone(),
-            owner: owner.clone(),
-            refusal: refusal.clone(),
-        });
-        let addresses = self.said.addresses(host);
-        AckValue {
-            revision: self.said.revision(),
-            instance: self.mirror.instance().to_owned(),
-            upstreams: self.mirror.of(addresses, self.watched.contains_key(host)),
-            refused: refused.collect(),
-            uncovered: self.mirror.uncovered(addresses),
-            amiss: self.seats.amiss_of(host),
-        }
-    }
-
-    /// Every host is to be told. Those who wait for it first; the others come by and by, and in no order.
-    fn tell_all(&mut self) {
-        for (name, _) in self.said.hosts() {
-            let hosts = if self.said.is_under_way(name) { &mut self.due } else { &mut self.later };
-            hosts.insert(name.clone());
-        }
-    }
-
-    fn spread_some(&mut self, now: Instant) {
-        self.later.retain(|host| !self.due.contains(host));
-        if self.later.is_empty() || now.duration_since(self.spread) < SPREAD {
-            return;
-        }
-        self.spread = now;
-        let some = self.later.iter().skip(dice() % self.later.len()).chain(&self.later).take(AT_ONCE);
-        let some: BTreeSet<Name> = some.cloned().collect();
-        self.later.retain(|host| !some.contains(host));
-        self.due.extend(some);
-    }
-
-    fn hear_of_silence(&mut self) {
-        let silent: BTreeMap<Name, Span> =
-            self.said.silent().map(|(host, _, grace)| (host.clone(), grace)).collect();
-        self.silent.retain(|host, _| silent.contains_key(host));
-        let since = Instant::now();
-        for (host, grace) in silent {
-            let grace = grace.duration();
-            let turn = by_chance((grace / 10).min(TURN));
-            self.silent.entry(host.clone()).or_insert_with(|| {
-                tracing::warn!(%host, "silent: the peers that it brings stay for {grace:?}");
-                Silence { since, until: since.checked_add(grace + turn).unwrap_or(since + FAR) }
-            });
-        }
-    }
-
-    /// Says in the place of a host that has been silent for too long that it brings nothing any more: once for all edges.
-    async fn bury(&mut self, session: &mut Session) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let over =
-            self.said.silent().filter(|(host, ..)| self.silent.get(host).is_some_and(|it| it.until <= now));
-        let over: Vec<(Name, i64)> = over.map(|(host, revision, _)| (host.clone(), revision)).collect();
-        for (host, revision) in over {
-            if let Some((upstream, here, all)) = self.said.outnumbered(&host) {
-                self.bury_log.warn(format!(
-                    "{host} is silent, and what it brings stays: only {here} of the {all} hosts that bring peers to {upstream} \
-                     are there. If it is gone for good, delete {} from the store",
-                    self.keys.members(&host)
-                ));
-                continue;
-            }
-            let key = self.keys.members(&host);
-            let is_silent = Compare::create_revision(self.keys.host(&host), CompareOp::Equal, 0);
-            let is_as_heard = Compare::mod_revision(&*key, CompareOp::Equal, revision);
-            let us = session.holds(&self.keys.edge(&self.settings.name));
-            let txn = Txn::new().when([us, is_silent, is_as_heard]).and_then([TxnOp::delete(&*key, None)]);
-            match timely(session.client.txn(txn)).await {
-                Ok(done) if done.succeeded() => {
-                    let long = self.silent.get(&host).map_or(0, |silence| silence.since.elapsed().as_secs());
-                    tracing::warn!(%host, "silent for {long} s: it brings nothing any more");
-                }
-                // Somebody was first, or it is there again: that is heard.
-                Ok(_) => {}
-                Err(error) => {
-                    self.bury_log
-                        .warn(format!("what {host} brings cannot be taken out of the store: {error}"));
-                }
-            }
-            // Not again at once, whatever came of it.
-            if let Some(silence) = self.silent.get_mut(&host) {
-                silence.until = now + TURN;
-            }
-        }
-        Ok(())
-    }
-
     // --- nginx
 
     /// Somebody waits for what nginx has.
@@ -501,209 +351,6 @@ impl Edge {
             || self.seats.is_behind()
             || !self.later.is_empty()
             || self.told.keys().any(|(peer, _)| self.mirror.in_flight(peer) > 0)
-    }
-
-    /// Puts into nginx what it does not have of what was said.
-    async fn put(&mut self) {
-        if self.nginx == Nginx::Answers {
-            let result = async {
-                self.seat(false).await?;
-                self.put_all(self.said.wanted(), false).await
-            };
-            let result = result.await;
-            self.met(result);
-        }
-    }
-
-    /// Adds peers that hosts bring, and takes away those that nobody brings any more.
-    async fn seat(&mut self, is_beat: bool) -> Result<(), ControlError> {
-        if !self.seats.is_due(is_beat) {
-            return Ok(());
-        }
-        let wanted = self.said.wanted();
-        let against: BTreeSet<&Peer> =
-            wanted.iter().filter(|(_, mark)| !mark.state.serves()).map(|((peer, _), _)| peer).collect();
-        let steps = self.seats.steps(&self.mirror, |peer| !against.contains(peer));
-        let mut changed = BTreeSet::new();
-        for step in &steps {
-            let Peer { upstream, address } = step.peer();
-            let answer = match step {
-                Step::Add { add, .. } => self.control.add(upstream, add).await,
-                Step::Remove { remove, .. } => {
-                    self.control.remove(upstream, address, remove, Span::default()).await
-                }
-            };
-            match answer {
-                Ok(ack) => {
-                    self.seats.done(step);
-                    if ack.changed {
-                        let (what, why) = match step {
-                            Step::Add { add, .. } => ("added to nginx", &add.reason),
-                            Step::Remove { remove, .. } => ("taken out of nginx", &remove.reason),
-                        };
-                        tracing::info!(
-                            upstream,
-                            peer = address,
-                            in_flight = ack.in_flight,
-                            reason = why,
-                            "{what}"
-                        );
-                        changed.insert(upstream.clone());
-                    }
-                }
-                Err(ControlError::Refused(refusal)) => {
-                    self.seats.refused(step, &refusal);
-                    changed.insert(upstream.clone());
-                }
-                Err(error) => {
-                    self.seats.look_again();
-                    return Err(error);
-                }
-            }
-            self.due.extend(step.host().cloned());
-        }
-        for upstream in &changed {
-            self.mirror.look_into(&mut self.control, upstream).await?;
-        }
-        self.told.retain(|(peer, _), _| self.mirror.has(peer));
-        self.say_what_is_amiss();
-        Ok(())
-    }
-
-    /// Once for each peer and reason, and never all at once.
-    fn say_what_is_amiss(&mut self) {
-        let now: BTreeMap<Peer, String> =
-            self.seats.amiss().map(|(peer, text, _)| (peer.clone(), text.to_owned())).collect();
-        if now == self.seats_log {
-            return;
-        }
-        let is_new = |peer: &Peer, text: &str| self.seats_log.get(peer).is_none_or(|said| said != text);
-        let new: Vec<_> = self.seats.amiss().filter(|(peer, text, _)| is_new(peer, text)).collect();
-        for (_, text, is_wrong) in new.iter().take(NAMED) {
-            if *is_wrong {
-                tracing::warn!("{text}");
-            } else {
-                tracing::info!("{text}");
-            }
-        }
-        if let Some(more) = new.len().checked_sub(NAMED).filter(|more| *more > 0) {
-            tracing::warn!("so it is with {more} more peers that hosts bring");
-        }
-        // Who brings them sees it in its status.
-        let others = self.seats_log.keys().chain(now.keys());
-        let hosts: BTreeSet<Name> = others.flat_map(|peer| self.mirror.hosts(peer, &self.said)).collect();
-        self.due.extend(hosts);
-        self.seats_log = now;
-    }
-
-    /// The same, to an nginx of which nothing is known. What was said before was decided before, floor and all.
-    async fn put_again(&mut self) {
-        let result = async {
-            self.mirror.look(&mut self.control).await?;
-            // What is there and wanted no more goes.
-            self.told = self.mirror.marks_of_hosts();
-            self.seats.forget();
-            self.seat(false).await?;
-            self.put_all(self.said.wanted(), true).await
-        };
-        let result = result.await;
-        self.met(result);
-        self.tell_all();
-    }
-
-    async fn put_all(&mut self, wanted: Wanted, force: bool) -> Result<(), ControlError> {
-        self.refused.retain(|key, (mark, _)| wanted.get(key) == Some(mark));
-        let gone: Vec<(Peer, Owner)> =
-            self.told.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        let new = wanted.iter().filter(|(key, mark)| {
-            let is_told = self.told.get(*key).is_some_and(|told| says_the_same(told, mark));
-            self.mirror.has(&key.0) && !is_told && !self.refused.contains_key(*key)
-        });
-        // By owner: a command is one owner's, and is done whole or not at all.
-        let mut sets = BTreeMap::<(Owner, bool), Vec<(Peer, WorkerMark)>>::new();
-        for ((peer, owner), mark) in new {
-            let set = sets.entry((owner.clone(), mark.force || force)).or_default();
-            set.push((peer.clone(), mark.clone()));
-        }
-        for (peer, owner) in gone {
-            let up = WorkerMark {
-                owner: owner.clone(),
-                state: State::Up,
-                expect: Expect::Gone,
-                reason: String::new(),
-                force: false,
-            };
-            sets.entry((owner, false)).or_default().push((peer, up));
-        }
-        for ((owner, force), mut marks) in sets {
-            // Who comes back serves before another one goes.
-            marks.sort_by_key(|(_, mark)| mark.state != State::Up);
-            for some in marks.chunks(MAX_MARKS) {
-                self.put_some(&owner, force, some).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn put_some(
-        &mut self,
-        owner: &Owner,
-        force: bool,
-        marks: &[(Peer, WorkerMark)],
-    ) -> Result<(), ControlError> {
-        let request = |(peer, mark): &(Peer, WorkerMark)| MarkRequest {
-            upstream: Some(peer.upstream.clone()),
-            peer: peer.address.clone(),
-            state: mark.state,
-            expect: mark.expect,
-            reason: mark.reason.clone(),
-            all: false,
-        };
-        let requests = marks.iter().map(request).collect();
-        let set = MarkSet { owner: owner.clone(), lease: Some(MARK_LEASE), force, marks: requests };
-        match self.control.mark(&set).await {
-            Ok(ack) => {
-                self.mirror.acknowledge(owner, &ack);
-                for (peer, mark) in marks {
-                    let key = (peer.clone(), owner.clone());
-                    tracing::info!(upstream = peer.upstream, peer = peer.address, state = %mark.state, %owner, reason = mark.reason, "told nginx");
-                    match mark.state {
-                        State::Up => _ = self.told.remove(&key),
-                        _ => _ = self.told.insert(key, mark.clone()),
-                    }
-                }
-                Ok(())
-            }
-            Err(ControlError::Refused(refusal)) if marks.len() > 1 && refusal.code != Code::Floor => {
-                // One of them is the reason, and no reason for the others.
-                for one in marks {
-                    Box::pin(self.put_some(owner, force, std::slice::from_ref(one))).await?;
-                }
-                Ok(())
-            }
-            Err(ControlError::Refused(refusal)) => {
-                for (peer, mark) in marks {
-                    let key = (peer.clone(), owner.clone());
-                    self.told.remove(&key);
-                    match refusal.code {
-                        // Nothing is passed on to a peer that nginx does not have.
-                        Code::PeerNotFound | Code::UpstreamNotFound => {}
-                        _ => _ = self.refused.insert(key, (mark.clone(), refusal.clone())),
-                    }
-                }
-                self.nginx_log.warn(format!("nginx was not told: {}", refusal.text));
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Each second: what nginx was told stays alive, and an nginx that has forgotten it is told again.
-    async fn keep_marks(&mut self) {
-        self.beat = Instant::now() + BEAT;
-        let result = self.keep().await;
-        self.met(result);
-        self.show();
     }
 
     fn show(&mut self) {
@@ -720,103 +367,6 @@ impl Edge {
         };
         let hosts = self.said.hosts().map(host).collect();
         *self.shown.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
-    }
-
-    async fn keep(&mut self) -> Result<(), ControlError> {
-        let was = self.mirror.instance().to_owned();
-        let is_new = self.mirror.meet(&mut self.control).await?;
-        // What was heard holds no longer, or nothing was heard yet: marks end by themselves.
-        if self.until.is_none_or(|until| until <= Instant::now()) {
-            return Ok(());
-        }
-        if self.mirror.instance() != was || self.nginx != Nginx::Answers {
-            self.mirror.look(&mut self.control).await?;
-            // What is there and wanted no more goes.
-            self.told = self.mirror.marks_of_hosts();
-            self.seats.forget();
-            self.seat(false).await?;
-            self.put_all(self.said.wanted(), true).await?;
-            self.tell_all();
-            return Ok(());
-        }
-        if is_new {
-            let changed = self.mirror.look(&mut self.control).await?;
-            self.seats.look_again();
-            if changed {
-                self.tell_all();
-            }
-        }
-        self.seat(true).await?;
-        let owners: BTreeSet<Owner> = self.told.keys().map(|(_, owner)| owner.clone()).collect();
-        for owner in owners {
-            let ack = self.control.renew(&Renew { owner: owner.clone(), lease: None, marks: None }).await?;
-            self.mirror.keep(&owner, &ack);
-            let held: BTreeSet<Peer> =
-                ack.marks.iter().map(|mark| Peer::new(&mark.upstream, &mark.peer)).collect();
-            // A lapse, a hand: whatever it was, the host is told of another epoch.
-            let lost: Vec<Peer> = self
-                .told
-                .keys()
-                .filter(|(peer, of)| *of == owner && !held.contains(peer))
-                .map(|(peer, _)| peer.clone())
-                .collect();
-            for peer in lost {
-                self.told.remove(&(peer, owner.clone()));
-            }
-        }
-        self.put_all(self.said.wanted(), true).await
-    }
-
-    /// Looks at the peers for which somebody waits.
-    async fn look(&mut self) {
-        let result = self.look_at_peers().await;
-        self.met(result);
-    }
-
-    async fn look_at_peers(&mut self) -> Result<(), ControlError> {
-        if self.nginx != Nginx::Answers {
-            return Ok(());
-        }
-        let now = Instant::now();
-        self.watched.retain(|_, until| *until > now);
-        let rollouts = self.told.keys().filter(|(_, owner)| owner.kind() == OwnerKind::Rollout);
-        let marked: BTreeSet<&Peer> = rollouts.map(|(peer, _)| peer).collect();
-        let mut is_due = now.duration_since(self.looked) >= COUNTS;
-        for peer in &marked {
-            for host in self.mirror.hosts(peer, &self.said) {
-                is_due |= self.watched.insert(host, now + WATCHED).is_none();
-            }
-        }
-        let waited: Vec<Peer> = self.told.keys().map(|(peer, _)| peer.clone()).collect();
-        let waited = waited.into_iter().filter(|peer| self.mirror.in_flight(peer) > 0);
-        let mut peers: BTreeSet<Peer> = waited.collect();
-        if is_due {
-            self.looked = now;
-            for host in self.watched.keys() {
-                peers.extend(self.mirror.peers(self.said.addresses(host)));
-            }
-        }
-        let upstreams: BTreeSet<String> = match is_due && !self.watched.is_empty() {
-            false => BTreeSet::new(),
-            true => peers.iter().map(|peer| peer.upstream.clone()).collect(),
-        };
-        let before: BTreeMap<&Peer, u64> =
-            peers.iter().map(|peer| (peer, self.mirror.in_flight(peer))).collect();
-        let changed = self.mirror.look_at(&mut self.control, &peers).await?;
-        for (peer, was) in before {
-            let is_other = changed.contains(peer);
-            let has_ended = was > 0 && self.mirror.in_flight(peer) == 0;
-            let hosts = self.mirror.hosts(peer, &self.said);
-            if has_ended {
-                self.due.extend(hosts);
-            } else if is_other {
-                self.stale.extend(hosts);
-            }
-        }
-        for upstream in &upstreams {
-            self.mirror.look_elsewhere(&mut self.control, upstream).await?;
-        }
-        Ok(())
     }
 
     fn met(&mut self, result: Result<(), ControlError>) {
@@ -843,8 +393,6 @@ impl Edge {
     }
 }
 
-/// As good as for ever.
-const FAR: Duration = Duration::from_secs(365 * 86_400);
 // === impl Shown ===
 
 impl Shown {
@@ -852,9 +400,4 @@ impl Shown {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         EdgeReport { stand: self.standing.stand(), hosts }
     }
-}
-
-/// nginx knows the owner by another name, and nothing of force.
-fn says_the_same(one: &WorkerMark, other: &WorkerMark) -> bool {
-    (one.state, one.expect, &one.reason) == (other.state, other.expect, &other.reason)
 }

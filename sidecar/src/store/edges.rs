@@ -76,6 +76,11 @@ impl Edges {
         self.acks.get(edge).filter(|ack| ack.lease == *lease).map(|ack| &ack.value)
     }
 
+    /// Whether any of those that are there has said something in this life.
+    pub fn has_spoken(&self) -> bool {
+        self.all().next().is_some()
+    }
+
     fn all(&self) -> impl Iterator<Item = (&Name, &AckValue)> {
         self.live.keys().filter_map(|edge| Some((edge, self.ack(edge)?)))
     }

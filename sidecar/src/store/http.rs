@@ -134,10 +134,7 @@ async fn route(desk: &Desk, request: Request<Incoming>, may_write: bool) -> Resu
         (Some(Path::Upstreams), true, _) => json(&desk.upstreams()?),
         (Some(Path::Upstream(name)), true, _) => json(&desk.upstream(&name)?),
         (Some(Path::Peer { upstream, peer }), true, _) => {
-            let peers = desk.upstream(&upstream)?.peers;
-            let found = peers.into_iter().find(|view| view.address == peer);
-            let missing = || Code::PeerNotFound.says(format!("no nginx that is there has the peer {peer:?}"));
-            json(&found.ok_or_else(missing)?)
+            json(&desk.peer(&upstream, &peer)?)
         }
         (Some(Path::Drained { upstream, peer }), true, _) => {
             json(&desk.drained(&Peer::new(upstream, peer), wait.duration()).await?)

@@ -80,11 +80,7 @@ impl Stage {
         let first_port = ports::row(ports)?;
         let servers: String =
             (first_port..).take(ports.into()).map(|port| format!("server 127.0.0.1:{port}; ")).collect();
-        site.write(&format!(
-            "upstream app {{ zone app 256k; {servers} keepalive 16; handoff; }}\n{}\n{}",
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(&site.usual_with(&format!("{servers} keepalive 16;")))?;
         // Another app of the same PM2, which nobody may touch.
         let other = json!({ "apps": [{
             "name": "other",

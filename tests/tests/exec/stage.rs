@@ -37,6 +37,14 @@ pub struct Worker {
     log: PathBuf,
 }
 
+/// What became of the visits while workers were restarted.
+#[derive(Debug)]
+pub struct Toll {
+    with_handoff: bool,
+    failed: Vec<String>,
+    all: usize,
+}
+
 /// As a supervisor has it: with nothing of ours in its environment.
 pub fn clean(program: impl Into<OsString>) -> Command {
     let mut command = Command::new(program.into());
@@ -57,11 +65,7 @@ impl Stage {
         let mut site = Site::new(version).await?;
         let first = ports::row(2)?;
         let servers = [first, first + 1].map(|port| format!("server {};", ports::address(port))).join(" ");
-        site.write(&format!(
-            "upstream app {{ zone app 256k; {servers} keepalive 8; handoff; }}\n{}\n{}",
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(&site.usual_with(&format!("{servers} keepalive 8;")))?;
         site.start().await?;
         Ok(Self { site, first })
     }
@@ -139,6 +143,28 @@ impl Stage {
         found.await.with_context(|| format!("{last:?}"))
     }
 
+    /// One worker after the other is restarted in this way, under load.
+    pub async fn restarts(
+        &self,
+        with_handoff: bool,
+        mut restart: impl AsyncFnMut(u16) -> Result<()>,
+    ) -> Result<Toll> {
+        let is_back = async |worker| match with_handoff {
+            true => self.serves(worker).await,
+            false => self.listens(worker).await,
+        };
+        for worker in [0, 1] {
+            is_back(worker).await?;
+        }
+        let load = self.load();
+        for worker in [0, 1] {
+            restart(worker).await?;
+            is_back(worker).await?;
+        }
+        let visits = load.stop().await;
+        Ok(Toll { with_handoff, failed: self.judge(&visits)?, all: visits.len() })
+    }
+
     pub fn load(&self) -> Load {
         Load::start(ports::address(self.site.port()), RATE)
     }
@@ -153,6 +179,21 @@ impl Stage {
 
     fn orders(&self) -> PathBuf {
         self.site.file("orders")
+    }
+}
+
+// === impl Toll ===
+
+impl Toll {
+    /// With Handoff nobody notices; without it somebody does, or the former shows nothing.
+    pub fn is_as_it_should(&self, version: &str) {
+        let Self { with_handoff, failed, all } = self;
+        let how = if *with_handoff { "with" } else { "without" };
+        println!("nginx {version}, {how} handoff exec: {} of {all} failed", failed.len());
+        match with_handoff {
+            true => assert_eq!(*failed, [""; 0], "of {all}"),
+            false => assert!(!failed.is_empty(), "then `with handoff exec` shows nothing"),
+        }
     }
 }
 

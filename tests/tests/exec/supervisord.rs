@@ -1,7 +1,7 @@
 //! The real supervisord, by the configuration that docs/operations/exec.md shows.
 
 use crate::stage::{Stage, clean};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::{
     alone, command, process,
     site::{PATIENCE, VERSIONS},
@@ -72,38 +72,24 @@ fn program(worker: u16, command: &Command) -> String {
     )
 }
 
-/// How many of how many visits failed while each worker was restarted.
-async fn restart_each(version: &str, with_handoff: bool) -> Result<(Vec<String>, usize)> {
+async fn restart_each(version: &str, with_handoff: bool) -> Result<()> {
     let stage = Stage::set(version).await?;
     let supervisord = Supervisord::start(&stage, with_handoff).await?;
-    let serves = async |worker| match with_handoff {
-        true => stage.serves(worker).await,
-        false => stage.listens(worker).await,
-    };
-    for worker in [0, 1] {
-        serves(worker).await?;
-    }
-    let load = stage.load();
-    for worker in [0, 1] {
+    let restart = async |worker: u16| {
         let said = supervisord.ctl(&["restart", &format!("worker-{worker}")]).await?;
-        assert!(said.contains(&format!("worker-{worker}: stopped")), "{said}");
-        serves(worker).await?;
-    }
-    let visits = load.stop().await;
-    let failed = stage.judge(&visits)?;
+        ensure!(said.contains(&format!("worker-{worker}: stopped")), "{said}");
+        Ok(())
+    };
+    stage.restarts(with_handoff, restart).await?.is_as_it_should(version);
     drop(supervisord);
-    stage.site.end().await?;
-    Ok((failed, visits.len()))
+    stage.site.end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn supervisorctl_restarts_a_worker_that_handles_no_signal_and_nobody_notices() -> Result<()> {
     let _alone = alone::take()?;
     let [_, version] = VERSIONS;
-    let (failed, all) = restart_each(version, true).await?;
-    println!("nginx {version}, with handoff exec: {} of {all} failed", failed.len());
-    assert_eq!(failed, [""; 0], "of {all}");
-    Ok(())
+    restart_each(version, true).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,8 +97,5 @@ async fn supervisorctl_restarts_a_worker_that_handles_no_signal_and_nobody_notic
 async fn without_handoff_exec_visitors_notice_what_supervisord_does() -> Result<()> {
     let _alone = alone::take()?;
     let [version, _] = VERSIONS;
-    let (failed, all) = restart_each(version, false).await?;
-    println!("nginx {version}, without handoff exec: {} of {all} failed", failed.len());
-    assert!(!failed.is_empty(), "then the test above shows nothing");
-    Ok(())
+    restart_each(version, false).await
 }

@@ -121,11 +121,7 @@ async fn who_is_merely_full_keeps_nobody_waiting_but_those_who_wait_already() ->
         let farm = Farm::start(1).await?;
         let peer = farm.peers()[0].to_owned();
         let site = Site::new(version).await?.workers(1);
-        site.write(&format!(
-            "upstream app {{ zone app 256k; server {peer} max_conns=1; handoff; }}\n{}\n{}",
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(&site.usual_with(&format!("server {peer} max_conns=1;")))?;
         let stage = Stage::with(site, farm).await?;
         let busy = stage.get("/hold");
         stage.farm.holds(&[&peer]).await?;
@@ -321,11 +317,7 @@ async fn an_address_where_nobody_listens_yet_is_tried_and_waited_for_again() -> 
         let farm = Farm::start(1).await?;
         let site = Site::new(version).await?;
         let up = farm.peers()[0].to_owned();
-        site.write(&format!(
-            "upstream app {{ zone app 256k; server {gone}; server {up}; handoff; }}\n{}\n{}",
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        ))?;
+        site.write(&site.usual_with(&format!("server {gone}; server {up};")))?;
         let stage = Stage::with(site, farm).await?;
         stage.says("draining", "back", &[&gone, &up]).await?;
         let visits: Vec<_> = (0..10).map(|_| stage.get("/")).collect();

@@ -76,12 +76,7 @@ async fn worker_shutdown_timeout_ends_the_wait() -> Result<()> {
     for version in VERSIONS {
         let farm = Farm::start(1).await?;
         let site = Site::new(version).await?;
-        let http = format!(
-            "upstream app {{ zone app 256k; server {}; handoff; }}\n{}\n{}",
-            farm.peers()[0],
-            site.front("proxy_pass http://app;"),
-            site.api("write=on")
-        );
+        let http = site.usual_with(&format!("server {};", farm.peers()[0]));
         site.write_whole(&http, "worker_shutdown_timeout 1s;")?;
         let stage = Stage::with(site, farm).await?;
         stage.goes().await?;

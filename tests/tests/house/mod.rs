@@ -48,11 +48,7 @@ impl House {
             let own = app.addresses().into_iter().map(|address| address.to_string());
             let servers: String =
                 own.chain(servers.iter().cloned()).map(|name| format!("server {name}; ")).collect();
-            format!(
-                "upstream app {{ zone app 256k; {servers} keepalive 8; handoff; }}\n{}\n{}",
-                site.front("proxy_pass http://app;"),
-                site.api("write=on")
-            )
+            site.usual_with(&format!("{servers} keepalive 8;"))
         })
         .await
     }

@@ -145,11 +145,7 @@ impl Stage {
         let app = app(&site, APP, plan, json!({ "PORT": first_port }))?;
         let mut setup = Setup {
             ecosystem: json!({ "apps": [app] }),
-            http: format!(
-                "upstream app {{ zone app 256k; {servers} keepalive 16; handoff; }}\n{}\n{}",
-                site.front("proxy_pass http://app;"),
-                site.api("write=on")
-            ),
+            http: site.usual_with(&format!("{servers} keepalive 16;")),
         };
         adapt(&site, &mut setup)?;
         // So that the workers have their numbers in the order of their ports.

@@ -104,12 +104,7 @@ impl Fleet {
         let pm2 = Pm2::start(NEWEST, &first.file("pm2"), &app).await?;
         let servers: String = app.addresses().iter().map(|address| format!("server {address}; ")).collect();
         for site in &mut sites {
-            site.write(&format!(
-                "upstream app {{ zone app 256k; {} handoff; }}\n{}\n{}",
-                plan.upstream.replace("@servers@", &servers),
-                site.front("proxy_pass http://app;"),
-                site.api("write=on")
-            ))?;
+            site.write(&site.usual_with(&plan.upstream.replace("@servers@", &servers)))?;
             site.start().await?;
         }
         let (edges, arguments, metrics) = (vec![None, None], Vec::new(), ports::row(3)?);

@@ -1,9 +1,6 @@
 //! All workers are new: whether they stay well, and how they serve users, for a while.
 
-use super::{
-    course::{Course, Trouble},
-    moves::LOOK,
-};
+use super::{course::Course, moves::LOOK, trouble::Trouble};
 use crate::{
     cli::exit::Exit,
     deploy::{

@@ -2,7 +2,8 @@
 
 use super::{
     super::work::{Wanted, Work, prepare},
-    course::{Course, Trouble},
+    course::Course,
+    trouble::Trouble,
 };
 use crate::{
     cli::exit::Exit,

@@ -1,6 +1,6 @@
 //! What a deploy says while it goes on, and what of it is remembered.
 
-use super::course::Trouble;
+use super::trouble::Trouble;
 use crate::{
     deploy::{
         event::{Event, Stage, State, Told, What},
