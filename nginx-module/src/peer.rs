@@ -10,14 +10,13 @@ use crate::hooks::{Hooks, layer};
 use crate::name;
 use crate::nginx::{PeerConnection, global, rc, unix};
 use crate::orphan;
-use crate::retry::{Next, Retry};
+use crate::retry::{Next, Retry, TEMPORARY};
 use crate::reuse::{self, Ridden};
 use crate::seat::{self, Occupant};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::reuse::{Reuse, Rider};
 use handoff_core::room::Ending;
-use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_core::timing::{Attempt, Times};
 use handoff_core::trial::Candidate;
@@ -26,7 +25,7 @@ use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
     NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_t, ngx_int_t,
-    ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
+    ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t,
 };
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -40,28 +39,30 @@ pub(crate) struct PeerData {
     pub(crate) place: &'static Place,
     pub(crate) request: NonNull<ngx_http_request_t>,
     inner: Hooks,
-    /// Where the balancer thinks that this attempt goes, if its peer was added.
-    seat: Option<(NonNull<sockaddr>, socklen_t)>,
+    /// The peer that it last went to, if it is one of ours.
+    last: Option<&'static Turnstile<'static>>,
+    /// The peer of this attempt, if it was added.
+    seated: Option<NonNull<Occupant>>,
     /// Of nginx's list, when the balancer began.
     version: ngx_uint_t,
-    /// The peer that it last went to, if it is one of ours.
-    last: Option<Turnstile<'static>>,
-    /// It is with that peer now, and counted there.
-    is_claimed: bool,
-    /// Where the last attempt broke off, until another one begins.
-    broken: Option<&'static Slot>,
     pub(crate) tries: u32,
-    /// How many attempts failed with some of the request sent.
-    pub(crate) broke: u32,
-    /// A choice of the balancer was refused since it began, when this was the generation of the marks.
+    /// It is with the last peer now, and counted there.
+    is_claimed: bool,
+    /// Its body goes to the peer as it comes.
+    pub(crate) is_unbuffered: bool,
+    /// Marks have kept it from a peer since its balancer began, when this process knew of these changes.
     pub(crate) was_refused: bool,
-    pub(crate) generation: u64,
+    pub(crate) changes: u64,
+    /// Who answers this attempt, in its own words; of no length: it did not say.
+    name: Cell<ngx_str_t>,
     /// Where it waits, or has waited.
     pub(crate) held: Option<NonNull<Held>>,
-    /// Who answers this attempt, in its own words.
-    name: Cell<Option<ngx_str_t>>,
-    pub(crate) retry: Retry,
+    /// If a peer has failed it, or its answer may be taken for that.
+    pub(crate) retry: Option<NonNull<Retry>>,
 }
+
+/// Of a peer that says nothing.
+const NAMELESS: ngx_str_t = ngx_str_t { len: 0, data: ptr::null_mut() };
 
 layer!(PeerData);
 
@@ -87,18 +88,17 @@ pub(crate) fn wrap(
         place,
         request,
         inner,
-        seat: None,
-        version,
         last: None,
-        is_claimed: false,
-        broken: None,
+        seated: None,
+        version,
         tries: 0,
-        broke: 0,
+        is_claimed: false,
+        is_unbuffered: is_unread(r),
         was_refused: false,
-        generation: place.zone.table.header.generation(),
+        changes: 0,
+        name: Cell::new(NAMELESS),
         held: None,
-        name: Cell::default(),
-        retry: Retry::new(is_unread(r)),
+        retry: None,
     };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
@@ -135,8 +135,8 @@ impl PeerData {
 
     /// The peer says its name. The first word counts.
     pub(crate) fn call(&self, name: ngx_str_t) {
-        if self.name.get().is_none() && name.len > 0 {
-            self.name.set(Some(name));
+        if self.name.get().len == 0 {
+            self.name.set(name);
         }
     }
 
@@ -145,23 +145,23 @@ impl PeerData {
         self.answer()?;
         // SAFETY: the upstream of a request, which had an attempt; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
-        self.name.get().filter(|_| !name::is_from_cache(u))
+        Some(self.name.get()).filter(|name| name.len > 0 && !name::is_from_cache(u))
     }
 
     /// The last peer of this request.
-    pub(crate) fn last(&self) -> Option<Turnstile<'static>> {
+    pub(crate) fn last(&self) -> Option<&'static Turnstile<'static>> {
         self.last
     }
 
-    fn claimed(&self) -> Option<Turnstile<'static>> {
+    fn claimed(&self) -> Option<&'static Turnstile<'static>> {
         self.last.filter(|_| self.is_claimed)
     }
 
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.upstream.refresh(&self.place.zone);
-        self.name.set(None);
+        self.name.set(NAMELESS);
         let mut was_sent_on = false;
-        if self.held.is_some() || self.retry.next.is_some() || self.upstream.hold.flows() {
+        if self.held.is_some() || self.retry.is_some() || self.upstream.hold.flows() {
             match self.prepare(pc) {
                 Ok(sent_on) => was_sent_on = sent_on,
                 Err(status) => return status,
@@ -186,7 +186,7 @@ impl PeerData {
     #[cold]
     fn prepare(&mut self, pc: PeerConnection) -> Result<bool, ngx_int_t> {
         let was_sent_on = self.was_sent_on();
-        let next = self.retry.next.take().unwrap_or_default();
+        let next = self.retry_mut().and_then(|retry| retry.next.take()).unwrap_or_default();
         if next.rewinds {
             self.set_request_sent(true);
         }
@@ -251,16 +251,18 @@ impl PeerData {
     }
 
     fn goes_to(&mut self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
-        if self.tries == 0 {
+        let reasons = self.location().map_or(0, |conf| conf.next_upstream);
+        let is_first = self.tries == 0;
+        if is_first && reasons & TEMPORARY as ngx_uint_t != 0 {
             self.watch_answers();
-        } else {
+        } else if !is_first {
             self.resume();
         }
         self.tries = self.tries.saturating_add(1);
         if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
             return rc::ERROR;
         }
-        self.connection(pc, status)
+        self.connection(pc, status, reasons)
     }
 
     /// Puts the peer that was added in the place of the seat that the balancer chose. `None`: there is no memory.
@@ -272,7 +274,9 @@ impl PeerData {
         let slot = self.claimed()?.slot;
         // SAFETY: the request lives while its upstream calls us.
         let pool = unsafe { self.request.as_ref() }.pool;
-        self.seat = pc.seat(Occupant::read(slot, pool)?);
+        let occupant = Occupant::read(slot, pc.address(), pool)?;
+        pc.seat(occupant);
+        self.seated = Some(occupant);
         Some(())
     }
 
@@ -281,7 +285,6 @@ impl PeerData {
     fn begin_anew(&mut self, pc: PeerConnection) -> ngx_int_t {
         let ours = NonNull::from(&mut *self);
         self.was_refused = false;
-        self.generation = self.place.zone.table.header.generation();
         pc.set_data(ptr::null_mut());
         self.version = self.upstream.seats.version();
         let status = self.upstream.begin(self.request.as_ptr());
@@ -299,15 +302,42 @@ impl PeerData {
         if most == 0 { tries } else { tries.min(most.saturating_sub(self.spent())) }
     }
 
-    fn choose(&self, pc: PeerConnection) -> ngx_int_t {
-        let status = self.inner.get(pc);
+    fn choose(&mut self, pc: PeerConnection) -> ngx_int_t {
+        let is_any_closed = self.upstream.closed.is_any();
+        let status = if is_any_closed { self.choose_among_the_open(pc) } else { self.inner.get(pc) };
         if status == rc::BUSY {
             pc.forget(self.upstream.host());
         }
         status
     }
 
-    fn admit(&mut self, pc: PeerConnection, chosen: Turnstile<'static>) -> bool {
+    /// Marks keep requests away from some of many peers, of which the balancer is told.
+    #[cold]
+    fn choose_among_the_open(&mut self, pc: PeerConnection) -> ngx_int_t {
+        let upstream = self.upstream;
+        // SAFETY: the request lives while its upstream calls us.
+        let told = upstream.closed.tell(unsafe { self.request.as_ref() }, &self.inner);
+        let status = self.inner.get(pc);
+        let Some(told) = told else { return status };
+        told.end();
+        if status != rc::BUSY {
+            return status;
+        }
+        self.is_refused();
+        upstream.closed.look(&self.place.zone.table);
+        if told.was_wrong() { self.inner.get(pc) } else { status }
+    }
+
+    /// Whatever marks say now.
+    fn is_refused(&mut self) {
+        if !self.was_refused {
+            self.was_refused = true;
+            self.changes = self.upstream.changes();
+        }
+    }
+
+    #[inline]
+    fn admit(&mut self, pc: PeerConnection, chosen: &Turnstile<'static>) -> bool {
         let upstream = self.upstream;
         match chosen.claim(|| upstream.is_paused(), || self.try_trial(pc, chosen.id)) {
             Admission::Admitted | Admission::OnTrial => {
@@ -317,7 +347,7 @@ impl PeerData {
             }
             Admission::Refused(_) => {
                 chosen.slot.count_refused();
-                self.was_refused = true;
+                self.is_refused();
                 false
             }
             Admission::Paused => false,
@@ -351,22 +381,24 @@ impl PeerData {
 
     /// A connection that was opened to an earlier worker is not used for this one; nor is one that the peer may be closing, if
     /// nginx could not try again. Then nginx opens another.
-    fn connection(&self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
-        if status == rc::DONE && (self.is_retired(pc) || !self.may_ride(pc)) {
+    /// `reasons`: those of `proxy_next_upstream`.
+    #[inline]
+    fn connection(&self, pc: PeerConnection, status: ngx_int_t, reasons: ngx_uint_t) -> ngx_int_t {
+        if status == rc::DONE && (self.is_retired(pc) || !self.may_ride(pc, reasons)) {
             pc.close_cached();
             return rc::OK;
         }
         status
     }
 
-    fn may_ride(&self, pc: PeerConnection) -> bool {
-        let Some(conf) = self.location() else { return true };
+    #[inline]
+    fn may_ride(&self, pc: PeerConnection, reasons: ngx_uint_t) -> bool {
         // SAFETY: the request lives while its upstream calls us.
         let r = unsafe { self.request.as_ref() };
         let rider = Rider {
             may_change: r.method & (NGX_HTTP_POST | NGX_HTTP_LOCK | NGX_HTTP_PATCH) as ngx_uint_t != 0,
             is_unbuffered: is_unread(r),
-            may_go_on: conf.next_upstream & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
+            may_go_on: reasons & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
         };
         self.upstream.reuse.allows(rider, || reuse::idle(pc))
     }
@@ -378,7 +410,7 @@ impl PeerData {
     /// What broke off goes on here.
     #[cold]
     fn resume(&mut self) {
-        if let Some(slot) = self.broken.take() {
+        if let Some(slot) = self.retry_mut().and_then(|retry| retry.broken.take()) {
             slot.count_resumed();
         }
     }
@@ -407,7 +439,7 @@ impl PeerData {
         let (answer, attempt, ridden) = (self.answer(), self.attempted(), Ridden::of(pc));
         let is_orphan = ridden.is_some_and(|ridden| orphan::take(ridden.number));
         let state = if is_orphan { trial::spared(state) } else { state };
-        if let Some(Turnstile { slot, .. }) = self.claimed() {
+        if let Some(&Turnstile { slot, .. }) = self.claimed() {
             let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
             if failed {
                 slot.count_fail();
@@ -420,7 +452,9 @@ impl PeerData {
             }
             if (failed || ending::closed(pc).is_some()) && self.is_broken(pc, failed, answer.is_some()) {
                 slot.count_broken();
-                self.broken = answer.is_none().then_some(slot);
+                if let Some(retry) = self.retrying().filter(|_| answer.is_none()) {
+                    retry.broken = Some(slot);
+                }
             }
             if is_orphan || ridden.is_some_and(|ridden| !slot.may_keep(ridden.number)) {
                 self.do_not_pool();
@@ -434,9 +468,8 @@ impl PeerData {
             ridden.note(began);
         }
         // The cache keeps a connection by the address that the balancer will choose again.
-        if let Some((seat, len)) = self.seat {
-            self.seat = None;
-            pc.unseat(seat, len);
+        if let Some(occupant) = self.seated.take() {
+            pc.unseat(occupant);
         }
         self.inner.free(pc, state);
         if is_orphan {
@@ -464,9 +497,11 @@ impl PeerData {
     /// `get`, whether its buffers are to be rewound.
     #[cold]
     fn go_on(&mut self, pc: PeerConnection) {
-        if self.location().is_some_and(|conf| conf.request_buffering != 0) {
+        if self.location().is_some_and(|conf| conf.request_buffering != 0)
+            && let Some(retry) = self.retrying()
+        {
+            retry.next = Some(Next { rewinds: true, ..Next::default() });
             self.set_request_sent(false);
-            self.retry.next = Some(Next { rewinds: true, ..Next::default() });
         }
         pc.set_tries(pc.tries().saturating_add(1));
     }

@@ -356,6 +356,7 @@ impl<'a, W: World> Control<'a, W> {
             slot.ramp.begin(self.now);
         }
         slot.gate.set(to);
+        self.table.header.changed();
         if from == State::Up && to != State::Up {
             slot.retire(self.world.connections());
         }
