@@ -24,8 +24,8 @@ use handoff_core::{Admission, Turnstile};
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_t, ngx_int_t,
-    ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_state_t,
+    ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t,
 };
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -68,14 +68,11 @@ layer!(PeerData);
 
 /// Stands before the hooks that the balancer has just set for a request.
 pub(crate) fn wrap(
-    r: *mut ngx_http_request_t,
+    r: &ngx_http_request_t,
     upstream: &'static Upstream,
+    place: &'static Place,
     version: ngx_uint_t,
 ) -> ngx_int_t {
-    // A worker that could not take its place serves as nginx alone would.
-    let (Some(place), Some(request)) = (upstream.place(), NonNull::new(r)) else { return rc::OK };
-    // SAFETY: nginx passes a valid request.
-    let r = unsafe { request.as_ref() };
     // SAFETY: the pool of the request; null when there is no memory.
     let memory = unsafe { ngx_palloc(r.pool, size_of::<PeerData>()) }.cast::<PeerData>();
     let Some(memory) = NonNull::new(memory) else { return rc::ERROR };
@@ -86,7 +83,7 @@ pub(crate) fn wrap(
     let data = PeerData {
         upstream,
         place,
-        request,
+        request: NonNull::from(r),
         inner,
         last: None,
         seated: None,
@@ -157,8 +154,48 @@ impl PeerData {
         self.last.filter(|_| self.is_claimed)
     }
 
+    /// Nothing has befallen the request or its upstream: nearly all there is to say of nearly all requests. What follows for the
+    /// others is more, and never anything else.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        let held = self.held.map_or(0, |at| at.addr().get());
+        let retry = self.retry.map_or(0, |at| at.addr().get());
+        let seated = self.seated.map_or(0, |at| at.addr().get());
+        held | retry | seated == 0
+    }
+
+    #[inline]
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
-        self.upstream.refresh(&self.place.zone);
+        let upstream = self.upstream;
+        upstream.refresh(&self.place.zone);
+        if !self.is_plain() || !upstream.is_plain() {
+            return self.get_after_all(pc);
+        }
+        let status = self.inner.get(pc);
+        if status != rc::OK && status != rc::DONE {
+            return self.has_none(pc, status);
+        }
+        let chosen = upstream.turnstile(self.place, pc.sockaddr().cast());
+        if chosen.map_or_else(|| !upstream.is_paused(), |chosen| self.admit(pc, chosen)) {
+            return self.goes_to(pc, status, chosen);
+        }
+        self.hand_back(pc, status);
+        self.get_after_all(pc)
+    }
+
+    #[cold]
+    fn has_none(&mut self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
+        if status != rc::BUSY {
+            return status;
+        }
+        pc.forget(self.upstream.host());
+        self.wait(pc, false)
+    }
+
+    /// Whatever has befallen it.
+    #[cold]
+    #[inline(never)]
+    fn get_after_all(&mut self, pc: PeerConnection) -> ngx_int_t {
         self.name.set(NAMELESS);
         let mut was_sent_on = false;
         if self.held.is_some() || self.retry.is_some() || self.upstream.hold.flows() {
@@ -207,7 +244,6 @@ impl PeerData {
 
     /// nginx gives nobody to a request whose balancer began before peers came or went. It begins once more with those that are
     /// there now; not with the peer that failed it last.
-    #[inline]
     fn attempt_with_all(&mut self, pc: PeerConnection) -> ngx_int_t {
         let mut failed = None;
         for _ in 0..BEGINNINGS {
@@ -223,7 +259,6 @@ impl PeerData {
         rc::BUSY
     }
 
-    #[inline]
     fn attempt(&mut self, pc: PeerConnection, failed: Option<SlotId>) -> ngx_int_t {
         let mut refused = 0_usize;
         loop {
@@ -239,7 +274,10 @@ impl PeerData {
             let has_failed = failed.is_some_and(|failed| chosen.is_some_and(|chosen| chosen.id == failed));
             if !has_failed && chosen.is_none_or(|chosen| self.admit(pc, chosen)) {
                 self.last = chosen;
-                return self.goes_to(pc, status);
+                if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
+                    return rc::ERROR;
+                }
+                return self.goes_to(pc, status, chosen);
             }
             self.hand_back(pc, status);
             // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
@@ -250,19 +288,28 @@ impl PeerData {
         }
     }
 
-    fn goes_to(&mut self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
+    /// The request goes to this peer, or to one that is none of ours.
+    #[inline(always)]
+    fn goes_to(
+        &mut self,
+        pc: PeerConnection,
+        status: ngx_int_t,
+        chosen: Option<&'static Turnstile<'static>>,
+    ) -> ngx_int_t {
+        self.last = chosen;
         let reasons = self.location().map_or(0, |conf| conf.next_upstream);
-        let is_first = self.tries == 0;
-        if is_first && reasons & TEMPORARY as ngx_uint_t != 0 {
-            self.watch_answers();
-        } else if !is_first {
-            self.resume();
+        if self.tries != 0 || reasons & TEMPORARY as ngx_uint_t != 0 {
+            self.goes_on();
         }
-        self.tries = self.tries.saturating_add(1);
-        if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
-            return rc::ERROR;
-        }
-        self.connection(pc, status, reasons)
+        // No more of them than nginx counts itself.
+        self.tries = self.tries.wrapping_add(1);
+        self.connection(pc, status, chosen, reasons)
+    }
+
+    #[cold]
+    fn goes_on(&mut self) {
+        self.name.set(NAMELESS);
+        if self.tries == 0 { self.watch_answers() } else { self.resume() }
     }
 
     /// Puts the peer that was added in the place of the seat that the balancer chose. `None`: there is no memory.
@@ -383,8 +430,19 @@ impl PeerData {
     /// nginx could not try again. Then nginx opens another.
     /// `reasons`: those of `proxy_next_upstream`.
     #[inline]
-    fn connection(&self, pc: PeerConnection, status: ngx_int_t, reasons: ngx_uint_t) -> ngx_int_t {
-        if status == rc::DONE && (self.is_retired(pc) || !self.may_ride(pc, reasons)) {
+    fn connection(
+        &self,
+        pc: PeerConnection,
+        status: ngx_int_t,
+        chosen: Option<&Turnstile<'_>>,
+        reasons: ngx_uint_t,
+    ) -> ngx_int_t {
+        if status != rc::DONE {
+            return status;
+        }
+        let is_retired =
+            chosen.zip(pc.number()).is_some_and(|(chosen, number)| !chosen.slot.may_reuse(number));
+        if is_retired || !self.may_ride(pc, reasons) {
             pc.close_cached();
             return rc::OK;
         }
@@ -397,14 +455,10 @@ impl PeerData {
         let r = unsafe { self.request.as_ref() };
         let rider = Rider {
             may_change: r.method & (NGX_HTTP_POST | NGX_HTTP_LOCK | NGX_HTTP_PATCH) as ngx_uint_t != 0,
-            is_unbuffered: is_unread(r),
+            is_unbuffered: self.is_unbuffered,
             may_go_on: reasons & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
         };
         self.upstream.reuse.allows(rider, || reuse::idle(pc))
-    }
-
-    fn is_retired(&self, pc: PeerConnection) -> bool {
-        self.claimed().zip(pc.number()).is_some_and(|(claimed, number)| !claimed.slot.may_reuse(number))
     }
 
     /// What broke off goes on here.
@@ -416,7 +470,7 @@ impl PeerData {
     }
 
     /// Undoes a choice: nothing was tried, so nothing is counted as tried.
-    #[inline(never)]
+    #[cold]
     fn hand_back(&self, pc: PeerConnection, status: ngx_int_t) {
         if status == rc::DONE {
             pc.close_cached();
@@ -427,7 +481,49 @@ impl PeerData {
         pc.forget(self.upstream.host());
     }
 
+    #[inline]
     fn free(&mut self, pc: PeerConnection, state: ngx_uint_t) {
+        if state != 0 || !self.is_plain() || orphan::is_any() || self.ends(pc).is_none() {
+            self.free_after_all(pc, state);
+        }
+    }
+
+    /// An attempt that was answered, and over a connection that is still open. `None`: it was not, and nothing was done.
+    #[inline]
+    fn ends(&mut self, pc: PeerConnection) -> Option<()> {
+        let claimed = self.claimed()?;
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        // SAFETY: null, or this attempt's place in an array of the request.
+        let state = unsafe { u.state.as_ref() }?;
+        let ridden = Ridden::of(pc).filter(|_| ending::closed(pc).is_none())?;
+        let ((status, began), attempt) = (answer(u, state)?, attempted(u, state));
+        let slot = claimed.slot;
+        slot.answers.count(status);
+        slot.timing.count(&attempt);
+        if !slot.may_keep(ridden.number) {
+            self.do_not_pool();
+        }
+        self.note(ridden, began);
+        self.inner.free(pc, 0);
+        self.is_claimed = false;
+        claimed.release();
+        Some(())
+    }
+
+    /// If the cache keeps the connection: it is idle since its last answer began. The peer may have ended that long before a slow
+    /// client has it all.
+    #[inline]
+    fn note(&self, ridden: Ridden, began: ngx_msec_t) {
+        if self.upstream.reuse != Reuse::Always {
+            ridden.note(began);
+        }
+    }
+
+    /// However it ended.
+    #[cold]
+    #[inline(never)]
+    fn free_after_all(&mut self, pc: PeerConnection, state: ngx_uint_t) {
         if self.held.is_some() && self.free_held(pc) {
             return;
         }
@@ -460,12 +556,8 @@ impl PeerData {
                 self.do_not_pool();
             }
         }
-        // If the cache keeps the connection: it is idle since its last answer began. The peer may have ended that long before a slow
-        // client has it all.
-        if self.upstream.reuse != Reuse::Always
-            && let Some((ridden, (_, began))) = ridden.zip(answer)
-        {
-            ridden.note(began);
+        if let Some((ridden, (_, began))) = ridden.zip(answer) {
+            self.note(ridden, began);
         }
         // The cache keeps a connection by the address that the balancer will choose again.
         if let Some(occupant) = self.seated.take() {
@@ -513,16 +605,12 @@ impl PeerData {
         }
     }
 
-    /// The status of this attempt's answer, and when it began, if its whole header was read. nginx has a status before that, from
-    /// the first line of a header that never ends or is no good; its own status for an attempt that failed it writes there
-    /// afterwards.
+    /// The status of this attempt's answer, and when it began.
     pub(crate) fn answer(&self) -> Option<(ngx_uint_t, ngx_msec_t)> {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
         // SAFETY: null, or this attempt's place in an array of the request.
-        let state = unsafe { u.state.as_ref() }?;
-        let is_read = state.header_time != ngx_msec_t::MAX;
-        is_read.then(|| (state.status, u.start_time.wrapping_add(state.header_time)))
+        answer(u, unsafe { u.state.as_ref() }?)
     }
 
     /// What nginx measured of this attempt, which is over.
@@ -530,20 +618,7 @@ impl PeerData {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
         // SAFETY: null, or this attempt's place in an array of the request.
-        let state = unsafe { u.state.as_ref() }?;
-        let bytes = |count| u64::try_from(count).unwrap_or_default();
-        // nginx notes it before it frees the peer, but for an attempt that it goes on from.
-        let response = match state.response_time {
-            ngx_msec_t::MAX => global!(ngx_current_msec).wrapping_sub(u.start_time),
-            response => response,
-        };
-        let is_read = state.header_time != ngx_msec_t::MAX;
-        let times = Times { header: state.header_time as u64, response: response as u64 };
-        Some(Attempt {
-            sent: bytes(state.bytes_sent),
-            received: bytes(state.bytes_received),
-            answer: is_read.then_some(times),
-        })
+        Some(attempted(u, unsafe { u.state.as_ref() }?))
     }
 
     /// The keepalive cache keeps a connection only if nginx says so.
@@ -566,6 +641,31 @@ impl PeerData {
     pub(crate) fn upstream(&self) -> *mut ngx_http_upstream_t {
         // SAFETY: the request lives while its upstream calls us.
         unsafe { (*self.request.as_ptr()).upstream }
+    }
+}
+
+/// The status of an answer, and when it began, if its whole header was read. nginx has a status before that, from the first line
+/// of a header that never ends or is no good; its own status for an attempt that failed it writes there afterwards.
+#[inline]
+fn answer(u: &ngx_http_upstream_t, state: &ngx_http_upstream_state_t) -> Option<(ngx_uint_t, ngx_msec_t)> {
+    let is_read = state.header_time != ngx_msec_t::MAX;
+    is_read.then(|| (state.status, u.start_time.wrapping_add(state.header_time)))
+}
+
+#[inline]
+fn attempted(u: &ngx_http_upstream_t, state: &ngx_http_upstream_state_t) -> Attempt {
+    // nginx notes it before it frees the peer, but for an attempt that it goes on from.
+    let response = match state.response_time {
+        ngx_msec_t::MAX => global!(ngx_current_msec).wrapping_sub(u.start_time),
+        response => response,
+    };
+    let is_read = state.header_time != ngx_msec_t::MAX;
+    let times = Times { header: state.header_time as u64, response: response as u64 };
+    Attempt {
+        // They are counted from 0.
+        sent: state.bytes_sent as u64,
+        received: state.bytes_received as u64,
+        answer: is_read.then_some(times),
     }
 }
 

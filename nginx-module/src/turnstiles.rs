@@ -12,6 +12,7 @@ use std::ptr;
 pub(crate) struct Turnstiles {
     /// A power of two of them, twice as many as there are peers at least. Whoever finds a place taken has the next one.
     places: Box<[Place]>,
+    mask: usize,
     /// All of the upstream's, for the peers that nginx keeps elsewhere.
     all: FxHashMap<SlotId, Turnstile<'static>>,
 }
@@ -34,8 +35,11 @@ impl Turnstiles {
     ) -> Self {
         let count = listed.len().saturating_mul(2).max(2).next_power_of_two();
         let places = (0..count).map(|_| Place { at: ptr::null(), turnstile: None });
-        let mut turnstiles =
-            Self { places: places.collect(), all: all.map(|turnstile| (turnstile.id, turnstile)).collect() };
+        let mut turnstiles = Self {
+            places: places.collect(),
+            mask: count.wrapping_sub(1),
+            all: all.map(|turnstile| (turnstile.id, turnstile)).collect(),
+        };
         for &(at, turnstile) in listed {
             let place = turnstiles.seek(at);
             if let Some(place) = turnstiles.places.get_mut(place) {
@@ -47,7 +51,14 @@ impl Turnstiles {
 
     #[inline]
     pub(crate) fn at(&self, at: *const libc::sockaddr) -> Option<&Turnstile<'static>> {
-        self.places.get(self.seek(at)).filter(|place| place.at == at)?.turnstile.as_ref()
+        let place = self.places.get(self.home(at))?;
+        let place = if place.at == at { place } else { self.neighbour(at)? };
+        place.turnstile.as_ref()
+    }
+
+    #[cold]
+    fn neighbour(&self, at: *const libc::sockaddr) -> Option<&Place> {
+        self.places.get(self.seek(at)).filter(|place| place.at == at)
     }
 
     #[cold]
@@ -56,13 +67,16 @@ impl Turnstiles {
     }
 
     /// The place of this address, or the vacant one that would be its. Half of them are vacant.
-    #[inline]
     fn seek(&self, at: *const libc::sockaddr) -> usize {
-        let mask = self.places.len().wrapping_sub(1);
-        let mut number = (at as usize).wrapping_mul(SPREAD) >> (usize::BITS / 2) & mask;
+        let mut number = self.home(at);
         while self.places.get(number).is_some_and(|place| place.at != at && !place.at.is_null()) {
-            number = number.wrapping_add(1) & mask;
+            number = number.wrapping_add(1) & self.mask;
         }
         number
+    }
+
+    #[inline]
+    fn home(&self, at: *const libc::sockaddr) -> usize {
+        (at as usize).wrapping_mul(SPREAD) >> (usize::BITS / 2) & self.mask
     }
 }

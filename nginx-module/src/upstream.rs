@@ -265,10 +265,16 @@ impl Upstream {
         self.members(zone, &self.peers.borrow()).filter(serves).count()
     }
 
+    /// Whether nothing has to be minded but the peer that the balancer chooses.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.seats.count == 0 && !self.closed.is_any() && !self.hold.flows()
+    }
+
     /// Whether nobody may begin a request here, whatever the marks of its peers say.
     #[inline]
     pub(crate) fn is_paused(&self) -> bool {
-        self.hold.is_paused(global!(ngx_current_msec) as u64)
+        self.hold.is_paused(|| global!(ngx_current_msec) as u64)
     }
 
     /// Whether this peer may serve, and no other one. `after_failing`: once more, and nginx does not leave it out for that.
@@ -293,7 +299,7 @@ impl Upstream {
 
     /// What those may expect who wait.
     pub(crate) fn outlook(&self, zone: &Zone, now: Moment) -> Outlook {
-        if self.hold.is_paused(now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
+        if self.hold.is_paused(|| now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
     }
 
     pub(crate) fn outlook_of_peers(&self, zone: &Zone, now: Moment) -> Outlook {
@@ -358,15 +364,19 @@ impl Upstream {
 unsafe extern "C" fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {
     // SAFETY: nginx passes the block of the upstream.
     let Some(upstream) = crate::conf::upstream_of(unsafe { &*us }) else { return rc::ERROR };
-    if let Some(place) = upstream.place().filter(|_| upstream.seats.count > 0) {
+    // A worker that could not take its place serves as nginx alone would.
+    let Some(place) = upstream.place() else { return upstream.begin(r) };
+    let mut version = 0;
+    if upstream.seats.count > 0 {
         upstream.refresh(&place.zone);
+        version = upstream.seats.version();
     }
-    let version = upstream.seats.version();
     let status = upstream.begin(r);
     if status != rc::OK {
         return status;
     }
-    peer::wrap(r, upstream, version)
+    // SAFETY: nginx passes a valid request.
+    peer::wrap(unsafe { &*r }, upstream, place, version)
 }
 
 // === impl Peer ===
