@@ -142,7 +142,7 @@ impl Hold {
     }
 
     #[inline]
-    pub(crate) fn is_paused(&self, now: u64) -> bool {
+    pub(crate) fn is_paused(&self, now: impl FnOnce() -> u64) -> bool {
         self.room().is_some_and(|room| room.pause.holds(now))
     }
 

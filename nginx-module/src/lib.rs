@@ -10,6 +10,7 @@
 
 mod address;
 mod body;
+mod closed;
 mod conf;
 mod control;
 mod ending;
@@ -28,6 +29,7 @@ mod reuse;
 mod seat;
 mod socket;
 mod trial;
+mod turnstiles;
 mod upgrade;
 mod upstream;
 mod variable;

@@ -7,13 +7,13 @@ use crate::seat::Occupant;
 use handoff_core::Moment;
 use handoff_core::plus::Visitors;
 use nginx_sys::{
-    nginx_version, ngx_array_t, ngx_connection_local_sockaddr, ngx_connection_t, ngx_cycle_t, ngx_hash_key,
-    ngx_http_get_variable, ngx_http_request_t, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_peer_connection_t,
-    ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
+    nginx_version, ngx_array_t, ngx_conf_t, ngx_connection_local_sockaddr, ngx_connection_t, ngx_cycle_t,
+    ngx_hash_key, ngx_http_get_variable, ngx_http_request_t, ngx_http_upstream_srv_conf_t, ngx_int_t,
+    ngx_log_t, ngx_msec_t, ngx_peer_connection_t, ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
 };
 use ngx::http::HttpModuleMainConf;
 use std::borrow::Cow;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::ptr::{self, NonNull};
 
 /// Reads one of nginx's global variables, which Rust sees as mutable statics.
@@ -142,6 +142,27 @@ pub(crate) fn main_conf(cycle: *mut ngx_cycle_t) -> Option<&'static MainConf> {
     Handoff::main_conf(cycle)
 }
 
+/// What a module that this nginx may not have keeps of an upstream; null without it.
+pub(crate) fn conf_of(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t, name: &CStr) -> *const c_void {
+    // SAFETY: a configuration belongs to a cycle.
+    let mut at = unsafe { (*cf.cycle).modules };
+    loop {
+        // SAFETY: within the modules of a cycle, or the null after the last.
+        let module = unsafe { at.read() };
+        // SAFETY: null, or a module.
+        let Some(module) = (unsafe { module.as_ref() }) else { return ptr::null() };
+        // SAFETY: every module has a name.
+        if unsafe { CStr::from_ptr(module.name) } == name {
+            // SAFETY: an upstream has a place for the configuration of each http module.
+            let conf = unsafe { us.srv_conf.add(module.ctx_index) };
+            // SAFETY: as above.
+            return unsafe { conf.read() }.cast();
+        }
+        // SAFETY: this was not the last one.
+        at = unsafe { at.add(1) };
+    }
+}
+
 /// The log of a request.
 pub(crate) fn log_of(r: &ngx_http_request_t) -> *mut ngx_log_t {
     // SAFETY: a request has a connection for as long as it lives.
@@ -211,27 +232,29 @@ impl PeerConnection {
         pc.set_cached(0);
     }
 
-    /// Sends the attempt to a peer that was added, and answers where the balancer wanted it to go.
-    pub(crate) fn seat(self, occupant: NonNull<Occupant>) -> Option<(NonNull<sockaddr>, socklen_t)> {
+    /// Where the attempt goes.
+    pub(crate) fn address(self) -> (*mut sockaddr, socklen_t) {
+        let pc = self.get();
+        (pc.sockaddr, pc.socklen)
+    }
+
+    /// Sends the attempt to a peer that was added.
+    pub(crate) fn seat(self, occupant: NonNull<Occupant>) {
         let at = occupant.as_ptr();
         let pc = self.get();
-        let seat = NonNull::new(pc.sockaddr)?;
-        let len = std::mem::replace(&mut pc.socklen, {
-            // SAFETY: made for this attempt, in the pool of its request.
-            unsafe { (*at).len }
-        });
+        // SAFETY: made for this attempt, in the pool of its request.
+        pc.socklen = unsafe { (*at).len };
         // SAFETY: as above; it lives as long as the request.
         pc.sockaddr = unsafe { &raw mut (*at).address }.cast();
         // SAFETY: as above.
         pc.name = unsafe { &raw mut (*at).name };
-        Some((seat, len))
     }
 
     /// Gives the balancer back where it wanted the attempt to go. Its name stays that of the peer: it is logged later.
-    pub(crate) fn unseat(self, seat: NonNull<sockaddr>, len: socklen_t) {
+    pub(crate) fn unseat(self, occupant: NonNull<Occupant>) {
         let pc = self.get();
-        pc.sockaddr = seat.as_ptr();
-        pc.socklen = len;
+        // SAFETY: as above.
+        (pc.sockaddr, pc.socklen) = unsafe { occupant.as_ref() }.seat;
     }
 
     /// Whether the keepalive cache gave the connection.

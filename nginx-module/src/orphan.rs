@@ -41,10 +41,16 @@ pub(crate) fn leave_those_that_are_new(conf: &MainConf, zone: &Zone) {
     }
 }
 
+/// Whether this process has left any.
+#[inline]
+pub(crate) fn is_any() -> bool {
+    COUNT.load(Ordering::Relaxed) > 0
+}
+
 /// Whether this connection was left as an orphan. Once: its request ends with it.
 #[inline]
 pub(crate) fn take(number: ngx_atomic_uint_t) -> bool {
-    COUNT.load(Ordering::Relaxed) > 0 && find_and_take(number)
+    is_any() && find_and_take(number)
 }
 
 #[cold]

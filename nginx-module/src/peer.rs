@@ -10,14 +10,13 @@ use crate::hooks::{Hooks, layer};
 use crate::name;
 use crate::nginx::{PeerConnection, global, rc, unix};
 use crate::orphan;
-use crate::retry::{Next, Retry};
+use crate::retry::{Next, Retry, TEMPORARY};
 use crate::reuse::{self, Ridden};
 use crate::seat::{self, Occupant};
 use crate::trial;
 use crate::upstream::{Place, Upstream};
 use handoff_core::reuse::{Reuse, Rider};
 use handoff_core::room::Ending;
-use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_core::timing::{Attempt, Times};
 use handoff_core::trial::Candidate;
@@ -25,8 +24,8 @@ use handoff_core::{Admission, Turnstile};
 use handoff_wire::State;
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_LOCK, NGX_HTTP_PATCH, NGX_HTTP_POST, NGX_HTTP_UPSTREAM_FT_ERROR,
-    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_t, ngx_int_t,
-    ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t, sockaddr, socklen_t,
+    NGX_PEER_FAILED, ngx_http_request_t, ngx_http_upstream_conf_t, ngx_http_upstream_state_t,
+    ngx_http_upstream_t, ngx_int_t, ngx_msec_t, ngx_palloc, ngx_str_t, ngx_uint_t,
 };
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -40,41 +39,40 @@ pub(crate) struct PeerData {
     pub(crate) place: &'static Place,
     pub(crate) request: NonNull<ngx_http_request_t>,
     inner: Hooks,
-    /// Where the balancer thinks that this attempt goes, if its peer was added.
-    seat: Option<(NonNull<sockaddr>, socklen_t)>,
+    /// The peer that it last went to, if it is one of ours.
+    last: Option<&'static Turnstile<'static>>,
+    /// The peer of this attempt, if it was added.
+    seated: Option<NonNull<Occupant>>,
     /// Of nginx's list, when the balancer began.
     version: ngx_uint_t,
-    /// The peer that it last went to, if it is one of ours.
-    last: Option<Turnstile<'static>>,
-    /// It is with that peer now, and counted there.
-    is_claimed: bool,
-    /// Where the last attempt broke off, until another one begins.
-    broken: Option<&'static Slot>,
     pub(crate) tries: u32,
-    /// How many attempts failed with some of the request sent.
-    pub(crate) broke: u32,
-    /// A choice of the balancer was refused since it began, when this was the generation of the marks.
+    /// It is with the last peer now, and counted there.
+    is_claimed: bool,
+    /// Its body goes to the peer as it comes.
+    pub(crate) is_unbuffered: bool,
+    /// Marks have kept it from a peer since its balancer began, when this process knew of these changes.
     pub(crate) was_refused: bool,
-    pub(crate) generation: u64,
+    pub(crate) changes: u64,
+    /// Who answers this attempt, in its own words; of no length: it did not say.
+    name: Cell<ngx_str_t>,
     /// Where it waits, or has waited.
     pub(crate) held: Option<NonNull<Held>>,
-    /// Who answers this attempt, in its own words.
-    name: Cell<Option<ngx_str_t>>,
-    pub(crate) retry: Retry,
+    /// If a peer has failed it, or its answer may be taken for that.
+    pub(crate) retry: Option<NonNull<Retry>>,
 }
+
+/// Of a peer that says nothing.
+const NAMELESS: ngx_str_t = ngx_str_t { len: 0, data: ptr::null_mut() };
 
 layer!(PeerData);
 
 /// Stands before the hooks that the balancer has just set for a request.
 pub(crate) fn wrap(
-    r: *mut ngx_http_request_t,
+    r: &ngx_http_request_t,
     upstream: &'static Upstream,
+    place: &'static Place,
     version: ngx_uint_t,
 ) -> ngx_int_t {
-    // A worker that could not take its place serves as nginx alone would.
-    let (Some(place), Some(request)) = (upstream.place(), NonNull::new(r)) else { return rc::OK };
-    // SAFETY: nginx passes a valid request.
-    let r = unsafe { request.as_ref() };
     // SAFETY: the pool of the request; null when there is no memory.
     let memory = unsafe { ngx_palloc(r.pool, size_of::<PeerData>()) }.cast::<PeerData>();
     let Some(memory) = NonNull::new(memory) else { return rc::ERROR };
@@ -85,20 +83,19 @@ pub(crate) fn wrap(
     let data = PeerData {
         upstream,
         place,
-        request,
+        request: NonNull::from(r),
         inner,
-        seat: None,
-        version,
         last: None,
-        is_claimed: false,
-        broken: None,
+        seated: None,
+        version,
         tries: 0,
-        broke: 0,
+        is_claimed: false,
+        is_unbuffered: is_unread(r),
         was_refused: false,
-        generation: place.zone.table.header.generation(),
+        changes: 0,
+        name: Cell::new(NAMELESS),
         held: None,
-        name: Cell::default(),
-        retry: Retry::new(is_unread(r)),
+        retry: None,
     };
     // SAFETY: fresh memory of this size; pools align for any type.
     unsafe { memory.write(data) };
@@ -135,8 +132,8 @@ impl PeerData {
 
     /// The peer says its name. The first word counts.
     pub(crate) fn call(&self, name: ngx_str_t) {
-        if self.name.get().is_none() && name.len > 0 {
-            self.name.set(Some(name));
+        if self.name.get().len == 0 {
+            self.name.set(name);
         }
     }
 
@@ -145,23 +142,63 @@ impl PeerData {
         self.answer()?;
         // SAFETY: the upstream of a request, which had an attempt; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
-        self.name.get().filter(|_| !name::is_from_cache(u))
+        Some(self.name.get()).filter(|name| name.len > 0 && !name::is_from_cache(u))
     }
 
     /// The last peer of this request.
-    pub(crate) fn last(&self) -> Option<Turnstile<'static>> {
+    pub(crate) fn last(&self) -> Option<&'static Turnstile<'static>> {
         self.last
     }
 
-    fn claimed(&self) -> Option<Turnstile<'static>> {
+    fn claimed(&self) -> Option<&'static Turnstile<'static>> {
         self.last.filter(|_| self.is_claimed)
     }
 
+    /// Nothing has befallen the request or its upstream: nearly all there is to say of nearly all requests. What follows for the
+    /// others is more, and never anything else.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        let held = self.held.map_or(0, |at| at.addr().get());
+        let retry = self.retry.map_or(0, |at| at.addr().get());
+        let seated = self.seated.map_or(0, |at| at.addr().get());
+        held | retry | seated == 0
+    }
+
+    #[inline]
     fn get(&mut self, pc: PeerConnection) -> ngx_int_t {
-        self.upstream.refresh(&self.place.zone);
-        self.name.set(None);
+        let upstream = self.upstream;
+        upstream.refresh(&self.place.zone);
+        if !self.is_plain() || !upstream.is_plain() {
+            return self.get_after_all(pc);
+        }
+        let status = self.inner.get(pc);
+        if status != rc::OK && status != rc::DONE {
+            return self.has_none(pc, status);
+        }
+        let chosen = upstream.turnstile(self.place, pc.sockaddr().cast());
+        if chosen.map_or_else(|| !upstream.is_paused(), |chosen| self.admit(pc, chosen)) {
+            return self.goes_to(pc, status, chosen);
+        }
+        self.hand_back(pc, status);
+        self.get_after_all(pc)
+    }
+
+    #[cold]
+    fn has_none(&mut self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
+        if status != rc::BUSY {
+            return status;
+        }
+        pc.forget(self.upstream.host());
+        self.wait(pc, false)
+    }
+
+    /// Whatever has befallen it.
+    #[cold]
+    #[inline(never)]
+    fn get_after_all(&mut self, pc: PeerConnection) -> ngx_int_t {
+        self.name.set(NAMELESS);
         let mut was_sent_on = false;
-        if self.held.is_some() || self.retry.next.is_some() || self.upstream.hold.flows() {
+        if self.held.is_some() || self.retry.is_some() || self.upstream.hold.flows() {
             match self.prepare(pc) {
                 Ok(sent_on) => was_sent_on = sent_on,
                 Err(status) => return status,
@@ -186,7 +223,7 @@ impl PeerData {
     #[cold]
     fn prepare(&mut self, pc: PeerConnection) -> Result<bool, ngx_int_t> {
         let was_sent_on = self.was_sent_on();
-        let next = self.retry.next.take().unwrap_or_default();
+        let next = self.retry_mut().and_then(|retry| retry.next.take()).unwrap_or_default();
         if next.rewinds {
             self.set_request_sent(true);
         }
@@ -207,7 +244,6 @@ impl PeerData {
 
     /// nginx gives nobody to a request whose balancer began before peers came or went. It begins once more with those that are
     /// there now; not with the peer that failed it last.
-    #[inline]
     fn attempt_with_all(&mut self, pc: PeerConnection) -> ngx_int_t {
         let mut failed = None;
         for _ in 0..BEGINNINGS {
@@ -223,7 +259,6 @@ impl PeerData {
         rc::BUSY
     }
 
-    #[inline]
     fn attempt(&mut self, pc: PeerConnection, failed: Option<SlotId>) -> ngx_int_t {
         let mut refused = 0_usize;
         loop {
@@ -239,7 +274,10 @@ impl PeerData {
             let has_failed = failed.is_some_and(|failed| chosen.is_some_and(|chosen| chosen.id == failed));
             if !has_failed && chosen.is_none_or(|chosen| self.admit(pc, chosen)) {
                 self.last = chosen;
-                return self.goes_to(pc, status);
+                if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
+                    return rc::ERROR;
+                }
+                return self.goes_to(pc, status, chosen);
             }
             self.hand_back(pc, status);
             // Each refusal uses up one of the balancer's choices. More than there are peers means that it does not remember.
@@ -250,17 +288,28 @@ impl PeerData {
         }
     }
 
-    fn goes_to(&mut self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
-        if self.tries == 0 {
-            self.watch_answers();
-        } else {
-            self.resume();
+    /// The request goes to this peer, or to one that is none of ours.
+    #[inline(always)]
+    fn goes_to(
+        &mut self,
+        pc: PeerConnection,
+        status: ngx_int_t,
+        chosen: Option<&'static Turnstile<'static>>,
+    ) -> ngx_int_t {
+        self.last = chosen;
+        let reasons = self.location().map_or(0, |conf| conf.next_upstream);
+        if self.tries != 0 || reasons & TEMPORARY as ngx_uint_t != 0 {
+            self.goes_on();
         }
-        self.tries = self.tries.saturating_add(1);
-        if self.upstream.seats.count > 0 && self.sit(pc).is_none() {
-            return rc::ERROR;
-        }
-        self.connection(pc, status)
+        // No more of them than nginx counts itself.
+        self.tries = self.tries.wrapping_add(1);
+        self.connection(pc, status, chosen, reasons)
+    }
+
+    #[cold]
+    fn goes_on(&mut self) {
+        self.name.set(NAMELESS);
+        if self.tries == 0 { self.watch_answers() } else { self.resume() }
     }
 
     /// Puts the peer that was added in the place of the seat that the balancer chose. `None`: there is no memory.
@@ -272,7 +321,9 @@ impl PeerData {
         let slot = self.claimed()?.slot;
         // SAFETY: the request lives while its upstream calls us.
         let pool = unsafe { self.request.as_ref() }.pool;
-        self.seat = pc.seat(Occupant::read(slot, pool)?);
+        let occupant = Occupant::read(slot, pc.address(), pool)?;
+        pc.seat(occupant);
+        self.seated = Some(occupant);
         Some(())
     }
 
@@ -281,7 +332,6 @@ impl PeerData {
     fn begin_anew(&mut self, pc: PeerConnection) -> ngx_int_t {
         let ours = NonNull::from(&mut *self);
         self.was_refused = false;
-        self.generation = self.place.zone.table.header.generation();
         pc.set_data(ptr::null_mut());
         self.version = self.upstream.seats.version();
         let status = self.upstream.begin(self.request.as_ptr());
@@ -299,15 +349,42 @@ impl PeerData {
         if most == 0 { tries } else { tries.min(most.saturating_sub(self.spent())) }
     }
 
-    fn choose(&self, pc: PeerConnection) -> ngx_int_t {
-        let status = self.inner.get(pc);
+    fn choose(&mut self, pc: PeerConnection) -> ngx_int_t {
+        let is_any_closed = self.upstream.closed.is_any();
+        let status = if is_any_closed { self.choose_among_the_open(pc) } else { self.inner.get(pc) };
         if status == rc::BUSY {
             pc.forget(self.upstream.host());
         }
         status
     }
 
-    fn admit(&mut self, pc: PeerConnection, chosen: Turnstile<'static>) -> bool {
+    /// Marks keep requests away from some of many peers, of which the balancer is told.
+    #[cold]
+    fn choose_among_the_open(&mut self, pc: PeerConnection) -> ngx_int_t {
+        let upstream = self.upstream;
+        // SAFETY: the request lives while its upstream calls us.
+        let told = upstream.closed.tell(unsafe { self.request.as_ref() }, &self.inner);
+        let status = self.inner.get(pc);
+        let Some(told) = told else { return status };
+        told.end();
+        if status != rc::BUSY {
+            return status;
+        }
+        self.is_refused();
+        upstream.closed.look(&self.place.zone.table);
+        if told.was_wrong() { self.inner.get(pc) } else { status }
+    }
+
+    /// Whatever marks say now.
+    fn is_refused(&mut self) {
+        if !self.was_refused {
+            self.was_refused = true;
+            self.changes = self.upstream.changes();
+        }
+    }
+
+    #[inline]
+    fn admit(&mut self, pc: PeerConnection, chosen: &Turnstile<'static>) -> bool {
         let upstream = self.upstream;
         match chosen.claim(|| upstream.is_paused(), || self.try_trial(pc, chosen.id)) {
             Admission::Admitted | Admission::OnTrial => {
@@ -317,7 +394,7 @@ impl PeerData {
             }
             Admission::Refused(_) => {
                 chosen.slot.count_refused();
-                self.was_refused = true;
+                self.is_refused();
                 false
             }
             Admission::Paused => false,
@@ -351,40 +428,49 @@ impl PeerData {
 
     /// A connection that was opened to an earlier worker is not used for this one; nor is one that the peer may be closing, if
     /// nginx could not try again. Then nginx opens another.
-    fn connection(&self, pc: PeerConnection, status: ngx_int_t) -> ngx_int_t {
-        if status == rc::DONE && (self.is_retired(pc) || !self.may_ride(pc)) {
+    /// `reasons`: those of `proxy_next_upstream`.
+    #[inline]
+    fn connection(
+        &self,
+        pc: PeerConnection,
+        status: ngx_int_t,
+        chosen: Option<&Turnstile<'_>>,
+        reasons: ngx_uint_t,
+    ) -> ngx_int_t {
+        if status != rc::DONE {
+            return status;
+        }
+        let is_retired =
+            chosen.zip(pc.number()).is_some_and(|(chosen, number)| !chosen.slot.may_reuse(number));
+        if is_retired || !self.may_ride(pc, reasons) {
             pc.close_cached();
             return rc::OK;
         }
         status
     }
 
-    fn may_ride(&self, pc: PeerConnection) -> bool {
-        let Some(conf) = self.location() else { return true };
+    #[inline]
+    fn may_ride(&self, pc: PeerConnection, reasons: ngx_uint_t) -> bool {
         // SAFETY: the request lives while its upstream calls us.
         let r = unsafe { self.request.as_ref() };
         let rider = Rider {
             may_change: r.method & (NGX_HTTP_POST | NGX_HTTP_LOCK | NGX_HTTP_PATCH) as ngx_uint_t != 0,
-            is_unbuffered: is_unread(r),
-            may_go_on: conf.next_upstream & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
+            is_unbuffered: self.is_unbuffered,
+            may_go_on: reasons & NGX_HTTP_UPSTREAM_FT_ERROR as ngx_uint_t != 0,
         };
         self.upstream.reuse.allows(rider, || reuse::idle(pc))
-    }
-
-    fn is_retired(&self, pc: PeerConnection) -> bool {
-        self.claimed().zip(pc.number()).is_some_and(|(claimed, number)| !claimed.slot.may_reuse(number))
     }
 
     /// What broke off goes on here.
     #[cold]
     fn resume(&mut self) {
-        if let Some(slot) = self.broken.take() {
+        if let Some(slot) = self.retry_mut().and_then(|retry| retry.broken.take()) {
             slot.count_resumed();
         }
     }
 
     /// Undoes a choice: nothing was tried, so nothing is counted as tried.
-    #[inline(never)]
+    #[cold]
     fn hand_back(&self, pc: PeerConnection, status: ngx_int_t) {
         if status == rc::DONE {
             pc.close_cached();
@@ -395,7 +481,49 @@ impl PeerData {
         pc.forget(self.upstream.host());
     }
 
+    #[inline]
     fn free(&mut self, pc: PeerConnection, state: ngx_uint_t) {
+        if state != 0 || !self.is_plain() || orphan::is_any() || self.ends(pc).is_none() {
+            self.free_after_all(pc, state);
+        }
+    }
+
+    /// An attempt that was answered, and over a connection that is still open. `None`: it was not, and nothing was done.
+    #[inline]
+    fn ends(&mut self, pc: PeerConnection) -> Option<()> {
+        let claimed = self.claimed()?;
+        // SAFETY: the upstream of a request, which lives while it calls us; null or not.
+        let u = unsafe { self.upstream().as_ref() }?;
+        // SAFETY: null, or this attempt's place in an array of the request.
+        let state = unsafe { u.state.as_ref() }?;
+        let ridden = Ridden::of(pc).filter(|_| ending::closed(pc).is_none())?;
+        let ((status, began), attempt) = (answer(u, state)?, attempted(u, state));
+        let slot = claimed.slot;
+        slot.answers.count(status);
+        slot.timing.count(&attempt);
+        if !slot.may_keep(ridden.number) {
+            self.do_not_pool();
+        }
+        self.note(ridden, began);
+        self.inner.free(pc, 0);
+        self.is_claimed = false;
+        claimed.release();
+        Some(())
+    }
+
+    /// If the cache keeps the connection: it is idle since its last answer began. The peer may have ended that long before a slow
+    /// client has it all.
+    #[inline]
+    fn note(&self, ridden: Ridden, began: ngx_msec_t) {
+        if self.upstream.reuse != Reuse::Always {
+            ridden.note(began);
+        }
+    }
+
+    /// However it ended.
+    #[cold]
+    #[inline(never)]
+    fn free_after_all(&mut self, pc: PeerConnection, state: ngx_uint_t) {
         if self.held.is_some() && self.free_held(pc) {
             return;
         }
@@ -407,7 +535,7 @@ impl PeerData {
         let (answer, attempt, ridden) = (self.answer(), self.attempted(), Ridden::of(pc));
         let is_orphan = ridden.is_some_and(|ridden| orphan::take(ridden.number));
         let state = if is_orphan { trial::spared(state) } else { state };
-        if let Some(Turnstile { slot, .. }) = self.claimed() {
+        if let Some(&Turnstile { slot, .. }) = self.claimed() {
             let failed = state & NGX_PEER_FAILED as ngx_uint_t != 0;
             if failed {
                 slot.count_fail();
@@ -420,23 +548,20 @@ impl PeerData {
             }
             if (failed || ending::closed(pc).is_some()) && self.is_broken(pc, failed, answer.is_some()) {
                 slot.count_broken();
-                self.broken = answer.is_none().then_some(slot);
+                if let Some(retry) = self.retrying().filter(|_| answer.is_none()) {
+                    retry.broken = Some(slot);
+                }
             }
             if is_orphan || ridden.is_some_and(|ridden| !slot.may_keep(ridden.number)) {
                 self.do_not_pool();
             }
         }
-        // If the cache keeps the connection: it is idle since its last answer began. The peer may have ended that long before a slow
-        // client has it all.
-        if self.upstream.reuse != Reuse::Always
-            && let Some((ridden, (_, began))) = ridden.zip(answer)
-        {
-            ridden.note(began);
+        if let Some((ridden, (_, began))) = ridden.zip(answer) {
+            self.note(ridden, began);
         }
         // The cache keeps a connection by the address that the balancer will choose again.
-        if let Some((seat, len)) = self.seat {
-            self.seat = None;
-            pc.unseat(seat, len);
+        if let Some(occupant) = self.seated.take() {
+            pc.unseat(occupant);
         }
         self.inner.free(pc, state);
         if is_orphan {
@@ -464,9 +589,11 @@ impl PeerData {
     /// `get`, whether its buffers are to be rewound.
     #[cold]
     fn go_on(&mut self, pc: PeerConnection) {
-        if self.location().is_some_and(|conf| conf.request_buffering != 0) {
+        if self.location().is_some_and(|conf| conf.request_buffering != 0)
+            && let Some(retry) = self.retrying()
+        {
+            retry.next = Some(Next { rewinds: true, ..Next::default() });
             self.set_request_sent(false);
-            self.retry.next = Some(Next { rewinds: true, ..Next::default() });
         }
         pc.set_tries(pc.tries().saturating_add(1));
     }
@@ -478,16 +605,12 @@ impl PeerData {
         }
     }
 
-    /// The status of this attempt's answer, and when it began, if its whole header was read. nginx has a status before that, from
-    /// the first line of a header that never ends or is no good; its own status for an attempt that failed it writes there
-    /// afterwards.
+    /// The status of this attempt's answer, and when it began.
     pub(crate) fn answer(&self) -> Option<(ngx_uint_t, ngx_msec_t)> {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
         // SAFETY: null, or this attempt's place in an array of the request.
-        let state = unsafe { u.state.as_ref() }?;
-        let is_read = state.header_time != ngx_msec_t::MAX;
-        is_read.then(|| (state.status, u.start_time.wrapping_add(state.header_time)))
+        answer(u, unsafe { u.state.as_ref() }?)
     }
 
     /// What nginx measured of this attempt, which is over.
@@ -495,20 +618,7 @@ impl PeerData {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
         // SAFETY: null, or this attempt's place in an array of the request.
-        let state = unsafe { u.state.as_ref() }?;
-        let bytes = |count| u64::try_from(count).unwrap_or_default();
-        // nginx notes it before it frees the peer, but for an attempt that it goes on from.
-        let response = match state.response_time {
-            ngx_msec_t::MAX => global!(ngx_current_msec).wrapping_sub(u.start_time),
-            response => response,
-        };
-        let is_read = state.header_time != ngx_msec_t::MAX;
-        let times = Times { header: state.header_time as u64, response: response as u64 };
-        Some(Attempt {
-            sent: bytes(state.bytes_sent),
-            received: bytes(state.bytes_received),
-            answer: is_read.then_some(times),
-        })
+        Some(attempted(u, unsafe { u.state.as_ref() }?))
     }
 
     /// The keepalive cache keeps a connection only if nginx says so.
@@ -531,6 +641,31 @@ impl PeerData {
     pub(crate) fn upstream(&self) -> *mut ngx_http_upstream_t {
         // SAFETY: the request lives while its upstream calls us.
         unsafe { (*self.request.as_ptr()).upstream }
+    }
+}
+
+/// The status of an answer, and when it began, if its whole header was read. nginx has a status before that, from the first line
+/// of a header that never ends or is no good; its own status for an attempt that failed it writes there afterwards.
+#[inline]
+fn answer(u: &ngx_http_upstream_t, state: &ngx_http_upstream_state_t) -> Option<(ngx_uint_t, ngx_msec_t)> {
+    let is_read = state.header_time != ngx_msec_t::MAX;
+    is_read.then(|| (state.status, u.start_time.wrapping_add(state.header_time)))
+}
+
+#[inline]
+fn attempted(u: &ngx_http_upstream_t, state: &ngx_http_upstream_state_t) -> Attempt {
+    // nginx notes it before it frees the peer, but for an attempt that it goes on from.
+    let response = match state.response_time {
+        ngx_msec_t::MAX => global!(ngx_current_msec).wrapping_sub(u.start_time),
+        response => response,
+    };
+    let is_read = state.header_time != ngx_msec_t::MAX;
+    let times = Times { header: state.header_time as u64, response: response as u64 };
+    Attempt {
+        // They are counted from 0.
+        sent: state.bytes_sent as u64,
+        received: state.bytes_received as u64,
+        answer: is_read.then_some(times),
     }
 }
 

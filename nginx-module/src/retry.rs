@@ -13,6 +13,7 @@ use crate::nginx::{PeerConnection, connections, global, is_broken, moment, rc, t
 use crate::peer::PeerData;
 use handoff_core::Turnstile;
 use handoff_core::retry::{Around, Cause, Failure, Granted, NEWS, Rest, RetryAfter, Sent, Verdict};
+use handoff_core::slot::Slot;
 use handoff_core::table::SlotId;
 use handoff_wire::State;
 use nginx_sys::{
@@ -20,24 +21,27 @@ use nginx_sys::{
     NGX_HTTP_UPSTREAM_FT_HTTP_404, NGX_HTTP_UPSTREAM_FT_HTTP_429, NGX_HTTP_UPSTREAM_FT_HTTP_500,
     NGX_HTTP_UPSTREAM_FT_HTTP_502, NGX_HTTP_UPSTREAM_FT_HTTP_503, NGX_HTTP_UPSTREAM_FT_HTTP_504,
     NGX_HTTP_UPSTREAM_FT_INVALID_HEADER, NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT, NGX_HTTP_UPSTREAM_FT_TIMEOUT,
-    ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_list_part_t, ngx_pool_cleanup_add,
+    ngx_http_request_t, ngx_http_upstream_t, ngx_int_t, ngx_list_part_t, ngx_palloc, ngx_pool_cleanup_add,
     ngx_table_elt_t, ngx_uint_t,
 };
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::{iter, ptr, slice};
 
 /// What nginx takes for a failure, if the configuration says so, and another worker would perhaps answer.
-const TEMPORARY: u32 = NGX_HTTP_UPSTREAM_FT_HTTP_429
+pub(crate) const TEMPORARY: u32 = NGX_HTTP_UPSTREAM_FT_HTTP_429
     | NGX_HTTP_UPSTREAM_FT_HTTP_502
     | NGX_HTTP_UPSTREAM_FT_HTTP_503
     | NGX_HTTP_UPSTREAM_FT_HTTP_504;
 
-/// What is kept of a request for the case that a peer fails it.
+/// What is kept of a request that a peer has failed, or whose answer may be taken for that; in its pool.
 #[derive(Default)]
 pub(crate) struct Retry {
-    /// Its body goes to the peer as it comes.
-    is_unbuffered: bool,
+    /// How many attempts failed with some of the request sent.
+    pub(crate) broke: u32,
+    /// Where the last attempt broke off, until another one begins.
+    pub(crate) broken: Option<&'static Slot>,
     /// The request has been given what nginx alone would not have given it, and counts for the budget.
     has_place: Cell<bool>,
     /// The place is given back whatever becomes of the request.
@@ -81,20 +85,37 @@ struct Watched {
     reinit_request: Function,
 }
 
-// === impl Retry ===
-
-impl Retry {
-    pub(crate) fn new(is_unbuffered: bool) -> Self {
-        Self { is_unbuffered, ..Self::default() }
-    }
-}
-
 // === impl PeerData ===
 
 impl PeerData {
+    pub(crate) fn retry(&self) -> Option<&Retry> {
+        // SAFETY: in the pool of the request, and nobody changes it now.
+        self.retry.map(|retry| unsafe { retry.as_ref() })
+    }
+
+    pub(crate) fn retry_mut(&mut self) -> Option<&mut Retry> {
+        // SAFETY: in the pool of the request, and ours alone while nginx is in one of our functions.
+        self.retry.map(|mut retry| unsafe { retry.as_mut() })
+    }
+
+    /// The same, and there is one from now on. `None`: there is no memory, and nothing is added to what nginx does.
+    #[cold]
+    pub(crate) fn retrying(&mut self) -> Option<&mut Retry> {
+        if self.retry.is_none() {
+            // SAFETY: the request lives while its upstream calls us.
+            let pool = unsafe { self.request.as_ref() }.pool;
+            // SAFETY: the pool of the request; null when there is no memory.
+            let memory = NonNull::new(unsafe { ngx_palloc(pool, size_of::<Retry>()) })?.cast::<Retry>();
+            // SAFETY: fresh memory of this size; pools align for any type.
+            unsafe { memory.write(Retry::default()) };
+            self.retry = Some(memory);
+        }
+        self.retry_mut()
+    }
+
     /// What was decided about the last attempt that failed.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        self.retry.verdict
+        self.retry()?.verdict
     }
 
     /// An attempt failed with some of the request sent. When a worker dies, other connections to it may still be in the cache: one
@@ -102,31 +123,32 @@ impl PeerData {
     /// its process was going.
     #[cold]
     pub(crate) fn breaks(&mut self, pc: PeerConnection) {
-        let is_old = pc.is_cached() && pc.number().is_some_and(|number| number < self.retry.broken_before);
-        let at = now().mono;
-        let is_going = self.retry.broken_at.is_some_and(|(peer, since)| {
-            self.last().is_some_and(|last| last.id == peer)
-                && at.saturating_sub(since) < NEWS
-                && !self.is_replaced()
+        let (at, last, is_replaced) = (now().mono, self.last().map(|last| last.id), self.is_replaced());
+        let Some(retry) = self.retrying() else { return };
+        let is_old = pc.is_cached() && pc.number().is_some_and(|number| number < retry.broken_before);
+        let is_going = retry.broken_at.is_some_and(|(peer, since)| {
+            last == Some(peer) && at.saturating_sub(since) < NEWS && !is_replaced
         });
         if !(is_old || is_going) {
-            self.broke = self.broke.saturating_add(1);
-            self.retry.broken_at = self.last().map(|last| (last.id, at));
+            retry.broke = retry.broke.saturating_add(1);
+            retry.broken_at = last.map(|last| (last, at));
         }
-        self.retry.broken_before = connections();
+        retry.broken_before = connections();
     }
 
     /// Another worker is behind the address of the last attempt that failed, or others share it.
     fn is_replaced(&self) -> bool {
+        let number = self.retry().map_or(0, |retry| retry.number);
         self.last().is_some_and(|Turnstile { slot, .. }| {
-            slot.gate.state() == State::Changing || !slot.may_reuse(self.retry.number)
+            slot.gate.state() == State::Changing || !slot.may_reuse(number)
         })
     }
 
     /// nginx has freed a peer that failed. It goes on if it finds a try.
     #[cold]
     pub(crate) fn decide(&mut self, pc: PeerConnection, is_orphan: bool) {
-        let judged = self.retry.judged.take();
+        let Some(retry) = self.retrying() else { return };
+        let judged = retry.judged.take();
         // SAFETY: the request lives while its upstream calls us.
         let is_left = is_broken(unsafe { self.request.as_ref() });
         let verdict = if is_left { None } else { judged.or_else(|| self.judge_failure(pc)) };
@@ -143,7 +165,7 @@ impl PeerData {
         let next = match verdict {
             Verdict::Granted(Granted::Unsent | Granted::Held) => Next::default(),
             Verdict::Granted(Granted::Replaced) => {
-                self.retry.added = self.retry.added.saturating_add(1);
+                self.adds();
                 Next { begins_anew: true, ..Next::default() }
             }
             Verdict::Rests(rest) => Next { rests: Some(rest), ..Next::default() },
@@ -154,21 +176,32 @@ impl PeerData {
             pc.set_tries(1);
         }
         // nginx asks twice whether it was sent: now, whether it may be repeated, and then, whether its buffers are to be rewound.
-        let rewinds = self.is_sent() || self.retry.next.is_some_and(|next| next.rewinds);
+        let is_sent = self.is_sent();
+        let Some(retry) = self.retry_mut() else { return };
+        let rewinds = is_sent || retry.next.is_some_and(|next| next.rewinds);
+        retry.next = Some(Next { rewinds, ..next });
         self.set_request_sent(false);
-        self.retry.next = Some(Next { rewinds, ..next });
+    }
+
+    fn adds(&mut self) {
+        if let Some(retry) = self.retry_mut() {
+            retry.added = retry.added.saturating_add(1);
+        }
     }
 
     /// One that rested goes on, or does not.
     pub(crate) fn settles(&mut self, verdict: Verdict) -> bool {
         self.remember(verdict);
-        let is_added = matches!(verdict, Verdict::Granted(Granted::Replaced | Granted::RetryAfter));
-        self.retry.added = self.retry.added.saturating_add(is_added.into());
+        if matches!(verdict, Verdict::Granted(Granted::Replaced | Granted::RetryAfter)) {
+            self.adds();
+        }
         matches!(verdict, Verdict::Granted(_))
     }
 
     fn remember(&mut self, verdict: Verdict) {
-        self.retry.verdict = Some(verdict);
+        if let Some(retry) = self.retry_mut() {
+            retry.verdict = Some(verdict);
+        }
         if let Some(room) = self.upstream.hold.room() {
             room.retries.count(verdict);
         }
@@ -177,11 +210,12 @@ impl PeerData {
     fn judge_failure(&mut self, pc: PeerConnection) -> Option<Verdict> {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let u = unsafe { self.upstream().as_ref() }?;
-        self.retry.number = pc.number().unwrap_or_else(newest);
         let (cause, reason) = self.cause(u, pc);
         // nginx adds one itself, later.
         let is_stale = pc.is_cached() && cause == Cause::Connection;
-        self.retry.stale = self.retry.stale.saturating_add(is_stale.into());
+        let retry = self.retry_mut()?;
+        retry.number = pc.number().unwrap_or_else(newest);
+        retry.stale = retry.stale.saturating_add(is_stale.into());
         let tries_left =
             if self.is_at_the_only_one() { 0 } else { pc.tries().saturating_add(is_stale.into()) };
         let failure = self.failure(u, pc, cause, reason, tries_left)?;
@@ -201,7 +235,8 @@ impl PeerData {
             return;
         }
         let pc = PeerConnection(&raw mut u.peer);
-        self.retry.number = pc.number().unwrap_or_else(newest);
+        let Some(retry) = self.retry_mut() else { return };
+        retry.number = pc.number().unwrap_or_else(newest);
         let is_at_the_only_one = self.is_at_the_only_one();
         let tries_left = if is_at_the_only_one { 0 } else { pc.tries().saturating_sub(1) };
         let Some(failure) = self.failure(u, pc, Cause::Status, reason, tries_left) else { return };
@@ -218,7 +253,9 @@ impl PeerData {
                 }
             }
             verdict => {
-                self.retry.judged = Some(verdict);
+                if let Some(retry) = self.retry_mut() {
+                    retry.judged = Some(verdict);
+                }
                 pc.set_tries(pc.tries().max(2));
             }
         }
@@ -259,21 +296,21 @@ impl PeerData {
             cause,
             sent,
             may_change: r.method & (NGX_HTTP_POST | NGX_HTTP_LOCK | NGX_HTTP_PATCH) as ngx_uint_t != 0,
-            is_unbuffered: self.retry.is_unbuffered,
+            is_unbuffered: self.is_unbuffered,
             is_reason: names(reason),
             may_repeat_changes: names(NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT),
             time_left: (timeout > 0).then(|| timeout.saturating_sub(passed) as u64),
             tries_left,
             may_try: conf.next_upstream_tries == 0 || self.spent() < conf.next_upstream_tries,
-            broke: self.broke,
-            added: self.retry.added,
+            broke: self.retry().map_or(0, |retry| retry.broke),
+            added: self.retry().map_or(0, |retry| retry.added),
             retry_after: if cause == Cause::Status { retry_after(u) } else { None },
         })
     }
 
     /// How many of the tries that the configuration allows for were made.
     pub(crate) fn spent(&self) -> usize {
-        self.tries.saturating_sub(self.retry.stale) as usize
+        self.tries.saturating_sub(self.retry().map_or(0, |retry| retry.stale)) as usize
     }
 
     /// nginx knows why it goes on, and does not say so when it frees the peer.
@@ -308,15 +345,16 @@ impl PeerData {
 
     /// Takes a place, and keeps it until what it was taken for is over.
     pub(crate) fn takes_place(&self) -> bool {
-        if self.retry.has_place.get() {
+        let Some(retry) = self.retry() else { return false };
+        if retry.has_place.get() {
             return true;
         }
         let (zone, row) = (&self.place.zone, self.place.row);
         let (Some(budget), Some(room)) = (self.upstream.retry, self.upstream.hold.room()) else {
             return false;
         };
-        let has_place = self.is_guarded() && room.repeat(row, &budget, self.upstream.active(zone));
-        self.retry.has_place.set(has_place);
+        let has_place = self.is_guarded(retry) && room.repeat(row, &budget, self.upstream.active(zone));
+        retry.has_place.set(has_place);
         has_place
     }
 
@@ -326,27 +364,31 @@ impl PeerData {
         let (Some(budget), Some(room)) = (self.upstream.retry, self.upstream.hold.room()) else {
             return false;
         };
-        self.retry.has_place.get() || room.repeats() < budget.allowed(self.upstream.active(zone))
+        self.has_place() || room.repeats() < budget.allowed(self.upstream.active(zone))
+    }
+
+    fn has_place(&self) -> bool {
+        self.retry().is_some_and(|retry| retry.has_place.get())
     }
 
     #[inline]
     pub(crate) fn give_back_place(&self) {
-        if self.retry.has_place.get() {
+        if self.retry.is_some() {
             self.leave_place();
         }
     }
 
     #[cold]
     fn leave_place(&self) {
-        self.retry.has_place.set(false);
-        if let Some(room) = self.upstream.hold.room() {
+        let had_place = self.retry().is_some_and(|retry| retry.has_place.replace(false));
+        if let Some(room) = self.upstream.hold.room().filter(|_| had_place) {
             room.done(self.place.row);
         }
     }
 
     /// Whatever becomes of the request, its place is given back. False: there is no memory.
-    fn is_guarded(&self) -> bool {
-        if !self.retry.is_guarded.get() {
+    fn is_guarded(&self, retry: &Retry) -> bool {
+        if !retry.is_guarded.get() {
             // SAFETY: the request lives while its upstream calls us.
             let pool = unsafe { self.request.as_ref() }.pool;
             // SAFETY: the pool of the request; null when there is no memory.
@@ -355,7 +397,7 @@ impl PeerData {
             let Some(cleanup) = (unsafe { cleanup.as_mut() }) else { return false };
             cleanup.handler = Some(forget);
             cleanup.data = ptr::from_ref(self).cast_mut().cast();
-            self.retry.is_guarded.set(true);
+            retry.is_guarded.set(true);
         }
         true
     }
@@ -363,18 +405,11 @@ impl PeerData {
     // === the header of an answer ===
 
     /// Puts our functions around nginx's, for a request whose configuration takes an answer for a failure.
-    #[inline]
-    pub(crate) fn watch_answers(&mut self) {
-        if self.location().is_some_and(|conf| conf.next_upstream & TEMPORARY as ngx_uint_t != 0)
-            && self.upstream.retry.is_some()
-            && self.retry.watched.is_none()
-        {
-            self.watch_them();
-        }
-    }
-
     #[inline(never)]
-    fn watch_them(&mut self) {
+    pub(crate) fn watch_answers(&mut self) {
+        if self.upstream.retry.is_none() {
+            return;
+        }
         // SAFETY: the request lives while its upstream calls us.
         let ours = PeerData::at(unsafe { self.request.as_ref() });
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
@@ -383,7 +418,8 @@ impl PeerData {
         if let (Some(_), Some(process_header), Some(reinit_request)) =
             (ours, u.process_header, u.reinit_request)
         {
-            self.retry.watched = Some(Watched { process_header, reinit_request });
+            let Some(retry) = self.retrying() else { return };
+            retry.watched = Some(Watched { process_header, reinit_request });
             u.process_header = Some(read_header);
             u.reinit_request = Some(begin_again);
         }
@@ -394,7 +430,7 @@ impl PeerData {
         // SAFETY: the upstream of a request, which lives while it calls us; null or not.
         let Some(u) = (unsafe { self.upstream().as_mut() }) else { return };
         let is_ours = |function: Function| function as usize == read_header as *const () as usize;
-        if let Some(watched) = &mut self.retry.watched
+        if let Some(watched) = self.retry_mut().and_then(|retry| retry.watched.as_mut())
             && let Some(process_header) = u.process_header.filter(|&function| !is_ours(function))
         {
             watched.process_header = process_header;
@@ -433,7 +469,8 @@ unsafe extern "C" fn begin_again(r: *mut ngx_http_request_t) -> ngx_int_t {
 fn call(r: *mut ngx_http_request_t, which: impl FnOnce(&Watched) -> Function) -> ngx_int_t {
     // SAFETY: nginx passes a valid request.
     let data = PeerData::of(unsafe { &*r });
-    let Some(function) = data.and_then(|data| data.retry.watched.as_ref()).map(which) else {
+    let watched = data.and_then(|data| data.retry()?.watched.as_ref());
+    let Some(function) = watched.map(which) else {
         return rc::ERROR;
     };
     // SAFETY: called as nginx would call it.

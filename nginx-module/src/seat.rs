@@ -14,6 +14,8 @@
 //! nginx's lock is tried and not waited for. What is done while it is held is some words of shared memory; a process that is
 //! killed within leaves the lock as one does that is killed while nginx chooses a peer.
 
+#[cfg(not(nginx1_27_3))]
+use crate::nginx::conf_of;
 use crate::upstream::{listed, read, word, write};
 use handoff_core::Table;
 use handoff_core::slot::{MAX_NAME, Slot};
@@ -22,7 +24,7 @@ use handoff_core::tenancy::{Tenure, Terms};
 use nginx_sys::{
     ngx_addr_t, ngx_array_push, ngx_array_t, ngx_conf_t, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_server_t, ngx_http_upstream_srv_conf_t, ngx_int_t,
-    ngx_palloc, ngx_pcalloc, ngx_pool_t, ngx_str_t, ngx_uint_t, socklen_t, time_t,
+    ngx_palloc, ngx_pcalloc, ngx_pool_t, ngx_str_t, ngx_uint_t, sockaddr, socklen_t, time_t,
 };
 use std::cell::{OnceCell, RefCell};
 use std::ffi::{c_char, c_void};
@@ -105,6 +107,8 @@ struct Locked(&'static AtomicUsize);
 
 /// An address as `connect()` takes it, and its name. One block of a request's pool, and good for as long as that.
 pub(crate) struct Occupant {
+    /// Where the balancer thinks that the attempt goes.
+    pub(crate) seat: (*mut sockaddr, socklen_t),
     pub(crate) name: ngx_str_t,
     pub(crate) len: socklen_t,
     pub(crate) address: Address,
@@ -534,7 +538,11 @@ impl Drop for Locked {
 
 impl Occupant {
     /// Of a peer to which a request was admitted: nobody else gets its slot until that request is over. `None`: there is no memory.
-    pub(crate) fn read(slot: &Slot, pool: *mut ngx_pool_t) -> Option<NonNull<Self>> {
+    pub(crate) fn read(
+        slot: &Slot,
+        seat: (*mut sockaddr, socklen_t),
+        pool: *mut ngx_pool_t,
+    ) -> Option<NonNull<Self>> {
         // SAFETY: the pool of the request; null when there is no memory.
         let memory = unsafe { ngx_palloc(pool, size_of::<Self>()) }.cast::<Self>();
         let at = NonNull::new(memory)?;
@@ -549,7 +557,7 @@ impl Occupant {
         let data = unsafe { &raw mut (*memory).text }.cast::<u8>();
         let name = ngx_str_t { len, data };
         // SAFETY: fresh memory of this size; pools align for any type.
-        unsafe { memory.write(Self { name, len: socklen, address, text }) };
+        unsafe { memory.write(Self { seat, name, len: socklen, address, text }) };
         Some(at)
     }
 }
@@ -602,35 +610,13 @@ pub(crate) fn is_fixed(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t) -> bo
         points: *const c_void,
     }
     // SAFETY: made by that module for this upstream.
-    let random = unsafe { conf_of::<Random>(cf, us, c"ngx_http_upstream_random_module").as_ref() };
+    let random = unsafe { conf_of(cf, us, c"ngx_http_upstream_random_module").cast::<Random>().as_ref() };
     // SAFETY: as above.
-    let hash = unsafe { conf_of::<Hash>(cf, us, c"ngx_http_upstream_hash_module").as_ref() };
+    let hash = unsafe { conf_of(cf, us, c"ngx_http_upstream_hash_module").cast::<Hash>().as_ref() };
     random.is_some_and(|random| !random.ranges.is_null()) || hash.is_some_and(|hash| !hash.points.is_null())
 }
 
 #[cfg(nginx1_27_3)]
 pub(crate) fn is_fixed(_: &ngx_conf_t, _: &ngx_http_upstream_srv_conf_t) -> bool {
     false
-}
-
-/// What a module that this nginx may not have keeps of an upstream; null without it.
-#[cfg(not(nginx1_27_3))]
-fn conf_of<T>(cf: &ngx_conf_t, us: &ngx_http_upstream_srv_conf_t, name: &std::ffi::CStr) -> *const T {
-    // SAFETY: a configuration belongs to a cycle.
-    let mut at = unsafe { (*cf.cycle).modules };
-    loop {
-        // SAFETY: within the modules of a cycle, or the null after the last.
-        let module = unsafe { at.read() };
-        // SAFETY: null, or a module.
-        let Some(module) = (unsafe { module.as_ref() }) else { return ptr::null() };
-        // SAFETY: every module has a name.
-        if unsafe { std::ffi::CStr::from_ptr(module.name) } == name {
-            // SAFETY: an upstream has a place for the configuration of each http module.
-            let conf = unsafe { us.srv_conf.add(module.ctx_index) };
-            // SAFETY: as above.
-            return unsafe { conf.read() }.cast();
-        }
-        // SAFETY: this was not the last one.
-        at = unsafe { at.add(1) };
-    }
 }

@@ -1,11 +1,13 @@
 //! An upstream that takes part: its peers, and the way in for every request.
 
 use crate::address::{Addresses, inet};
+use crate::closed::Closed;
 use crate::conf::MainConf;
 use crate::hold::Hold;
 use crate::nginx::{global, moment, rc, text};
 use crate::peer;
 use crate::seat::{Seats, is_seat};
+use crate::turnstiles::Turnstiles;
 use crate::zone::Zone;
 use handoff_core::hold::{Outlook, Queue};
 use handoff_core::plus::Server;
@@ -19,9 +21,9 @@ use nginx_sys::{
     ngx_http_request_t, ngx_http_upstream_init_peer_pt, ngx_http_upstream_rr_peer_t,
     ngx_http_upstream_rr_peers_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_str_t, ngx_time,
 };
-use rustc_hash::FxHashMap;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashSet;
+use std::ffi::c_void;
 use std::ptr::NonNull;
 
 pub(crate) struct Upstream {
@@ -30,6 +32,7 @@ pub(crate) struct Upstream {
     pub(crate) seats: Seats,
     pub(crate) reuse: Reuse,
     pub(crate) hold: Hold,
+    pub(crate) closed: Closed,
     pub(crate) retry: Option<Budget>,
     pub(crate) slow_start: Option<Span>,
     /// Known from the moment that nothing of this configuration can fail any more.
@@ -39,6 +42,8 @@ pub(crate) struct Upstream {
     place: OnceCell<Place>,
     /// The last planned return of a peer that this process has seen.
     seen: Cell<u64>,
+    /// The last number of [changes](handoff_core::table::Header::changes) that it knows of; it begins with what is none.
+    changes: Cell<u64>,
 }
 
 /// A peer as nginx keeps it, in the shared memory of its cycle.
@@ -80,8 +85,7 @@ pub(crate) struct Place {
     pub(crate) zone: Zone,
     pub(crate) configuration: u64,
     pub(crate) row: RowId,
-    /// Of the peers in nginx's lists, by where these keep the address of each: it stays there as long as the cycle does.
-    turnstiles: FxHashMap<*const libc::sockaddr, Turnstile<'static>>,
+    turnstiles: Turnstiles,
 }
 
 impl Upstream {
@@ -92,6 +96,7 @@ impl Upstream {
         addresses: Vec<(String, *const libc::sockaddr)>,
         seats: Seats,
         rules: Rules,
+        keepalive: *const c_void,
     ) -> Option<Self> {
         let original = us.peer.init.replace(init);
         original?;
@@ -102,6 +107,7 @@ impl Upstream {
             seats,
             reuse: rules.reuse,
             hold: Hold::new(rules.queue),
+            closed: Closed::new(keepalive),
             retry: rules.retry,
             slow_start: rules.slow_start,
             peers: RefCell::default(),
@@ -109,6 +115,7 @@ impl Upstream {
             original,
             place: OnceCell::new(),
             seen: Cell::new(0),
+            changes: Cell::new(u64::MAX),
         })
     }
 
@@ -116,7 +123,10 @@ impl Upstream {
     pub(crate) fn join(&self, zone: Zone, configuration: u64, row: RowId) {
         let peers = self.peers.borrow();
         let turnstile = |peer: &Peer| Some((peer_address(peer.at), zone.table.turnstile(row, peer.slot)?));
-        let turnstiles = peers.iter().filter_map(turnstile).collect();
+        let listed: Vec<_> = peers.iter().filter_map(turnstile).collect();
+        let slots = self.addresses.slots().into_iter();
+        let all = slots.filter_map(|slot| zone.table.turnstile(row, slot));
+        let turnstiles = Turnstiles::new(&listed, all);
         _ = self.place.set(Place { zone, configuration, row, turnstiles });
     }
 
@@ -127,9 +137,12 @@ impl Upstream {
     /// Where a request to the peer that a balancer chose begins. A peer that a resolver found has its address wherever nginx had
     /// memory for it, and one that has no slot is none of ours.
     #[inline]
-    pub(crate) fn turnstile(&self, place: &Place, at: *const libc::sockaddr) -> Option<Turnstile<'static>> {
-        let listed = place.turnstiles.get(&at).copied();
-        listed.or_else(|| place.zone.table.turnstile(place.row, self.addresses.slot(at)?))
+    pub(crate) fn turnstile<'a>(
+        &self,
+        place: &'a Place,
+        at: *const libc::sockaddr,
+    ) -> Option<&'a Turnstile<'static>> {
+        place.turnstiles.at(at).or_else(|| place.turnstiles.of(self.addresses.slot(at)?))
     }
 
     /// nginx's name for it, for the log lines that want one.
@@ -138,24 +151,35 @@ impl Upstream {
         unsafe { &raw mut (*self.us.as_ptr()).host }
     }
 
-    /// A peer is not punished for failures of the worker that was replaced, and nginx's list has those peers that were added. Of
-    /// the processes that share a list of peers one clears and writes them; those of an older cycle, which has a list of its own,
+    /// A peer is not punished for failures of the worker that was replaced, and nginx's list has those peers that were added; the
+    /// balancer is told of those that marks keep requests away from. Of the processes that share a list of peers one clears and writes them; those of an older cycle, which has a list of its own,
     /// each look for themselves.
     #[inline]
     pub(crate) fn refresh(&self, zone: &Zone) {
-        let readied = zone.table.header.readied();
-        if readied != self.seen.get() {
-            self.catch_up(zone, readied);
+        let changes = zone.table.header.changes();
+        if changes != self.changes.get() {
+            self.catch_up(zone, changes);
         }
     }
 
     #[cold]
-    fn catch_up(&self, zone: &Zone, readied: u64) {
+    fn catch_up(&self, zone: &Zone, changes: u64) {
+        let before = self.changes.replace(changes);
+        let readied = zone.table.header.readied();
         let since = self.seen.replace(readied);
-        self.forgive(zone, since);
-        if !self.seats.follow(&zone.table) {
-            self.seen.set(since);
+        if readied != since {
+            self.forgive(zone, since);
+            if !self.seats.follow(&zone.table) {
+                self.seen.set(since);
+                self.changes.set(before);
+            }
         }
+        self.closed.look(&zone.table);
+    }
+
+    /// What this process knows of.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.get()
     }
 
     fn forgive(&self, zone: &Zone, since: u64) {
@@ -184,6 +208,7 @@ impl Upstream {
         }
         self.peers.replace(met);
         self.seats.meet(self.groups().next(), |at| self.addresses.slot(at));
+        self.closed.meet(self.groups(), |peer| self.addresses.slot(peer_address(peer)));
         self.seats.follow(&zone.table);
     }
 
@@ -240,10 +265,16 @@ impl Upstream {
         self.members(zone, &self.peers.borrow()).filter(serves).count()
     }
 
+    /// Whether nothing has to be minded but the peer that the balancer chooses.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.seats.count == 0 && !self.closed.is_any() && !self.hold.flows()
+    }
+
     /// Whether nobody may begin a request here, whatever the marks of its peers say.
     #[inline]
     pub(crate) fn is_paused(&self) -> bool {
-        self.hold.is_paused(global!(ngx_current_msec) as u64)
+        self.hold.is_paused(|| global!(ngx_current_msec) as u64)
     }
 
     /// Whether this peer may serve, and no other one. `after_failing`: once more, and nginx does not leave it out for that.
@@ -268,7 +299,7 @@ impl Upstream {
 
     /// What those may expect who wait.
     pub(crate) fn outlook(&self, zone: &Zone, now: Moment) -> Outlook {
-        if self.hold.is_paused(now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
+        if self.hold.is_paused(|| now.mono) { Outlook::Paused } else { self.outlook_of_peers(zone, now) }
     }
 
     pub(crate) fn outlook_of_peers(&self, zone: &Zone, now: Moment) -> Outlook {
@@ -319,7 +350,7 @@ impl Upstream {
 
     /// The primary peers, then the backups. With a `zone`, which `handoff` demands, nginx itself takes this data for
     /// round robin's, whatever balancer stands on top of it.
-    fn groups(&self) -> impl Iterator<Item = NonNull<ngx_http_upstream_rr_peers_t>> {
+    fn groups(&self) -> impl Iterator<Item = NonNull<ngx_http_upstream_rr_peers_t>> + Clone {
         // SAFETY: the block lives as long as its cycle; nginx replaced its data by the shared copy before workers began.
         let first = NonNull::new(unsafe { (*self.us.as_ptr()).peer.data }.cast());
         std::iter::successors(first, |peers: &NonNull<ngx_http_upstream_rr_peers_t>| {
@@ -333,15 +364,19 @@ impl Upstream {
 unsafe extern "C" fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {
     // SAFETY: nginx passes the block of the upstream.
     let Some(upstream) = crate::conf::upstream_of(unsafe { &*us }) else { return rc::ERROR };
-    if let Some(place) = upstream.place().filter(|_| upstream.seats.count > 0) {
+    // A worker that could not take its place serves as nginx alone would.
+    let Some(place) = upstream.place() else { return upstream.begin(r) };
+    let mut version = 0;
+    if upstream.seats.count > 0 {
         upstream.refresh(&place.zone);
+        version = upstream.seats.version();
     }
-    let version = upstream.seats.version();
     let status = upstream.begin(r);
     if status != rc::OK {
         return status;
     }
-    peer::wrap(r, upstream, version)
+    // SAFETY: nginx passes a valid request.
+    peer::wrap(unsafe { &*r }, upstream, place, version)
 }
 
 // === impl Peer ===

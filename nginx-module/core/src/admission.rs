@@ -16,6 +16,9 @@ use handoff_wire::State;
 #[derive(Debug, Default)]
 pub struct Gate(AtomicU32);
 
+/// Of nearly all peers, nearly always.
+const UP: u32 = 0;
+
 /// How many requests one nginx process has with one peer.
 #[derive(Debug, Default)]
 pub struct InFlight(AtomicU32);
@@ -83,7 +86,10 @@ pub fn claim(
 impl Gate {
     #[inline]
     pub fn state(&self) -> State {
-        decode(self.0.load(Ordering::Acquire)).unwrap_or(State::Down)
+        match self.0.load(Ordering::Acquire) {
+            UP => State::Up,
+            code => decode(code).unwrap_or(State::Down),
+        }
     }
 
     /// Opens or closes the gate and answers what it was.
@@ -123,7 +129,7 @@ impl InFlight {
 
 pub(crate) fn encode(state: State) -> u32 {
     match state {
-        State::Up => 0,
+        State::Up => UP,
         State::Checking => 1,
         State::Unhealthy => 2,
         State::Draining => 3,

@@ -365,6 +365,7 @@ impl<'a, W: World> Control<'a, W> {
             slot.absence.reset();
         }
         slot.gate.set(to);
+        self.table.header.changed();
         if from == State::Up && to != State::Up {
             slot.retire(self.world.connections());
         }

@@ -39,9 +39,9 @@ pub enum Standing {
 
 impl Until {
     #[inline]
-    pub fn holds(&self, now: u64) -> bool {
+    pub fn holds(&self, now: impl FnOnce() -> u64) -> bool {
         let until = self.get();
-        until != 0 && now < until
+        until != 0 && now() < until
     }
 
     #[inline]
@@ -59,7 +59,7 @@ impl Until {
 
 impl Pause {
     #[inline]
-    pub fn holds(&self, now: u64) -> bool {
+    pub fn holds(&self, now: impl FnOnce() -> u64) -> bool {
         self.until.holds(now)
     }
 
@@ -82,7 +82,7 @@ impl Pause {
     /// Begins, or changes its end and its reason. Whether anything is new.
     pub(crate) fn begin(&self, owner: &Owner, reason: &str, max: Span, now: Moment) -> bool {
         let before = self.until.get();
-        if !self.until.holds(now.mono) {
+        if !self.until.holds(|| now.mono) {
             self.until.set(0);
             self.since.store(now.mono, Ordering::Relaxed);
             self.told.store(0, Ordering::Relaxed);

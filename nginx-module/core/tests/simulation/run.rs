@@ -523,7 +523,7 @@ impl Run {
         let room = self.zone.table().room_of(&key.0).unwrap();
         let is_paused = self.model.is_paused(&key.0, nginx.clock);
         let turnstile = self.zone.table().turnstile(nginx.row, *id).unwrap();
-        let admission = turnstile.claim(|| room.pause.holds(nginx.clock), || is_fit);
+        let admission = turnstile.claim(|| room.pause.holds(|| nginx.clock), || is_fit);
         let expected = match self.model.peers[key].state() {
             _ if is_paused => Admission::Paused,
             Up | State::Changing => Admission::Admitted,
