@@ -6,7 +6,7 @@ use std::{
 };
 
 #[derive(Debug)]
-pub struct Known<T>(Mutex<(HashMap<String, u16>, Vec<Arc<T>>)>);
+pub(crate) struct Known<T>(Mutex<(HashMap<String, u16>, Vec<Arc<T>>)>);
 
 impl<T> Default for Known<T> {
     fn default() -> Self {
@@ -15,7 +15,7 @@ impl<T> Default for Known<T> {
 }
 
 impl<T> Known<T> {
-    pub fn number(&self, looks: String, make: impl FnOnce() -> T) -> u16 {
+    pub(crate) fn number(&self, looks: String, make: impl FnOnce() -> T) -> u16 {
         let (numbers, things) = &mut *self.0.lock().unwrap();
         *numbers.entry(looks).or_insert_with(|| {
             things.push(Arc::new(make()));
@@ -23,7 +23,7 @@ impl<T> Known<T> {
         })
     }
 
-    pub fn get(&self, number: u16) -> Arc<T> {
+    pub(crate) fn get(&self, number: u16) -> Arc<T> {
         self.0.lock().unwrap().1[usize::from(number)].clone()
     }
 }

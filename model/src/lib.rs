@@ -60,8 +60,11 @@ pub enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
     None,
-    /// Those that stock nginx would fail: what must not be repeated broke with its worker; or nobody listened anywhere.
+    /// Those that stock nginx would fail: what must not be repeated broke with its worker; it broke with as many workers as
+    /// the location allows for; or nobody listened anywhere.
     AsStock,
+    /// And those that a mark of a sidecar that is silent keeps from a worker that serves, for as long as its lease.
+    LeaseHoldsBack,
 }
 
 /// What is left out.
@@ -106,6 +109,8 @@ pub struct Scene {
     pub requests: &'static [Method],
     pub faults: &'static [Fault],
     pub most_faults: u8,
+    /// What PM2 says may be heard only when the next process serves already.
+    pub slow_bus: bool,
     /// What may fail.
     pub fails: Promise,
     pub without: Option<Without>,
@@ -121,7 +126,10 @@ impl Scene {
     fn may_fail(&self, why: Why) -> bool {
         match self.fails {
             Promise::None => false,
-            Promise::AsStock => why == Why::Sent || self.workers == 1,
+            Promise::LeaseHoldsBack if why == Why::HeldBack => true,
+            Promise::AsStock | Promise::LeaseHoldsBack => {
+                matches!(why, Why::Sent | Why::Tries) || self.workers == 1
+            }
         }
     }
 }
@@ -156,10 +164,14 @@ impl Model for Scene {
                 let may_be = |at| !matches!(at, At::Failed(why) if !scene.may_fail(why));
                 world.requests.iter().all(|request| may_be(request.at))
             }),
-            Property::always(NOTHING_TWICE, |_, world: &World| world.requests.iter().all(|request| request.executed <= 1)),
+            Property::always(NOTHING_TWICE, |_, world: &World| {
+                world.requests.iter().all(|request| request.executed <= 1)
+            }),
             Property::always(NOBODY_BEGINS, |_, world: &World| !world.began_late),
             Property::always(NOBODY_STOPPED, |_, world: &World| !world.stopped_in_use),
-            Property::always(ALL_SETTLES, |scene: &Self, world: &World| !world.is_over || world.is_settled(scene)),
+            Property::always(ALL_SETTLES, |scene: &Self, world: &World| {
+                !world.is_over || world.is_settled(scene)
+            }),
         ]
     }
 }
@@ -170,7 +182,9 @@ impl fmt::Display for Fault {
             Self::SidecarDies => "the sidecar is killed, for good",
             Self::SidecarIsRestarted => "the sidecar is killed",
             Self::SidecarFreezes => "the sidecar is frozen",
-            Self::NoticeIsLate => "PM2 signals the worker before nginx is told, and the worker closes its port",
+            Self::NoticeIsLate => {
+                "PM2 signals the worker before nginx is told, and the worker closes its port"
+            }
             Self::RolloutDies => "the roll-out is killed",
             Self::RolloutFreezes => "the roll-out is frozen",
             Self::NginxRestarts => "nginx is restarted, and forgets all",

@@ -2,14 +2,18 @@
 //! [`Rest::look`] and [`Visitor::verdict`].
 //!
 //! ```text
-//!  Coming ─► Chosen ─► Admitted ─► Sent ─► Taken ─► Answered
-//!    ▲         │           │         │       │
-//!    │         ▼ refused   └─────────┴───┬───┘
-//!  Choosing ◄──┘                         ▼
-//!    ▲  └── nobody ─► Held ──► Choosing  Broken ─► Choosing, Resting or Failed
+//!  Coming ──► Choosing ──► Sent ──► Taken ──► Answered
+//!              ▲  ▲  │      │        │
+//!              │  │  │      └───┬────┘
+//!              │  │  │ nobody   ▼
+//!              │  │  │        Broken ──► Resting ──► Failed
+//!              │  │  ▼          │           │
+//!              │  └─ Held       │           │
+//!              └────────────────┴───────────┘
 //! ```
 //!
-//! What the location says: `proxy_next_upstream error timeout …`, `proxy_next_upstream_tries 2`, no `non_idempotent`.
+//! From the choice to the written request nginx does all in one call, and so does the model: that the order of claim and look
+//! is the right one is what loom shows (`make loom`). What the location says: `proxy_next_upstream error timeout …`, `proxy_next_upstream_tries 2`, no `non_idempotent`.
 
 use crate::{
     Method, Scene, Without,
@@ -17,6 +21,7 @@ use crate::{
     zone::{PEERS, Peer},
 };
 use handoff_core::{
+    Admission, Gate, InFlight, admission,
     hold::{Outlook, Verdict as Waits, Visitor},
     retry::{Around, Cause, Failure, Granted, Look, Refused, Rest, Sent, Verdict},
 };
@@ -37,10 +42,10 @@ pub struct Request {
     added: u8,
     was_refused: bool,
     was_sent_on: bool,
-    /// Of the marks, when the balancer began with it.
-    generation: u8,
-    /// Of the marks, when its connection was opened.
-    number: u8,
+    /// Marks have changed since the balancer began with it.
+    pub has_news: bool,
+    /// Another worker is behind its peer since it has its connection.
+    pub is_replaced: bool,
     /// How often a worker began with it.
     pub executed: u8,
 }
@@ -50,12 +55,11 @@ pub enum At {
     /// There is no such request in this scene.
     Never,
     Coming,
+    /// The balancer begins with it once more.
+    Anew,
     Choosing,
-    /// It is counted there, and has not looked at the gate.
-    Chosen(Peer),
-    /// It has looked, and is not counted: only where the wrong order is tried.
+    /// It has looked at the gate, and is not counted there: only where the wrong order is tried.
     Looked(Peer),
-    Admitted(Peer),
     /// All of it is written; the worker has not taken it.
     Sent(Peer, Life),
     Taken(Peer, Life),
@@ -80,6 +84,10 @@ pub enum Why {
     Nobody,
     /// It may have been executed.
     Sent,
+    /// It was tried as often as the location says.
+    Tries,
+    /// A mark of a sidecar that is silent keeps it from a worker that serves.
+    HeldBack,
     Other,
 }
 
@@ -96,8 +104,8 @@ impl Request {
             added: 0,
             was_refused: false,
             was_sent_on: false,
-            generation: 0,
-            number: 0,
+            has_news: false,
+            is_replaced: false,
             executed: 0,
         }
     }
@@ -109,30 +117,35 @@ impl Request {
     /// nginx counts it there.
     pub fn is_counted_at(&self, peer: Peer) -> bool {
         match self.at {
-            At::Chosen(at) | At::Admitted(at) | At::Sent(at, _) | At::Taken(at, _) | At::Broken(at, _) => at == peer,
+            At::Sent(at, _) | At::Taken(at, _) | At::Broken(at, _) => at == peer,
             At::Lost(at) => at == Some(peer),
             _ => false,
         }
     }
 
-    /// It has been let in, and the worker has not taken it.
+    /// All of it is written, and the worker has not taken it.
     pub fn is_on_its_way_to(&self, peer: Peer) -> bool {
-        match self.at {
-            At::Chosen(at) | At::Looked(at) | At::Admitted(at) | At::Sent(at, _) => at == peer,
-            _ => false,
-        }
+        matches!(self.at, At::Sent(at, _) | At::Looked(at) if at == peer)
     }
 
-    fn begins_anew(&mut self, generation: u64) {
-        self.tried = [false; PEERS];
-        self.was_refused = false;
-        self.generation = number(generation);
-        self.at = At::Choosing;
+    /// It is over, and nothing of it is remembered.
+    pub fn ends(&mut self, at: At) {
+        *self = Self { executed: self.executed, ..Self::new(at) };
+    }
+
+    /// Where its peer is, and it has a connection there.
+    pub fn connected(&self) -> Option<Peer> {
+        match self.at {
+            At::Sent(peer, _) | At::Taken(peer, _) | At::Broken(peer, _) | At::Resting(peer) => Some(peer),
+            _ => None,
+        }
     }
 }
 
-fn number(generation: u64) -> u8 {
-    u8::try_from(generation).unwrap()
+fn admission(state: handoff_wire::State) -> Admission {
+    let gate = Gate::default();
+    gate.set(state);
+    admission::claim(&gate, &InFlight::default(), || false, || false)
 }
 
 // === impl World ===
@@ -141,48 +154,49 @@ impl World {
     /// Whom the balancer may choose for it.
     pub fn choices(&self, scene: &Scene, request: usize) -> impl Iterator<Item = Peer> {
         let request = self.requests[request];
-        let may_choose = matches!(request.at, At::Coming | At::Choosing);
-        (0..scene.workers).filter(move |&peer| may_choose && !request.tried[peer])
+        let begins = matches!(request.at, At::Coming | At::Anew);
+        let may_choose = begins || request.at == At::Choosing;
+        (0..scene.workers).filter(move |&peer| may_choose && (begins || !request.tried[peer]))
     }
 
-    pub fn chooses(&mut self, scene: &Scene, request: usize, peer: Peer) {
+    /// The balancer chooses this one first; the request claims its place, looks, and goes or is refused. Who is refused is given
+    /// to whoever is left, in the same call.
+    pub fn chooses(&mut self, scene: &Scene, at: usize, first: Peer) {
         let zone = self.zone.seen();
-        let request = &mut self.requests[request];
-        if request.at == At::Coming {
-            request.begins_anew(zone.generation);
+        let request = &mut self.requests[at];
+        if matches!(request.at, At::Coming | At::Anew) {
+            (request.tried, request.was_refused, request.has_news) = ([false; PEERS], false, false);
         }
-        request.at = match scene.is_without(Without::Claim) {
-            true if zone.serves(peer) => At::Looked(peer),
-            true => return request.is_refused(peer),
-            false => At::Chosen(peer),
-        };
-    }
-
-    pub fn looks(&mut self, request: usize) {
-        let (zone, request) = (self.zone.seen(), &mut self.requests[request]);
-        match request.at {
-            At::Chosen(peer) if zone.serves(peer) => request.at = At::Admitted(peer),
-            At::Chosen(peer) => request.is_refused(peer),
-            // The wrong order.
-            At::Looked(peer) => {
-                request.at = At::Admitted(peer);
-                self.began_late |= !zone.serves(peer);
+        for peer in (first..scene.workers).chain(0..first) {
+            let request = &mut self.requests[at];
+            if request.tried[peer] {
+                continue;
             }
-            _ => unreachable!(),
+            match admission(zone.gates[peer]) {
+                Admission::Admitted if scene.is_without(Without::Claim) => {
+                    return request.at = At::Looked(peer);
+                }
+                Admission::Admitted => return self.connects(scene, at, peer),
+                _ => (request.tried[peer], request.was_refused) = (true, true),
+            }
         }
+        self.finds_nobody(scene, at);
     }
 
-    pub fn connects(&mut self, scene: &Scene, request: usize) {
-        let (zone, is_of_the_first) = (self.zone.seen(), request.is_multiple_of(2));
-        let request = &mut self.requests[request];
-        let At::Admitted(peer) = request.at else { unreachable!() };
+    /// Only where the wrong order is tried.
+    pub fn claims_late(&mut self, scene: &Scene, request: usize, peer: Peer) {
+        self.began_late |= !self.zone.seen().serves(peer);
+        self.connects(scene, request, peer);
+    }
+
+    fn connects(&mut self, scene: &Scene, request: usize, peer: Peer) {
         let worker = self.workers[peer];
+        let chosen = if (request, peer) == (0, 0) { self.pooled.take() } else { None };
+        let rides = chosen.is_some_and(|is_retired| !is_retired || scene.is_without(Without::Retire));
+        let request = &mut self.requests[request];
         request.tries += 1;
-        // The first nginx worker has an idle connection to the first process of each worker, opened when all began.
-        let pooled = is_of_the_first && std::mem::take(&mut self.pooled[peer]);
-        let may_reuse = zone.retired_before[peer] <= u64::from(self.began) || scene.is_without(Without::Retire);
-        let rides = pooled && may_reuse;
-        request.number = if rides { self.began } else { number(zone.generation) };
+        request.was_sent_on = false;
+        request.is_replaced = rides && chosen == Some(true);
         request.at = match (rides, worker.state) {
             (true, State::Listening) if worker.life == 0 => At::Sent(peer, 0),
             (true, _) => {
@@ -204,11 +218,16 @@ impl World {
     }
 
     /// The balancer has nobody left.
-    pub fn finds_nobody(&mut self, scene: &Scene, request: usize) {
+    pub(crate) fn finds_nobody(&mut self, scene: &Scene, request: usize) {
         let waits = self.would_wait(scene, request, self.requests[request].was_sent_on);
+        let why = if self.is_held_back() { Why::HeldBack } else { Why::Nobody };
         let request = &mut self.requests[request];
         request.was_sent_on = false;
-        request.at = if waits { At::Held } else { At::Failed(Why::Nobody) };
+        if waits {
+            request.at = At::Held;
+        } else {
+            request.ends(At::Failed(why));
+        }
     }
 
     /// Who waits sees somebody, or that nobody is expected any more.
@@ -217,10 +236,8 @@ impl World {
     }
 
     pub fn goes_on(&mut self, request: usize) {
-        let generation = self.zone.seen().generation;
-        let request = &mut self.requests[request];
-        request.was_sent_on = true;
-        request.begins_anew(generation);
+        self.requests[request].was_sent_on = true;
+        self.requests[request].at = At::Anew;
     }
 
     /// nginx has noticed that the connection is refused or broken.
@@ -233,7 +250,7 @@ impl World {
             || self.around(scene, request, peer, !scene.is_without(Without::Hold)),
             || true,
         );
-        self.follows(request, peer, verdict);
+        self.follows(scene, request, peer, verdict);
     }
 
     /// What becomes of one that waits for the word that its worker is gone.
@@ -245,23 +262,26 @@ impl World {
     }
 
     pub fn settles(&mut self, request: usize, verdict: Verdict) {
-        let generation = self.zone.seen().generation;
+        let why = if self.is_held_back() { Why::HeldBack } else { Why::of(verdict) };
         let request = &mut self.requests[request];
         match verdict {
             Verdict::Granted(granted) => {
                 request.added += u8::from(granted == Granted::Replaced);
-                request.begins_anew(generation);
+                request.at = At::Anew;
             }
-            _ => request.at = At::Failed(Why::of(verdict)),
+            _ => request.ends(At::Failed(why)),
         }
     }
 
-    fn follows(&mut self, request: usize, peer: Peer, verdict: Verdict) {
+    fn follows(&mut self, scene: &Scene, request: usize, peer: Peer, verdict: Verdict) {
         match verdict {
             Verdict::Granted(Granted::Replaced) => self.settles(request, verdict),
-            Verdict::Granted(_) => self.requests[request].at = At::Choosing,
+            Verdict::Granted(_) if self.requests[request].tried[..scene.workers].contains(&false) => {
+                self.requests[request].at = At::Choosing;
+            }
+            Verdict::Granted(_) => self.finds_nobody(scene, request),
             Verdict::Rests(_) => self.requests[request].at = At::Resting(peer),
-            Verdict::Refused(_) => self.requests[request].at = At::Failed(Why::of(verdict)),
+            Verdict::Refused(_) => self.settles(request, verdict),
         }
     }
 
@@ -295,7 +315,7 @@ impl World {
         Around {
             would_wait: self.would_wait(scene, request, false),
             is_alone: zone.serves(peer) && others == 0,
-            is_replaced: zone.retired_before[peer] > self.requests[request].number.into(),
+            is_replaced: self.requests[request].is_replaced,
             may_rest,
         }
     }
@@ -305,7 +325,7 @@ impl World {
         let visitor = Visitor {
             was_sent_on,
             was_refused: request.was_refused,
-            has_news: zone.generation != u64::from(request.generation),
+            has_news: request.has_news,
             tried: request.tries.into(),
             broke: request.broke.into(),
             is_background: false,
@@ -315,20 +335,13 @@ impl World {
     }
 }
 
-impl Request {
-    fn is_refused(&mut self, peer: Peer) {
-        self.tried[peer] = true;
-        self.was_refused = true;
-        self.at = At::Choosing;
-    }
-}
-
 // === impl Why ===
 
 impl Why {
     fn of(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Refused(Refused::Sent) => Self::Sent,
+            Verdict::Refused(Refused::Tries) => Self::Tries,
             _ => Self::Other,
         }
     }

@@ -25,7 +25,7 @@ use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{LazyLock, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +36,14 @@ pub enum Fact {
     Ready,
     /// The pidfd does.
     Died(Life),
+    /// So long that it is trusted after a death that nobody ordered.
+    StayedUp,
     /// It looks at PM2's list, and at who listens.
-    Look { life: Option<Life>, status: Listed, listens: bool },
+    Look {
+        life: Option<Life>,
+        status: Listed,
+        listens: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +68,8 @@ type Heard = HashMap<(Knows, Peer, Fact), Knows>;
 static HEARD: LazyLock<Mutex<Heard>> = LazyLock::new(Mutex::default);
 type Plans = HashMap<(Vec<Knows>, View), Asked>;
 static PLANS: LazyLock<Mutex<Plans>> = LazyLock::new(Mutex::default);
+
+const LONG: Duration = Duration::from_secs(30);
 
 fn address(peer: Peer) -> peer::Peer {
     peer::Peer::new(APP, ADDRESSES[peer])
@@ -92,6 +100,7 @@ impl Knows {
                 Fact::Starting => worker.starting(*BASE),
                 Fact::Ready => worker.says_ready(*BASE),
                 Fact::Died(life) => _ = worker.died(process(life), *BASE),
+                Fact::StayedUp => worker.tick(*BASE + LONG),
                 Fact::Look { life, status, listens } => {
                     let open = if listens { BTreeSet::from([address(peer)]) } else { BTreeSet::new() };
                     let (process, status) = (life.map(process), Some(status.into()));

@@ -19,11 +19,10 @@ pub struct World {
     pub zone: Zone,
     /// Which nginx it is.
     instance: u8,
-    /// The generation with which all began.
-    pub began: u8,
     pub workers: [Worker; PEERS],
-    /// The first nginx worker has an idle connection there.
-    pub pooled: [bool; PEERS],
+    /// The first nginx worker has an idle connection to the first process of the first worker, and whether that is not to be used
+    /// any more.
+    pub pooled: Option<bool>,
     pub requests: [Request; REQUESTS],
     pm2: Pm2,
     sidecar: Sidecar,
@@ -114,15 +113,13 @@ enum Fate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Chooses(usize, Peer),
-    Looks(usize),
-    Connects(usize),
+    ClaimsLate(usize, Peer),
     IsTaken(usize),
     IsAnswered(usize),
     Fails(usize),
-    FindsNobody(usize),
     GoesOn(usize),
     RestEnds(usize, bool),
-    NoticesClose(Peer),
+    NoticesClose,
     Announces(Peer),
     Signals(Peer),
     Ends(Peer),
@@ -132,7 +129,7 @@ pub enum Step {
     SidecarLearnsOfDeath(Peer),
     SidecarLooks(Peer),
     SidecarSeesNginx,
-    SidecarTellsNginx,
+    StaysUp(Peer),
     SidecarIsBack,
     Drains(Peer),
     MarkArrives(Peer),
@@ -162,9 +159,8 @@ impl World {
         Self {
             zone,
             instance: 1,
-            began: seen.generation.try_into().unwrap(),
             workers: [Worker { life: 0, state: State::Listening }; PEERS],
-            pooled: std::array::from_fn(|peer| peer < scene.workers),
+            pooled: Some(false),
             requests: std::array::from_fn(request),
             pm2: Pm2::default(),
             sidecar: Sidecar {
@@ -185,6 +181,14 @@ impl World {
             stopped_in_use: false,
             is_over: false,
         }
+    }
+
+    /// Somebody serves, and a mark that nobody renews keeps requests away from there.
+    pub fn is_held_back(&self) -> bool {
+        let zone = self.zone.seen();
+        let listens = |peer: &Peer| self.workers[*peer].state == State::Listening && !zone.serves(*peer);
+        let is_marked = |peer: Peer| zone.mark(peer, Owner::Sidecar).is_some();
+        self.sidecar.fate != Fate::Runs && (0..PEERS).filter(listens).any(is_marked)
     }
 
     pub fn in_flight(&self, peer: Peer) -> usize {
@@ -213,26 +217,68 @@ impl World {
         self.pm2_steps(scene, steps);
         self.sidecar_steps(scene, steps);
         self.rollout_steps(scene, steps);
-        let silent = self.silent();
-        if self.zone.seen().has_marks_of(silent) && !scene.is_without(Without::Lapse) {
-            steps.push(Step::TimePasses);
-        }
+        self.slow_steps(scene, steps);
         // None of these must happen: whatever is settled is so without them.
         if steps.is_empty() {
             steps.push(Step::NothingIsLeft);
         } else if self.faults < scene.most_faults {
-            steps.extend(scene.faults.iter().filter(|fault| self.may_happen(**fault)).map(|&fault| Step::Happens(fault)));
+            steps.extend(
+                scene
+                    .faults
+                    .iter()
+                    .filter(|fault| self.may_happen(**fault))
+                    .map(|&fault| Step::Happens(fault)),
+            );
+        }
+    }
+
+    /// What takes as long as a process to boot: by then nginx has noticed which connections broke, and gone on or rested.
+    fn slow_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
+        let is_busy = |at| matches!(at, At::Broken(..) | At::Resting(_) | At::Choosing | At::Anew);
+        if self.requests.iter().any(|request| is_busy(request.at)) {
+            return;
+        }
+        // And seconds pass when whoever runs has heard and said what there is, PM2 has sent its signal, and what nginx has
+        // written is with its worker.
+        let is_quick = |step: &Step| {
+            matches!(
+                step,
+                Step::ClaimsLate(..)
+                    | Step::IsTaken(_)
+                    | Step::Signals(_)
+                    | Step::SidecarHears
+                    | Step::SidecarLearnsOfDeath(_)
+                    | Step::SidecarLooks(_)
+                    | Step::SidecarSeesNginx
+                    | Step::AsksPm2(_)
+            )
+        };
+        let seconds_pass = !steps.iter().any(is_quick);
+        let has_heard = self.sidecar.bus.is_empty() && self.sidecar.deaths == [None; PEERS];
+        if let Some((peer, Phase::Started)) = self.pm2.job
+            && (has_heard || scene.slow_bus || self.sidecar.fate != Fate::Runs)
+        {
+            steps.push(Step::Listens(peer));
+        }
+        let is_back = matches!(self.sidecar.fate, Fate::Frozen | Fate::Away);
+        steps.extend(is_back.then_some(Step::SidecarIsBack));
+        steps.extend((self.rollout.fate == Fate::Frozen).then_some(Step::RolloutThaws));
+        let may_lapse = self.zone.seen().has_marks_of(self.silent()) && !scene.is_without(Without::Lapse);
+        steps.extend((seconds_pass && may_lapse).then_some(Step::TimePasses));
+        if seconds_pass && self.sidecar.fate == Fate::Runs {
+            let is_new = |peer: &Peer| {
+                let knows = self.sidecar.knows[*peer];
+                knows.hears(*peer, Fact::StayedUp) != knows
+            };
+            steps.extend((0..scene.workers).filter(is_new).map(Step::StaysUp));
         }
     }
 
     fn nginx_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
         for (at, request) in self.requests.iter().enumerate() {
-            let before = steps.len();
             steps.extend(self.choices(scene, at).map(|peer| Step::Chooses(at, peer)));
             match request.at {
-                At::Choosing if steps.len() == before => steps.push(Step::FindsNobody(at)),
-                At::Chosen(_) | At::Looked(_) => steps.push(Step::Looks(at)),
-                At::Admitted(_) => steps.push(Step::Connects(at)),
+                At::Looked(peer) => steps.push(Step::ClaimsLate(at, peer)),
                 At::Sent(peer, life) => {
                     let worker = Worker { life, state: State::Listening };
                     steps.extend((self.workers[peer] == worker).then_some(Step::IsTaken(at)));
@@ -251,9 +297,8 @@ impl World {
                 _ => {}
             }
         }
-        let has_closed = |peer: &Peer| self.workers[*peer] != Worker { life: 0, state: State::Listening };
-        let noticed = (0..scene.workers).filter(|&peer| self.pooled[peer]).filter(has_closed);
-        steps.extend(noticed.map(Step::NoticesClose));
+        let has_closed = self.workers[0] != Worker { life: 0, state: State::Listening };
+        steps.extend((self.pooled.is_some() && has_closed).then_some(Step::NoticesClose));
     }
 
     /// The sidecar has learnt of it, or is about to, and nginx has not: that takes less than the time for which a request waits
@@ -270,7 +315,11 @@ impl World {
 
     fn pm2_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
         match self.pm2.job {
-            None if scene.by == By::Pm2Reload && self.pm2.done < scene.workers => {
+            // What it said of the one before has been heard by then.
+            None if scene.by == By::Pm2Reload
+                && self.pm2.done < scene.workers
+                && self.sidecar.bus.is_empty() =>
+            {
                 steps.push(Step::Announces(self.pm2.done));
             }
             None => {}
@@ -282,7 +331,7 @@ impl World {
                 steps.extend((!self.requests.iter().any(has_work)).then_some(Step::Ends(peer)));
             }
             Some((peer, Phase::Ended)) => steps.push(Step::Starts(peer)),
-            Some((peer, Phase::Started)) => steps.push(Step::Listens(peer)),
+            Some((_, Phase::Started)) => {}
         }
     }
 
@@ -296,10 +345,8 @@ impl World {
 
     fn sidecar_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
         let sidecar = &self.sidecar;
-        match sidecar.fate {
-            Fate::Runs => {}
-            Fate::Frozen | Fate::Away => return steps.push(Step::SidecarIsBack),
-            Fate::Dead => return,
+        if sidecar.fate != Fate::Runs {
+            return;
         }
         steps.extend((!sidecar.bus.is_empty()).then_some(Step::SidecarHears));
         for peer in 0..scene.workers {
@@ -308,11 +355,7 @@ impl World {
             let looks = is_new && !scene.is_without(Without::Looks);
             steps.extend(looks.then_some(Step::SidecarLooks(peer)));
         }
-        if sidecar.view != sidecar::view(&self.zone.seen()) {
-            steps.push(Step::SidecarSeesNginx);
-        } else if !self.plan(scene).is_empty() {
-            steps.push(Step::SidecarTellsNginx);
-        }
+        steps.extend((sidecar.view != sidecar::view(&self.zone.seen())).then_some(Step::SidecarSeesNginx));
     }
 
     fn plan(&self, scene: &Scene) -> sidecar::Asked {
@@ -334,10 +377,8 @@ impl World {
     fn rollout_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
         let Rollout { fate, turn, stage, is_sending } = self.rollout;
         steps.extend(is_sending.map(Step::MarkArrives));
-        match fate {
-            Fate::Runs => {}
-            Fate::Frozen => return steps.push(Step::RolloutThaws),
-            Fate::Away | Fate::Dead => return,
+        if fate != Fate::Runs {
+            return;
         }
         let job = self.pm2.job.map(|(_, phase)| phase);
         let listens = job.is_none() && self.workers[turn].state == State::Listening;
@@ -350,7 +391,7 @@ impl World {
                 let is_idle = self.in_flight(turn) == 0 || scene.is_without(Without::Idle);
                 is_idle.then_some(Step::Fences(turn))
             }
-            Stage::Fenced => Some(Step::AsksPm2(turn)),
+            Stage::Fenced => self.sidecar.bus.is_empty().then_some(Step::AsksPm2(turn)),
             Stage::Stopping => {
                 let has_ended = !matches!(job, Some(Phase::Announced | Phase::Signalled));
                 has_ended.then_some(Step::SaysStarting(turn))
@@ -393,24 +434,22 @@ impl World {
     pub fn take(&mut self, scene: &Scene, step: Step) {
         match step {
             Step::Chooses(request, peer) => self.chooses(scene, request, peer),
-            Step::Looks(request) => self.looks(request),
-            Step::Connects(request) => self.connects(scene, request),
+            Step::ClaimsLate(request, peer) => self.claims_late(scene, request, peer),
             Step::IsTaken(at) => {
                 let request = &mut self.requests[at];
                 let At::Sent(peer, life) = request.at else { unreachable!() };
                 request.executed += u8::from(scene.requests[at] == Method::Post);
                 request.at = At::Taken(peer, life);
             }
-            Step::IsAnswered(request) => self.requests[request].at = At::Answered,
+            Step::IsAnswered(request) => self.requests[request].ends(At::Answered),
             Step::Fails(request) => self.fails(scene, request),
-            Step::FindsNobody(request) => self.finds_nobody(scene, request),
             Step::GoesOn(request) => self.goes_on(request),
             Step::RestEnds(request, is_over) => {
                 let At::Resting(peer) = self.requests[request].at else { unreachable!() };
                 let verdict: Verdict = self.look_again(scene, request, peer, is_over).unwrap();
                 self.settles(request, verdict);
             }
-            Step::NoticesClose(peer) => self.pooled[peer] = false,
+            Step::NoticesClose => self.pooled = None,
             Step::Announces(peer) => self.announces(peer),
             Step::Signals(peer) => self.signals(peer),
             Step::Ends(peer) => {
@@ -433,23 +472,18 @@ impl World {
                 self.pm2.done += 1;
                 self.says(peer, Fact::Ready);
             }
-            Step::SidecarHears => self.sidecar_hears(scene),
-            Step::SidecarLearnsOfDeath(peer) => {
-                let life = self.sidecar.deaths[peer].take().unwrap();
-                self.learns(peer, Fact::Died(life));
+            Step::SidecarHears
+            | Step::SidecarLearnsOfDeath(_)
+            | Step::SidecarLooks(_)
+            | Step::SidecarSeesNginx
+            | Step::StaysUp(_)
+            | Step::SidecarIsBack => {
+                self.sidecar_learns(scene, step);
+                self.reconcile(scene);
             }
-            Step::SidecarLooks(peer) => self.learns(peer, self.look(peer)),
-            Step::SidecarSeesNginx => self.sidecar.view = sidecar::view(&self.zone.seen()),
-            Step::SidecarTellsNginx => {
-                let mut marks = self.plan(scene);
-                if scene.is_without(Without::Expect) {
-                    marks.iter_mut().for_each(|(_, _, expect)| *expect = Expect::Gone);
-                }
-                self.tell(Command::Mark { owner: Owner::Sidecar, marks, force: false });
-                self.sidecar.view = sidecar::view(&self.zone.seen());
+            Step::Drains(_) | Step::MarkArrives(_) | Step::Fences(_) | Step::AsksPm2(_) => {
+                self.towards_the_stop(scene, step)
             }
-            Step::SidecarIsBack => self.sidecar_is_back(),
-            Step::Drains(_) | Step::MarkArrives(_) | Step::Fences(_) | Step::AsksPm2(_) => self.towards_the_stop(scene, step),
             Step::SaysStarting(peer) => {
                 self.marks(peer, Says::Checking);
                 self.rollout.stage = Stage::Starting;
@@ -480,7 +514,13 @@ impl World {
     }
 
     fn tell(&mut self, command: Command) {
-        self.zone = self.zone.tell(command).unwrap();
+        let (zone, change) = self.zone.tell(command).unwrap();
+        self.zone = zone;
+        for request in &mut self.requests {
+            request.has_news |= change.is_news && request.is_under_way();
+            request.is_replaced |= request.connected().is_some_and(|peer| change.retires[peer]);
+        }
+        self.pooled = self.pooled.map(|is_retired| is_retired || change.retires[0]);
     }
 
     fn announces(&mut self, peer: Peer) {
@@ -505,13 +545,39 @@ impl World {
         self.sidecar.knows[peer] = self.sidecar.knows[peer].hears(peer, fact);
     }
 
-    fn sidecar_hears(&mut self, scene: &Scene) {
-        let (peer, fact) = self.sidecar.bus.remove(0);
-        self.learns(peer, fact);
-        if fact == Fact::Starting && scene.is_without(Without::Listens) {
-            let life = Some(self.workers[peer].life);
-            self.learns(peer, Fact::Look { life, status: Listed::Online, listens: true });
+    fn sidecar_learns(&mut self, scene: &Scene, step: Step) {
+        match step {
+            Step::SidecarHears => {
+                let (peer, fact) = self.sidecar.bus.remove(0);
+                self.learns(peer, fact);
+                if fact == Fact::Starting && scene.is_without(Without::Listens) {
+                    let life = Some(self.workers[peer].life);
+                    self.learns(peer, Fact::Look { life, status: Listed::Online, listens: true });
+                }
+            }
+            Step::SidecarLearnsOfDeath(peer) => {
+                let life = self.sidecar.deaths[peer].take().unwrap();
+                self.learns(peer, Fact::Died(life));
+            }
+            Step::SidecarLooks(peer) => self.learns(peer, self.look(peer)),
+            Step::SidecarSeesNginx => self.sidecar.view = sidecar::view(&self.zone.seen()),
+            Step::StaysUp(peer) => self.learns(peer, Fact::StayedUp),
+            Step::SidecarIsBack => self.sidecar_is_back(),
+            _ => unreachable!(),
         }
+    }
+
+    /// After anything that comes in it asks nginx for what differs, and hears nothing else until that is answered.
+    fn reconcile(&mut self, scene: &Scene) {
+        let mut marks = self.plan(scene);
+        if marks.is_empty() {
+            return;
+        }
+        if scene.is_without(Without::Expect) {
+            marks.iter_mut().for_each(|(_, _, expect)| *expect = Expect::Gone);
+        }
+        self.tell(Command::Mark { owner: Owner::Sidecar, marks, force: false });
+        self.sidecar.view = sidecar::view(&self.zone.seen());
     }
 
     fn sidecar_is_back(&mut self) {
@@ -542,7 +608,7 @@ impl World {
                 let Stage::Drained { epoch, instance } = self.rollout.stage else { unreachable!() };
                 let renewed = self.zone.tell(Command::Renew { owner: Owner::Rollout, peer, epoch });
                 let is_unbroken = renewed.is_ok() && instance == self.instance;
-                self.zone = renewed.unwrap_or(self.zone);
+                self.zone = renewed.map_or(self.zone, |(zone, _)| zone);
                 let goes_on = is_unbroken || scene.is_without(Without::Fence);
                 self.rollout.stage = if goes_on { Stage::Fenced } else { Stage::Begins };
             }
@@ -575,7 +641,7 @@ impl World {
             Fault::NginxRestarts => {
                 self.zone = Zone::new(scene.workers);
                 self.instance += 1;
-                self.pooled = [false; PEERS];
+                self.pooled = None;
                 self.lose(0, 1, false);
             }
             Fault::NginxWorkerDies => self.lose(0, 2, scene.is_without(Without::Rows)),
@@ -588,7 +654,9 @@ impl World {
 
     /// Their nginx process is gone.
     fn lose(&mut self, first: usize, each: usize, keeps_counting: bool) {
-        for request in self.requests.iter_mut().skip(first).step_by(each).filter(|request| request.is_under_way()) {
+        for request in
+            self.requests.iter_mut().skip(first).step_by(each).filter(|request| request.is_under_way())
+        {
             let counted = (0..PEERS).find(|&peer| request.is_counted_at(peer));
             request.at = At::Lost(counted.filter(|_| keeps_counting));
         }
@@ -604,17 +672,19 @@ fn drain(peer: Peer, scene: &Scene) -> Command {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Chooses(request, peer) => write!(f, "request {request}: the balancer chooses worker {peer}"),
-            Self::Looks(request) => write!(f, "request {request} is counted, and looks at the gate"),
-            Self::Connects(request) => write!(f, "request {request}: nginx connects and writes"),
+            Self::Chooses(request, peer) => {
+                write!(f, "request {request}: the balancer chooses worker {peer}")
+            }
+            Self::ClaimsLate(request, peer) => {
+                write!(f, "request {request} is counted at worker {peer}, and goes there")
+            }
             Self::IsTaken(request) => write!(f, "request {request}: the worker begins with it"),
             Self::IsAnswered(request) => write!(f, "request {request} is answered"),
             Self::Fails(request) => write!(f, "request {request}: nginx sees that its connection broke"),
-            Self::FindsNobody(request) => write!(f, "request {request}: the balancer has nobody"),
             Self::GoesOn(request) => write!(f, "request {request} waits no more"),
             Self::RestEnds(request, false) => write!(f, "request {request}: there is news of its worker"),
             Self::RestEnds(request, true) => write!(f, "request {request}: there was no news of its worker"),
-            Self::NoticesClose(peer) => write!(f, "nginx sees that its idle connection to worker {peer} was closed"),
+            Self::NoticesClose => write!(f, "nginx sees that its idle connection to worker 0 was closed"),
             Self::Announces(peer) => write!(f, "PM2 says that it stops worker {peer}"),
             Self::Signals(peer) => write!(f, "PM2 signals worker {peer}, which closes its port"),
             Self::Ends(peer) => write!(f, "worker {peer} ends"),
@@ -624,11 +694,15 @@ impl fmt::Display for Step {
             Self::SidecarLearnsOfDeath(peer) => write!(f, "the sidecar learns that worker {peer} has ended"),
             Self::SidecarLooks(peer) => write!(f, "the sidecar looks at worker {peer}"),
             Self::SidecarSeesNginx => write!(f, "the sidecar reads what nginx has"),
-            Self::SidecarTellsNginx => write!(f, "the sidecar tells nginx, and is answered"),
+            Self::StaysUp(peer) => {
+                write!(f, "worker {peer} has stayed up for as long as the sidecar wants after a death")
+            }
             Self::SidecarIsBack => write!(f, "the sidecar is back"),
             Self::Drains(peer) => write!(f, "the roll-out drains worker {peer}"),
             Self::MarkArrives(peer) => write!(f, "the mark on worker {peer} reaches nginx"),
-            Self::Fences(peer) => write!(f, "the roll-out finds nothing in flight at worker {peer}, and asks for the fence"),
+            Self::Fences(peer) => {
+                write!(f, "the roll-out finds nothing in flight at worker {peer}, and asks for the fence")
+            }
             Self::AsksPm2(peer) => write!(f, "the roll-out asks PM2 to replace worker {peer}"),
             Self::SaysStarting(peer) => write!(f, "the roll-out says that worker {peer} is starting"),
             Self::Lifts(peer) => write!(f, "the roll-out lifts its mark from worker {peer}"),

@@ -1,7 +1,7 @@
 //! What nginx's processes share: core's own table, and what core's own control path makes of a command.
 //!
 //! A state of the model holds a number for it. Behind the number are the commands that led there: to go on, they are carried
-//! out once more on a table that is new. Two zones in which all is the same that anybody can see are one.
+//! out once more on a table that is new. Two zones with the same marks and gates are one, however they came about.
 
 use crate::{
     common::{self, APP, Stage},
@@ -31,21 +31,29 @@ pub struct Zone(u16);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
-    Mark { owner: Owner, marks: Vec<(Peer, State, Expect)>, force: bool },
+    Mark {
+        owner: Owner,
+        marks: Vec<(Peer, State, Expect)>,
+        force: bool,
+    },
     /// Refused if it is not this very mark any more.
-    Renew { owner: Owner, peer: Peer, epoch: u64 },
+    Renew {
+        owner: Owner,
+        peer: Peer,
+        epoch: u64,
+    },
     /// So many milliseconds pass, in which those owners renew nothing.
-    Silence { of: [bool; 2], millis: u64 },
+    Silence {
+        of: [bool; 2],
+        millis: u64,
+    },
 }
 
 /// All that can be seen of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
-    pub generation: u64,
     pub gates: [State; PEERS],
     pub outlook: Outlook,
-    /// Connections that were opened in an earlier generation are not used again.
-    pub retired_before: [u64; PEERS],
     /// By owner.
     pub marks: [[Option<Mark>; 2]; PEERS],
 }
@@ -59,14 +67,32 @@ pub struct Mark {
     pub left: u64,
 }
 
+/// What a command changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Change {
+    /// Of any mark.
+    pub is_news: bool,
+    /// Connections that were there are not used again.
+    pub retires: [bool; PEERS],
+}
+
 struct Told {
     peers: usize,
     commands: Vec<Command>,
     seen: Seen,
+    counts: Counts,
+}
+
+/// What only grows.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    generation: u64,
+    retired_before: [u64; PEERS],
 }
 
 static TOLD: LazyLock<Known<Told>> = LazyLock::new(Known::default);
-type Answers = HashMap<(Zone, Command), Result<Zone, Code>>;
+type Answer = Result<(Zone, Change), Code>;
+type Answers = HashMap<(Zone, Command), Answer>;
 static ANSWERS: LazyLock<Mutex<Answers>> = LazyLock::new(Mutex::default);
 
 // === impl Owner ===
@@ -87,26 +113,30 @@ impl Owner {
 impl Zone {
     /// Of an nginx that has just started.
     pub fn new(peers: usize) -> Self {
-        Self::after(peers, Vec::new()).unwrap()
+        Self::after(peers, Vec::new()).unwrap().0
     }
 
     pub fn seen(self) -> Seen {
         TOLD.get(self.0).seen
     }
 
-    pub fn tell(self, command: Command) -> Result<Self, Code> {
+    pub fn tell(self, command: Command) -> Answer {
         let question = (self, command);
         if let Some(answer) = ANSWERS.lock().unwrap().get(&question) {
             return *answer;
         }
         let told = TOLD.get(self.0);
         let commands = told.commands.iter().cloned().chain([question.1.clone()]).collect();
-        let answer = Self::after(told.peers, commands);
+        let answer = Self::after(told.peers, commands).map(|(zone, counts)| {
+            let is_retired = |peer: Peer| counts.retired_before[peer] > told.counts.retired_before[peer];
+            let is_news = counts.generation > told.counts.generation;
+            (zone, Change { is_news, retires: std::array::from_fn(is_retired) })
+        });
         ANSWERS.lock().unwrap().insert(question, answer);
         answer
     }
 
-    fn after(peers: usize, commands: Vec<Command>) -> Result<Self, Code> {
+    fn after(peers: usize, commands: Vec<Command>) -> Result<(Self, Counts), Code> {
         let named: Vec<_> = ADDRESSES.iter().take(peers).map(|&address| (APP, address)).collect();
         let mut stage = Stage::of(&named);
         stage.world.queue = Some(Queue::default());
@@ -117,9 +147,21 @@ impl Zone {
             last = command.carry_out(&mut stage);
         }
         last.map_err(|refusal| refusal.code)?;
-        let seen = Seen::of(&stage, peers);
-        let name = format!("{peers} {seen:?}");
-        Ok(Self(TOLD.number(name, || Told { peers, commands, seen })))
+        let (seen, counts) = (Seen::of(&stage, peers), Counts::of(&stage, peers));
+        let looks = format!("{peers} {seen:?}");
+        Ok((Self(TOLD.number(looks, || Told { peers, commands, seen, counts })), counts))
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn of(stage: &Stage, peers: usize) -> Self {
+        let mut retired_before = [0; PEERS];
+        for (retired, address) in retired_before.iter_mut().zip(ADDRESSES).take(peers) {
+            *retired = stage.slot(address).retired_before();
+        }
+        Self { generation: stage.table().header.generation(), retired_before }
     }
 }
 
@@ -158,25 +200,20 @@ impl Command {
 
 impl Seen {
     fn of(stage: &Stage, peers: usize) -> Self {
-        let is_there = |peer: &Peer| *peer < peers;
-        let each = |of: &dyn Fn(&str) -> u64| {
-            std::array::from_fn(|peer| Some(peer).filter(is_there).map_or(0, |peer| of(ADDRESSES[peer])))
-        };
-        let mark = |peer: Peer, owner: Owner| {
-            let marks = Some(peer).filter(is_there).map(|peer| stage.marks(ADDRESSES[peer]))?;
-            let mark = marks.into_iter().find(|mark| mark.owner.as_str() == owner.name())?;
-            let left = mark.lease.map_or(0, |left| left.as_millis());
-            Some(Mark { state: mark.state, expect: mark.expect, epoch: mark.epoch, left })
-        };
-        Self {
-            generation: stage.table().header.generation(),
-            gates: std::array::from_fn(|peer| {
-                Some(peer).filter(is_there).map_or(State::Down, |peer| stage.state(ADDRESSES[peer]))
-            }),
-            outlook: stage.outlook(),
-            retired_before: each(&|address| stage.slot(address).retired_before()),
-            marks: std::array::from_fn(|peer| Owner::ALL.map(|owner| mark(peer, owner))),
+        let mut seen =
+            Self { gates: [State::Down; PEERS], outlook: stage.outlook(), marks: [[None; 2]; PEERS] };
+        for (peer, address) in ADDRESSES.into_iter().enumerate().take(peers) {
+            seen.gates[peer] = stage.state(address);
+            for mark in stage.marks(address) {
+                let owner = Owner::ALL.into_iter().find(|owner| owner.name() == mark.owner.as_str()).unwrap();
+                // Only the roll-out asks for one by its epoch.
+                let epoch = if owner == Owner::Rollout { mark.epoch } else { 0 };
+                let left = mark.lease.map_or(0, |left| left.as_millis());
+                seen.marks[peer][owner as usize] =
+                    Some(Mark { state: mark.state, expect: mark.expect, epoch, left });
+            }
         }
+        seen
     }
 
     pub fn serves(&self, peer: Peer) -> bool {
