@@ -5,8 +5,9 @@ use clap::{Parser, ValueEnum};
 use e2e::{
     alone, caddy,
     clock::Moment,
-    haproxy, stage,
+    haproxy,
     speed::{deploys, drains, moments, preload, scale},
+    stage,
 };
 use std::{process::ExitCode, time::Duration};
 
@@ -82,7 +83,7 @@ impl Options {
                     upstreams: self.of(100),
                     peers: 100,
                     asks: self.of(100),
-                    seconds: if self.short { 1 } else { 10 },
+                    time: Duration::from_secs(if self.short { 1 } else { 10 }),
                     parked: self.of(10_000),
                     rounds: if self.short { 1 } else { 3 },
                 };

@@ -60,9 +60,8 @@ const PACE: Pace = Pace {
 impl Plan {
     pub async fn play(&self) -> Result<Report> {
         let nginx = Binary::find(Some(&self.nginx)).await?;
-        let plays = |contender: &&Contender| {
-            self.others || !matches!(contender.setup, Setup::Haproxy | Setup::Caddy)
-        };
+        let plays =
+            |contender: &&Contender| self.others || !matches!(contender.setup, Setup::Haproxy | Setup::Caddy);
         let contenders: Vec<&Contender> = CONTENDERS.iter().filter(plays).collect();
         let mut groups = Vec::new();
         for (scenario, title) in TITLES {

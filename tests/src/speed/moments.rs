@@ -7,7 +7,6 @@ use super::figures::{Sample, Table};
 use crate::{
     clock::Moment,
     crowd::{self, Ask},
-    door::Reply,
     farm::Farm,
     load::Load,
     peers,
@@ -149,7 +148,7 @@ impl Plan {
         ))?;
         site.start().await?;
         for number in 0..self.waits {
-            says(&site, &[("app", peer)], State::Draining).await?;
+            says(&site, peer, State::Draining).await?;
             let visits = spawn(crowd::ask(ports::address(site.port()), (0..AT_ONCE).map(|_| Ask::get("/"))));
             wait::until("all of them to wait", PATIENCE, async || {
                 let view: UpstreamView = site.read(&path::upstream("app")).await.ok()?;
@@ -158,7 +157,7 @@ impl Plan {
             .await?;
             farm.arrivals().await?;
             let up = Moment::now();
-            says(&site, &[("app", peer)], State::Up).await?;
+            says(&site, peer, State::Up).await?;
             let answers = visits.await??;
             ensure!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
             let arrivals = farm.arrivals().await?;
@@ -174,19 +173,25 @@ impl Plan {
     }
 }
 
-/// Whoever types it is expected to take it back.
-pub async fn says(site: &Site, peers: &[(&str, &str)], state: State) -> Result<()> {
-    let mark = |&(upstream, peer): &(&str, &str)| MarkRequest {
+/// A person says so. Whom they drain they expect back.
+pub fn mark(upstream: &str, peer: &str, state: State) -> MarkRequest {
+    MarkRequest {
         upstream: Some(upstream.to_owned()),
         peer: peer.to_owned(),
         state,
-        expect: Expect::Back,
+        expect: if state == State::Up { Expect::Gone } else { Expect::Back },
         reason: String::new(),
         all: false,
-    };
-    let marks = peers.iter().map(mark).collect();
-    let set = MarkSet { owner: Owner::operator(), lease: None, force: true, marks };
-    let reply: Reply = site.put(serde_json::to_value(&set)?).await?;
+    }
+}
+
+pub fn set(marks: Vec<MarkRequest>) -> MarkSet {
+    MarkSet { owner: Owner::operator(), lease: None, force: true, marks }
+}
+
+/// Of the only peer of the upstream `app`.
+pub async fn says(site: &Site, peer: &str, state: State) -> Result<()> {
+    let reply = site.put(serde_json::to_value(set(vec![mark("app", peer, state)]))?).await?;
     ensure!(reply.status == 200, "{}", reply.text());
     Ok(())
 }

@@ -102,7 +102,10 @@ impl Plan {
         let addresses: Vec<SocketAddr> = (port..).take(NAMES.len()).map(ports::address).collect();
         let mut site = Site::new("1.22.1").await?;
         let servers: String = addresses.iter().map(|address| format!("server {address}; ")).collect();
-        site.write(&format!("upstream app {{ zone app 256k; {servers} handoff; }}\n{}", site.api("write=on")))?;
+        site.write(&format!(
+            "upstream app {{ zone app 256k; {servers} handoff; }}\n{}",
+            site.api("write=on")
+        ))?;
         site.start().await?;
         let place = site.place();
         let (script, door) = (place.file("app.js"), place.file("runtime/preload.sock"));
@@ -149,13 +152,7 @@ impl Plan {
     }
 
     /// Plain, plain again, with the preload and nobody at its socket, with the preload and a sidecar there.
-    async fn starts(
-        &self,
-        node: &Path,
-        place: &Place,
-        script: &Path,
-        door: &Path,
-    ) -> Result<[Vec<f64>; 4]> {
+    async fn starts(&self, node: &Path, place: &Place, script: &Path, door: &Path) -> Result<[Vec<f64>; 4]> {
         let nobody = place.file("nobody.sock");
         let ways = [None, None, Some(nobody.as_path()), Some(door)];
         let mut starts: [Vec<f64>; 4] = Default::default();
@@ -186,7 +183,9 @@ async fn start(node: &Path, script: &Path, door: Option<&Path>) -> Result<Durati
     let mut child = command.spawn().context("cannot run node")?;
     let stdout = child.stdout.take().context("no output")?;
     let mut line = String::new();
-    timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line)).await.context("node does not listen")??;
+    timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line))
+        .await
+        .context("node does not listen")??;
     let took = Moment::now().since(began);
     ensure!(line == "listens\n", "node says {line:?}");
     child.kill().await?;

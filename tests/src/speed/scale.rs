@@ -3,22 +3,14 @@
 
 use super::{
     figures::{Sample, Table, median, millis},
-    moments::says,
+    moments::{mark, says, set},
 };
 use crate::{
-    callgrind::Backend,
-    clock::Moment,
-    door::Door,
-    farm::Farm,
-    load::Load,
-    nginx::Binary,
-    place::Place,
-    ports,
-    site::Site,
-    wait,
+    callgrind::Backend, clock::Moment, door::Door, farm::Farm, load::Load, nginx::Binary, place::Place,
+    ports, site::Site, wait,
 };
 use anyhow::{Context, Result, ensure};
-use handoff_wire::{Code, Expect, MarkRequest, MarkSet, Owner, State, UpstreamView, path};
+use handoff_wire::{Code, State, UpstreamView, path};
 use hyper::Method;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{fmt::Write as _, fs, net::SocketAddr, time::Duration};
@@ -39,7 +31,7 @@ pub struct Plan {
     /// How often each page of the API is asked for.
     pub asks: usize,
     /// For how long marks are set.
-    pub seconds: u64,
+    pub time: Duration,
     /// Requests that wait.
     pub parked: usize,
     pub rounds: usize,
@@ -146,7 +138,8 @@ impl Plan {
             "kB a peer: all",
             "a worker's own",
         ]);
-        let mid = |starts: &[Start], of: fn(&Start) -> f64| median(&starts.iter().map(of).collect::<Vec<_>>());
+        let mid =
+            |starts: &[Start], of: fn(&Start) -> f64| median(&starts.iter().map(of).collect::<Vec<_>>());
         for (name, starts) in names.iter().zip(&starts) {
             let memory = [|start: &Start| start.memory.all, |start: &Start| start.memory.own];
             let [all, own] = memory.map(|of| mid(starts, of));
@@ -168,8 +161,7 @@ impl Plan {
     async fn ask_and_mark(&self) -> Result<(Table, Table)> {
         let place = Place::new()?;
         let backend = Backend::start(&Binary::find(Some(&self.nginx)).await?, place.path(), 2).await?;
-        let live: String =
-            backend.peers(2).iter().map(|peer| format!("server {}; ", peer.address)).collect();
+        let live: String = backend.peers(2).iter().map(|peer| format!("server {}; ", peer.address)).collect();
         let mut site = self.nginx("handoff;", &live).await?;
         site.start().await?;
         let overview = site.overview().await?;
@@ -227,7 +219,7 @@ impl Plan {
             let (calls, busy) = match batch {
                 Some(batch) => self.mark_in(site.control(), batch).await?,
                 None => {
-                    tokio::time::sleep(Duration::from_secs(self.seconds)).await;
+                    tokio::time::sleep(self.time).await;
                     Default::default()
                 }
             };
@@ -253,22 +245,17 @@ impl Plan {
     /// long each took, and how often one was told to come again, as another process of nginx was at it.
     async fn mark_in(&self, control: Door, batch: usize) -> Result<(Sample, usize)> {
         let gap = Duration::from_secs(1) / MARKS_A_SECOND * u32::try_from(batch)?;
-        let calls = usize::try_from(Duration::from_secs(self.seconds).as_nanos() / gap.as_nanos())?;
+        let calls = usize::try_from(self.time.as_nanos() / gap.as_nanos())?;
         let all = self.upstreams * self.peers;
         let mut due = Moment::now();
         let mut under_way = JoinSet::new();
         for call in 0..calls {
-            let marks = (call * batch..(call + 1) * batch).map(|number| MarkRequest {
-                upstream: Some(format!("u{}", number % all / self.peers)),
-                peer: self.peer(number % all / self.peers, number % self.peers),
-                state: if (number / all).is_multiple_of(2) { State::Draining } else { State::Up },
-                expect: Expect::Back,
-                reason: String::new(),
-                all: false,
+            let marks = (call * batch..(call + 1) * batch).map(|number| {
+                let (upstream, place) = (number % all / self.peers, number % self.peers);
+                let state = if (number / all).is_multiple_of(2) { State::Draining } else { State::Up };
+                mark(&format!("u{upstream}"), &self.peer(upstream, place), state)
             });
-            let set =
-                MarkSet { owner: Owner::operator(), lease: None, force: true, marks: marks.collect() };
-            let (set, control) = (serde_json::to_string(&set)?, control.clone());
+            let (set, control) = (serde_json::to_string(&set(marks.collect()))?, control.clone());
             due.reached().await;
             under_way.spawn(async move {
                 let mut busy = 0;
@@ -310,7 +297,7 @@ impl Plan {
             let target = ports::address(site.port());
             let visitors = Visitors::come(target, self.parked).await?;
             let before = Memory::of(&site)?;
-            says(&site, &[("app", peer)], State::Draining).await?;
+            says(&site, peer, State::Draining).await?;
             let visitors = visitors.ask("/wait").await?;
             wait::until("all of them to wait", PATIENCE, async || {
                 let view: UpstreamView = site.read(&path::upstream("app")).await.ok()?;
@@ -323,7 +310,7 @@ impl Plan {
             let told = Moment::now().since(began);
             let no_room = turned_away.iter().filter(|&&status| status == 503).count();
             let up = Moment::now();
-            says(&site, &[("app", peer)], State::Up).await?;
+            says(&site, peer, State::Up).await?;
             visitors.are_served().await?;
             let mut sent_on = Sample::default();
             sent_on.extend(farm.arrivals().await?.iter().map(|arrival| arrival.at.since(up)));
