@@ -210,7 +210,7 @@ impl Plan {
         let lines: [(&str, Option<usize>); 4] = [
             ("no marks", None),
             ("one mark a call", Some(1)),
-            ("a hundred a call", Some(BATCH)),
+            ("a hundred a call", Some(BATCH.min(self.upstreams * self.peers))),
             ("no marks, again", None),
         ];
         for (name, batch) in lines {
