@@ -82,7 +82,7 @@ impl Options {
                     processes: if self.short { 4 } else { 32 },
                     upstreams: self.of(100),
                     peers: 100,
-                    asks: self.of(100),
+                    asks: self.of(30),
                     time: Duration::from_secs(if self.short { 1 } else { 10 }),
                     parked: self.of(10_000),
                     rounds: if self.short { 1 } else { 3 },

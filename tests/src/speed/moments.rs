@@ -9,7 +9,6 @@ use crate::{
     crowd::{self, Ask},
     farm::Farm,
     load::Load,
-    peers,
     pm2::{NEWEST, Pm2},
     ports, process,
     sidecar::Sidecar,
@@ -17,7 +16,7 @@ use crate::{
     wait,
 };
 use anyhow::{Context, Result, ensure};
-use handoff_wire::{Expect, MarkRequest, MarkSet, Owner, State, UpstreamView, path};
+use handoff_wire::{Expect, MarkRequest, MarkSet, Owner, PeerState, State, UpstreamView, path};
 use rustix::process::Signal;
 use serde_json::json;
 use std::{
@@ -25,7 +24,10 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{spawn, time::sleep};
+use tokio::{
+    spawn,
+    time::{sleep, timeout},
+};
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -64,8 +66,6 @@ require('node:http').createServer(serve).listen(process.env.PORT, '127.0.0.1', (
 ";
 const AT_ONCE: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
-/// nginx tells times in milliseconds, as of when it last looked at the clock.
-const CLOCK: Duration = Duration::from_millis(10);
 /// Of a worker, before it is killed.
 const LIFE: Duration = Duration::from_millis(1_200);
 
@@ -106,25 +106,18 @@ impl Plan {
         let pm2 = Pm2::start_file(NEWEST, &site.place().pm2_home(), &app, &[]).await?;
         let sidecar = Sidecar::start(site.place(), &[ports::address(port)]).await?;
         let load = Load::start(ports::address(site.port()), self.rate);
-        let watch = peers::Watch::new(&site.socket());
-
-        let mut deaths = Vec::new();
-        for _ in 0..self.deaths {
+        let peer = ports::address(port).to_string();
+        for number in 0..self.deaths {
             let victim = serving(&moments).await?;
             sleep(LIFE).await;
             let death = spawn(process::death(victim));
             process::signal(victim, Signal::KILL);
-            deaths.push(death.await??);
+            let marked =
+                timeout(PATIENCE, not_up(&site, &peer)).await.context("a death is never marked")??;
+            series(&mut report.marked, number).push(marked.since(death.await??));
         }
         serving(&moments).await?;
         load.stop().await;
-        // What was decided last is in the events by then.
-        let changes = watch.finish().await?;
-        for (number, &died) in deaths.iter().enumerate() {
-            let mut after = changes.iter().filter(|change| change.at >= died - CLOCK);
-            let marked = after.find(|change| change.to != State::Up).context("a death was never marked")?;
-            series(&mut report.marked, number).push(marked.at.since(died));
-        }
         let lines = read(&moments)?;
         let readies = lines.iter().filter(|line| !line.is_first).skip(1);
         for (number, ready) in readies.enumerate() {
@@ -194,6 +187,12 @@ pub async fn says(site: &Site, peer: &str, state: State) -> Result<()> {
     let reply = site.put(serde_json::to_value(set(vec![mark("app", peer, state)]))?).await?;
     ensure!(reply.status == 200, "{}", reply.text());
     Ok(())
+}
+
+/// Asks again and again, so that no more time is missed than a call takes.
+async fn not_up(site: &Site, peer: &str) -> Result<Moment> {
+    while site.peer(peer).await?.state == PeerState::Up {}
+    Ok(Moment::now())
 }
 
 fn series(of: &mut [Sample; 2], number: usize) -> &mut Sample {

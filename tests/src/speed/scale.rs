@@ -93,7 +93,7 @@ impl Plan {
             _ = writeln!(http, "upstream u{upstream} {{ zone u{upstream} 512k; {servers} {ours} }}");
         }
         // 4m hold 1 142 peers of 143 upstreams.
-        let megabytes = self.upstreams * self.peers / 250 + 4;
+        let megabytes = (self.upstreams * self.peers + 100) / 280 + 1;
         let zone = if ours.is_empty() { String::new() } else { format!("handoff_zone {megabytes}m;\n") };
         let api = if ours.is_empty() { String::new() } else { site.api("write=on") };
         format!("{zone}{http}{}\n{api}", site.front("proxy_pass http://live;"))
@@ -135,22 +135,23 @@ impl Plan {
             "reload, ms",
             "memory, MiB: all",
             "a worker's own",
-            "kB a peer: all",
+            "more, kB a peer: all",
             "a worker's own",
         ]);
         let mid =
             |starts: &[Start], of: fn(&Start) -> f64| median(&starts.iter().map(of).collect::<Vec<_>>());
+        let all = |starts: &[Start]| mid(starts, |start| start.memory.all);
+        let own = |starts: &[Start]| mid(starts, |start| start.memory.own);
+        let without = starts.first().context("nothing was started")?;
         for (name, starts) in names.iter().zip(&starts) {
-            let memory = [|start: &Start| start.memory.all, |start: &Start| start.memory.own];
-            let [all, own] = memory.map(|of| mid(starts, of));
             table.row([
                 (*name).to_owned(),
                 format!("{:.0}", mid(starts, |start| start.start.as_secs_f64() * 1e3)),
                 format!("{:.0}", mid(starts, |start| start.reload.as_secs_f64() * 1e3)),
-                format!("{:.1}", all / 1024.0),
-                format!("{:.2}", own / 1024.0),
-                format!("{:.2}", all / count),
-                format!("{:.3}", own / count),
+                format!("{:.1}", all(starts) / 1024.0),
+                format!("{:.2}", own(starts) / 1024.0),
+                format!("{:.2}", (all(starts) - all(without)) / count),
+                format!("{:.3}", (own(starts) - own(without)) / count),
             ]);
         }
         let (api, marks) = self.ask_and_mark().await?;
