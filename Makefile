@@ -212,7 +212,7 @@ many-hosts-scale: setup ## what 1 000 app hosts, 50 nginx and 20 000 workers ask
 	cargo run --release $(LOCKED) --bin herd
 
 .PHONY: footprint
-footprint: build ## what `handoff run` costs beside 100 workers: memory, CPU at rest, and how fast it is in a flood of logs: ten minutes
+footprint: build ## what `handoff run` costs beside 100 workers: memory, CPU at rest, and how fast it is in a flood of logs: five minutes
 	cargo run --release $(LOCKED) --bin footprint
 
 .PHONY: demo
@@ -228,9 +228,16 @@ endif
 	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L1,$(LEVEL)),--control)
 
 .PHONY: bench
-bench: build ## what Handoff costs a request: instructions, under every balancer, and throughput in interleaved pairs; installs valgrind; an hour
+bench: speed ## all that is measured of speed: the next one, then what a request costs, under every balancer; installs valgrind; two hours
 	build/setup valgrind libjemalloc2
 	cargo run --release $(LOCKED) --bin cost -- --table
+
+.PHONY: speed
+speed: build ## the tables of docs/speed.md: drains, deaths, deploys beside HAProxy and Caddy, 10 000 peers, the preload, the sidecar: 25 minutes
+	build/setup haproxy
+	build/caddy
+	cargo run --release $(LOCKED) --bin speed
+	cargo run --release $(LOCKED) --bin footprint
 
 .PHONY: reuse
 reuse: build ## what handoff_reuse opens and keeps, beside `always`, towards another machine; needs root

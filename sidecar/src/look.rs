@@ -46,6 +46,63 @@ pub struct Examined {
     pub held: Result<Held, Unknown>,
 }
 
+/// A look, and what must be as it was for the next one to find the same.
+#[derive(Debug)]
+pub struct Before {
+    look: Look,
+    family: Vec<Process>,
+    roots: Vec<(PmId, Process)>,
+    /// So often its findings have been taken for the next one's.
+    again: u32,
+}
+
+/// After so many, who holds which socket is read anew, whatever else there is.
+const AGAIN: u32 = 9;
+
+impl Before {
+    /// None: not for another look.
+    pub fn new(look: &Look, processes: &Processes, roots: Vec<(PmId, Process)>) -> Option<Self> {
+        let was_told_all = look.examined.values().all(|examined| examined.held.is_ok());
+        let is_known = look.daemon != 0 && look.examined.len() == roots.len();
+        (was_told_all && is_known).then(|| {
+            let family = processes.family(look.daemon);
+            let look = Look { listed: None, updating: None, refused: BTreeMap::new(), ..look.clone() };
+            Self { look, family, roots, again: 0 }
+        })
+    }
+
+    /// Looks only at who lives and who listens: while nobody comes, goes, or listens elsewhere, nothing else changes. To read
+    /// what each worker has open is by far the dearest part of a look. None: it is due.
+    pub fn look_again(
+        &mut self,
+        proc: &Proc,
+        began: Instant,
+        daemon: Option<Daemon>,
+        processes: &Processes,
+        roots: &[(PmId, Process)],
+    ) -> io::Result<Option<Look>> {
+        let daemon = daemon.map_or(0, |daemon| daemon.pid);
+        let listeners = Listeners::read(proc)?;
+        let is_same = self.holds(daemon, &processes.family(daemon), roots, &listeners);
+        Ok(is_same.then(|| Look { began, locals: Locals::read(proc), ..self.look.clone() }))
+    }
+
+    fn holds(
+        &mut self,
+        daemon: u32,
+        family: &[Process],
+        roots: &[(PmId, Process)],
+        listeners: &Listeners,
+    ) -> bool {
+        self.again += 1;
+        self.again <= AGAIN
+            && self.look.daemon == daemon
+            && self.roots == roots
+            && self.family == family
+            && self.look.listeners == *listeners
+    }
+}
+
 impl Look {
     /// Looks at the given processes, and at who listens where. `processes` may be a little older than the look.
     pub fn take(
@@ -119,6 +176,42 @@ pub fn roots(proc: &Proc, listed: &[Listed]) -> Vec<(PmId, Process)> {
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    const ADDRESS: (&str, u64) = ("127.0.0.1:3000", 7);
+
+    #[test]
+    fn what_was_found_holds_until_somebody_comes_goes_or_listens_elsewhere() {
+        let [worker, other] = [3, 4].map(|pid| Process { pid, start: 1 });
+        let listeners = Listeners::of(&[ADDRESS], &[]);
+        let roots = [(PmId(0), worker)];
+        let before = || Before {
+            look: Look {
+                began: Instant::now(),
+                listed: None,
+                examined: BTreeMap::new(),
+                daemon: 2,
+                is_orphaned: false,
+                daemons: BTreeSet::new(),
+                leavers: BTreeSet::new(),
+                updating: None,
+                listeners: listeners.clone(),
+                locals: Locals::of(&[]),
+                refused: BTreeMap::new(),
+            },
+            family: vec![worker],
+            roots: roots.to_vec(),
+            again: 0,
+        };
+        assert!(before().holds(2, &[worker], &roots, &listeners));
+        assert!(!before().holds(5, &[worker], &roots, &listeners));
+        assert!(!before().holds(2, &[worker, other], &roots, &listeners));
+        assert!(!before().holds(2, &[worker], &[(PmId(1), worker)], &listeners));
+        let moved = Listeners::of(&[("127.0.0.1:3000", 8)], &[]);
+        assert!(!before().holds(2, &[worker], &roots, &moved));
+        let mut before = before();
+        let times = (0..100).take_while(|_| before.holds(2, &[worker], &roots, &listeners)).count();
+        assert_eq!(times, AGAIN as usize, "then it is read anew, whatever else there is");
+    }
 
     #[test]
     fn a_connection_is_refused_where_nobody_listens() {

@@ -6,7 +6,7 @@
 
 use crate::{
     host::{Proc, Process, Processes},
-    look::{self, Look},
+    look::{self, Before, Look},
     pm2::{
         PmId,
         home::Home,
@@ -44,6 +44,9 @@ pub struct Scout {
     attention: watch::Receiver<Attention>,
     hurry: Arc<Notify>,
     looks: mpsc::Sender<Look>,
+    /// Nothing has happened that anybody told of since the last look.
+    is_calm: bool,
+    before: Option<Before>,
     log: Changes,
 }
 
@@ -79,7 +82,10 @@ pub fn pair(
         family: None,
         looks: looks.clone(),
     };
-    (Scout { home, rpc: None, daemons, attention, hurry: hurry.all, looks, log: Changes::default() }, lookout)
+    let (hurry, log) = (hurry.all, Changes::default());
+    let scout =
+        Scout { home, rpc: None, daemons, attention, hurry, looks, is_calm: false, before: None, log };
+    (scout, lookout)
 }
 
 // === impl Scout ===
@@ -99,8 +105,9 @@ impl Scout {
                 }
                 Err(error) => self.log.warn(format!("cannot look at this host's processes: {error}")),
             }
-            if self.pause(began).await.is_err() {
-                return;
+            match self.pause(began).await {
+                Ok(is_calm) => self.is_calm = is_calm,
+                Err(_) => return,
             }
         }
     }
@@ -120,21 +127,36 @@ impl Scout {
         let Attention { known, doubtful, .. } = self.attention.borrow_and_update().clone();
         let daemon = *self.daemons.borrow();
         let home = self.home.clone();
-        task::spawn_blocking(move || {
+        let is_calm = self.is_calm && listed.is_some();
+        let mut before = self.before.take().filter(|_| is_calm);
+        let (look, before) = task::spawn_blocking(move || -> io::Result<_> {
             let proc = Proc::default();
             let processes = Processes::read(&proc);
             let roots = listed.as_ref().map_or(known, |listed| look::roots(&proc, listed));
-            let mut look = Look::take(&proc, began, daemon, &processes, &roots)?;
+            let again = match &mut before {
+                Some(before) => before.look_again(&proc, began, daemon, &processes, &roots)?,
+                None => None,
+            };
+            let mut look = match again {
+                Some(look) => look,
+                None => {
+                    let look = Look::take(&proc, began, daemon, &processes, &roots)?;
+                    before = Before::new(&look, &processes, roots);
+                    look
+                }
+            };
             look.try_each(&doubtful);
             // To read every command line is dear, and calm is the rule.
             let is_calm = listed.as_ref().is_some_and(|listed| {
                 !listed.is_empty() && listed.iter().all(|worker| worker.status == Status::Online)
             });
             let updating = !is_calm && update::is_running(&proc, &processes, &home);
-            Ok(Look { listed, updating: Some(updating), ..look })
+            Ok((Look { listed, updating: Some(updating), ..look }, before))
         })
         .await
-        .map_err(io::Error::other)?
+        .map_err(io::Error::other)??;
+        self.before = before;
+        Ok(look)
     }
 
     async fn list(&mut self) -> Result<Vec<Listed>, RpcError> {
@@ -148,19 +170,20 @@ impl Scout {
         Ok(listed)
     }
 
-    /// Waits until the next look is due. Error: nobody wants it.
-    async fn pause(&mut self, began: Instant) -> Result<(), watch::error::RecvError> {
+    /// Waits until the next look is due, and says whether that was only a matter of time. Error: nobody wants it.
+    async fn pause(&mut self, began: Instant) -> Result<bool, watch::error::RecvError> {
         // Looking may be dear on a big host, and PM2's answer is never free: at most a third of the time is spent on it.
         let breath = began + began.elapsed() * 3;
         loop {
-            let ask = self.attention.borrow_and_update().ask.unwrap_or(CALM).min(CALM);
+            let ask = self.attention.borrow_and_update().ask;
+            let pause = ask.map_or(CALM, |ask| ask.min(CALM));
             tokio::select! {
                 () = self.hurry.notified() => {
                     time::sleep_until((Instant::now() + SWARM).max(breath).into()).await;
-                    return Ok(());
+                    return Ok(false);
                 }
                 changed = self.attention.changed() => changed?,
-                () = time::sleep_until((began + ask).max(breath).into()) => return Ok(()),
+                () = time::sleep_until((began + pause).max(breath).into()) => return Ok(ask.is_none()),
             }
         }
     }

@@ -65,6 +65,7 @@ pub mod scenario;
 pub mod sidecar;
 pub mod site;
 pub mod soak;
+pub mod speed;
 pub mod spread;
 pub mod stage;
 pub mod stand;

@@ -41,6 +41,7 @@ pub struct Site {
     place: Place,
     port: u16,
     workers: usize,
+    connections: usize,
     user: Option<u32>,
     realm: Realm,
     child: Option<Child>,
@@ -71,6 +72,7 @@ impl Site {
             place,
             port: ports::row(3)?,
             workers: 2,
+            connections: 1024,
             user: None,
             realm: Realm::default(),
             child: None,
@@ -118,6 +120,12 @@ impl Site {
 
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// Of each worker.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections;
         self
     }
 
@@ -188,9 +196,10 @@ impl Site {
             .join(" ");
         let text = format!(
             "load_module {};\nworker_processes {};\nerror_log {prefix}/error.log info;\npid {prefix}/nginx.pid;\n{main}\n\
-             events {{ worker_connections 1024; }}\nhttp {{\naccess_log off;\n{temporary}\n{http}\n}}\n",
+             events {{ worker_connections {}; }}\nhttp {{\naccess_log off;\n{temporary}\n{http}\n}}\n",
             self.module.display(),
-            self.workers
+            self.workers,
+            self.connections
         );
         fs::write(self.conf(), text)?;
         Ok(())

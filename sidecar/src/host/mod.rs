@@ -16,7 +16,8 @@ pub use process::Process;
 pub use tree::Processes;
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -57,6 +58,13 @@ impl Proc {
     /// A file of text that the kernel has of a process.
     pub fn read(&self, pid: u32, name: &str) -> io::Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(self.of(pid).join(name))?).into_owned())
+    }
+
+    /// The beginning of such a file, in one call: at every look it is asked of every process, and its end would be another two.
+    fn head(&self, pid: u32, name: &str) -> io::Result<String> {
+        let mut head = [0; 1024];
+        let length = File::open(self.of(pid).join(name))?.read(&mut head)?;
+        Ok(String::from_utf8_lossy(head.get(..length).unwrap_or_default()).into_owned())
     }
 
     /// The file that a process runs, if it is still there.

@@ -2,8 +2,6 @@
 
 use super::Proc;
 use serde::{Deserialize, Serialize};
-use std::fs;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Process {
     pub pid: u32,
@@ -55,14 +53,14 @@ pub fn is_below(proc: &Proc, pid: u32, ancestor: u32) -> bool {
 
 /// The user that a process runs as.
 pub fn user(proc: &Proc, pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(proc.of(pid).join("status")).ok()?;
+    let status = proc.head(pid, "status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 impl Stat {
     pub(super) fn read(proc: &Proc, pid: u32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(proc.of(pid).join("stat")).ok()?)
+        Self::parse(&proc.head(pid, "stat").ok()?)
     }
 
     fn parse(text: &str) -> Option<Self> {

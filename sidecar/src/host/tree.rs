@@ -14,7 +14,10 @@ use std::{
 
 /// Who is whose child, at one moment.
 #[derive(Debug, Default)]
-pub struct Processes(BTreeMap<u32, Vec<u32>>);
+pub struct Processes {
+    children: BTreeMap<u32, Vec<u32>>,
+    alive: BTreeSet<Process>,
+}
 
 /// What a worker's processes hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,23 +28,26 @@ pub struct Held {
 
 impl Processes {
     pub fn read(proc: &Proc) -> Self {
-        let mut children = BTreeMap::<u32, Vec<u32>>::new();
+        let mut processes = Self::default();
         let entries = fs::read_dir(proc.path()).into_iter().flatten().flatten();
         for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
             if let Some(stat) = Stat::read(proc, pid) {
-                children.entry(stat.parent).or_default().push(pid);
+                processes.children.entry(stat.parent).or_default().push(pid);
+                if !stat.is_dead {
+                    processes.alive.insert(Process { pid, start: stat.start });
+                }
             }
         }
-        Self(children)
+        processes
     }
 
     pub fn pids(&self) -> impl Iterator<Item = u32> {
-        self.0.values().flatten().copied()
+        self.children.values().flatten().copied()
     }
 
     /// The children of a process.
     pub fn of(&self, parent: u32) -> impl Iterator<Item = u32> {
-        self.0.get(&parent).into_iter().flatten().copied()
+        self.children.get(&parent).into_iter().flatten().copied()
     }
 
     /// The process and all its descendants, itself first.
@@ -50,7 +56,7 @@ impl Processes {
         let mut tree = vec![root];
         let mut next = 0;
         while let Some(pid) = tree.get(next) {
-            let children = self.0.get(pid).map(Vec::as_slice).unwrap_or_default();
+            let children = self.children.get(pid).map(Vec::as_slice).unwrap_or_default();
             let new: Vec<u32> = children.iter().copied().filter(|&child| seen.insert(child)).collect();
             tree.extend(new);
             next += 1;
@@ -58,11 +64,17 @@ impl Processes {
         tree
     }
 
+    /// The process and all its descendants, as far as they are alive.
+    pub fn family(&self, root: u32) -> Vec<Process> {
+        let tree: BTreeSet<u32> = self.tree(root).into_iter().collect();
+        self.alive.iter().filter(|process| tree.contains(&process.pid)).copied().collect()
+    }
+
     /// The children of a process that run the same program as it does.
     pub fn kin(&self, proc: &Proc, parent: u32) -> Vec<Process> {
         let program = |pid: u32| fs::read_link(proc.of(pid).join("exe")).ok();
         let own = program(parent);
-        let children = self.0.get(&parent).into_iter().flatten().copied();
+        let children = self.children.get(&parent).into_iter().flatten().copied();
         let kin = children.filter(|&pid| own.is_some() && program(pid) == own);
         kin.filter_map(|pid| Process::find(proc, pid)).collect()
     }
@@ -121,12 +133,27 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
+    fn children(children: &[(u32, &[u32])]) -> Processes {
+        let children = children.iter().map(|(parent, children)| (*parent, children.to_vec()));
+        Processes { children: children.collect(), ..Processes::default() }
+    }
+
     #[test]
     fn a_tree_is_the_process_and_its_descendants() {
-        let processes =
-            Processes(BTreeMap::from([(1, vec![2, 9]), (2, vec![3, 4]), (4, vec![5]), (5, vec![2])]));
+        let processes = children(&[(1, &[2, 9]), (2, &[3, 4]), (4, &[5]), (5, &[2])]);
         assert_eq!(processes.tree(2), [2, 3, 4, 5]);
         assert_eq!(processes.tree(9), [9]);
+    }
+
+    #[test]
+    fn a_family_is_those_who_live() {
+        let processes = Processes {
+            alive: [(2, 20), (3, 30), (9, 90)].map(|(pid, start)| Process { pid, start }).into(),
+            ..children(&[(1, &[2, 9]), (2, &[3, 4])])
+        };
+        assert_eq!(processes.family(2), [(2, 20), (3, 30)].map(|(pid, start)| Process { pid, start }));
+        let own = Process::own().unwrap();
+        assert!(Processes::read(&Proc::default()).family(own.pid).contains(&own));
     }
 
     #[test]
@@ -139,7 +166,7 @@ mod tests {
         assert!(kin.iter().all(|process| process.pid != other.id()), "{kin:?}");
         other.kill().unwrap();
         other.wait().unwrap();
-        let parent = Processes(BTreeMap::from([(own.pid, vec![own.pid])]));
+        let parent = children(&[(own.pid, &[own.pid])]);
         assert_eq!(parent.kin(&proc, own.pid), [own]);
     }
 

@@ -10,6 +10,7 @@ use e2e::{
     ports,
     sidecar::{self, Sidecar},
     site::Site,
+    speed::figures::Table,
     stage, wait,
 };
 use serde_json::{Value, json};
@@ -27,10 +28,10 @@ struct Options {
     #[arg(long, default_value_t = 100)]
     workers: u16,
     /// How long it is watched at rest
-    #[arg(long, default_value_t = 60)]
-    seconds: u64,
-    /// How many workers are restarted while logs flood
     #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// How many workers are restarted, and as many while logs flood
+    #[arg(long, default_value_t = 15)]
     restarts: u16,
 }
 
@@ -74,15 +75,19 @@ async fn play(options: Options) -> Result<()> {
         { "name": "flood", "script": flood, "autostart": false, "out_file": "/dev/null", "error_file": "/dev/null" },
     ]});
     let pm2 = Pm2::start_file(NEWEST, &place.pm2_home(), &apps, &[]).await?;
-    println!("{} workers; sidecar: {}", options.workers, place::handoff()?.display());
-    println!(
-        "{:14} {:>9} {:>9} {:>8} {:>11} {:>24} {:>24}",
-        "", "RSS", "of it own", "threads", "CPU at rest", "told at rest", "told in a flood"
-    );
-
-    let sidecar = Sidecar::launch(place)?;
-    row("no store", &options, place, &pm2, &sidecar).await?;
-    sidecar.stop()?;
+    let mut table = Table::new(&[
+        &format!("{} workers", options.workers),
+        "RSS, MiB",
+        "of it its own",
+        "used in that time",
+        "RSS after restarts",
+        "CPU at rest, of one",
+        "told, ms: p50 / p99",
+        "in a flood of logs",
+    ]);
+    for name in ["no store", "no store, again"] {
+        row(&mut table, name, &options, place, &pm2, &[]).await?;
+    }
 
     let etcd = Etcd::start(place).await?;
     let store = ["--store".to_owned(), etcd.url()];
@@ -95,47 +100,66 @@ async fn play(options: Options) -> Result<()> {
     let more = ["--store-name", "app1", "--store-address", "127.0.0.1", "--control"].map(str::to_owned);
     let more = more.into_iter().chain([format!("unix:{}", gateway.display())]);
     let arguments: Vec<String> = store.into_iter().chain(more).collect();
-    let sidecar = Sidecar::launch_on(&Default::default(), place, &arguments)?;
-    row("with a store", &options, place, &pm2, &sidecar).await?;
-    println!("{:14} {}", "an edge", memory(edge.0.id())?);
-    sidecar.stop()?;
+    row(&mut table, "with a store", &options, place, &pm2, &arguments).await?;
+    let [rss, own] = memory(edge.0.id())?;
+    table.row(["an edge".to_owned(), mebibytes(rss), mebibytes(own)]);
+    println!("{table}");
     drop(edge);
     site.end().await
 }
 
-async fn row(name: &str, options: &Options, place: &Place, pm2: &Pm2, sidecar: &Sidecar) -> Result<()> {
+async fn row(
+    table: &mut Table,
+    name: &str,
+    options: &Options,
+    place: &Place,
+    pm2: &Pm2,
+    arguments: &[String],
+) -> Result<()> {
+    eprintln!("{name}");
+    let sidecar = Sidecar::launch_on(&Default::default(), place, arguments)?;
     knows(place, options.workers).await?;
     sleep(SETTLES).await;
-    let (before, memory) = (ticks(sidecar.pid())?, memory(sidecar.pid())?);
+    let pid = sidecar.pid();
+    let (before, [rss, own]) = (ticks(pid)?, memory(pid)?);
+    forget_uses(pid)?;
     sleep(Duration::from_secs(options.seconds)).await;
-    let spent = ticks(sidecar.pid())? - before;
+    let (spent, used) = (ticks(pid)? - before, used(pid)?);
     let share = spent as f64 / TICKS_A_SECOND as f64 / options.seconds as f64 * 100.0;
-    let calm = restarts(options, place, pm2, 0).await?;
+    let calm = restarts(options, place, pm2).await?;
+    let [after, _] = memory(pid)?;
+    sidecar.stop()?;
+
+    // Another one, so that it has told nobody of anything before.
     pm2.run(&["start", "flood"]).await?;
-    let flooded = restarts(options, place, pm2, options.restarts).await?;
-    pm2.run(&["stop", "flood"]).await?;
+    let sidecar = Sidecar::launch_on(&Default::default(), place, arguments)?;
     knows(place, options.workers).await?;
-    println!("{name:14} {memory} {share:>9.2} % {calm:>24} {flooded:>24}");
-    println!("{:14} {}", "… after that", self::memory(sidecar.pid())?);
+    let flooded = restarts(options, place, pm2).await?;
+    pm2.run(&["stop", "flood"]).await?;
+    sidecar.stop()?;
+
+    let share = format!("{share:.2} %");
+    let sizes = [rss, own, used, after].map(mebibytes);
+    table.row([name.to_owned()].into_iter().chain(sizes).chain([share, calm, flooded]));
     Ok(())
 }
 
-/// Each of so many workers is restarted: how long it took from PM2's notice until nginx had it.
-async fn restarts(options: &Options, place: &Place, pm2: &Pm2, first: u16) -> Result<String> {
-    let before = latencies(place)?;
-    for worker in first..(first + options.restarts).min(options.workers) {
+/// Workers are restarted: how long it took from PM2's notice until nginx had it, as the sidecar says of itself.
+async fn restarts(options: &Options, place: &Place, pm2: &Pm2) -> Result<String> {
+    for worker in 0..options.restarts.min(options.workers) {
         pm2.run(&["restart", &worker.to_string()]).await?;
     }
-    let after = latencies(place)?;
-    let of = |report: &Value, what: &str| report.pointer(&format!("/latency/{what}")).and_then(Value::as_u64);
-    let count = of(&after, "count").unwrap_or(0) - of(&before, "count").unwrap_or(0);
-    // The last 512: those before are in it, but for the first line.
-    let millis = |what| of(&after, what).unwrap_or(0) as f64 / 1000.0;
-    Ok(format!("{count}: {:.1} / {:.1} ms", millis("p50"), millis("p99")))
+    knows(place, options.workers).await?;
+    // It says so once a second.
+    sleep(Duration::from_secs(2)).await;
+    let report = report(place)?;
+    let of = |what: &str| report.pointer(&format!("/latency/{what}")).and_then(Value::as_u64).unwrap_or(0);
+    let millis = |what| of(what) as f64 / 1000.0;
+    Ok(format!("{:.1} / {:.1} (of {})", millis("p50"), millis("p99"), of("count")))
 }
 
 /// What the sidecar says of itself.
-fn latencies(place: &Place) -> Result<Value> {
+fn report(place: &Place) -> Result<Value> {
     let reports = fs::read_dir(place.file("runtime"))?.flatten().map(|entry| entry.path());
     let mut ours = reports.filter(|path| path.to_string_lossy().contains("/pm2:"));
     Ok(serde_json::from_str(&fs::read_to_string(ours.next().context("no report of the sidecar")?)?)?)
@@ -144,7 +168,7 @@ fn latencies(place: &Place) -> Result<Value> {
 /// Until it knows every worker, by its peer.
 async fn knows(place: &Place, workers: u16) -> Result<()> {
     wait::until("the sidecar to know every worker", PATIENCE, async || {
-        let report = latencies(place).ok()?;
+        let report = report(place).ok()?;
         let all = report.get("workers")?.as_array()?;
         let known = all.iter().filter(|worker| {
             let phase = worker.get("phase").and_then(Value::as_str).unwrap_or_default();
@@ -155,16 +179,32 @@ async fn knows(place: &Place, workers: u16) -> Result<()> {
     .await
 }
 
-fn memory(pid: u32) -> Result<String> {
+/// All that is mapped in, and of it what no file has; in kB.
+fn memory(pid: u32) -> Result<[u64; 2]> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|line| line.split_ascii_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok())
+        let number = line.and_then(|line| line.split_ascii_whitespace().next());
+        anyhow::Ok(number.with_context(|| format!("no {name}"))?.parse()?)
     };
-    let kilobytes = |name| of(name).map(|kb| format!("{:.1} MiB", kb as f64 / 1024.0)).unwrap_or_default();
-    let threads = of("Threads:").unwrap_or(0);
-    Ok(format!("{:>9} {:>9} {threads:>8}", kilobytes("VmRSS:"), kilobytes("RssAnon:")))
+    Ok([of("VmRSS:")?, of("RssAnon:")?])
+}
+
+/// From now on the kernel notes which pages are used.
+fn forget_uses(pid: u32) -> Result<()> {
+    Ok(fs::write(format!("/proc/{pid}/clear_refs"), "1")?)
+}
+
+/// In kB. The kernel maps more of a file than is asked for: that counts as resident, and is not in this.
+fn used(pid: u32) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = smaps.lines().find_map(|line| line.strip_prefix("Referenced:"));
+    let number = line.and_then(|line| line.split_ascii_whitespace().next());
+    Ok(number.context("no Referenced")?.parse()?)
+}
+
+fn mebibytes(kilobytes: u64) -> String {
+    format!("{:.1}", kilobytes as f64 / 1024.0)
 }
 
 /// User and system, of all its threads.
