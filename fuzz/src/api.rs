@@ -157,6 +157,7 @@ fn overview(stage: &Stage) -> Overview {
         generation: header.generation(),
         events: header.told(),
         zone: ZoneView { size: 0, peers: 0, peers_max: 0, peers_uncovered: 0, processes_max: 0 },
+        old_master: None,
         processes: Vec::new(),
         uncovered: Vec::new(),
     }
