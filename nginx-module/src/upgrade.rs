@@ -12,7 +12,9 @@ use std::os::unix::process::parent_id;
 
 /// The pid of the older master, while both live.
 pub(crate) fn old_master() -> Option<u32> {
-    let written = fs::read_to_string(&*text(&core_conf()?.oldpid)).ok()?;
+    // nginx counts the zero at the end of this name.
+    let name = text(&core_conf()?.oldpid);
+    let written = fs::read_to_string(name.trim_end_matches('\0')).ok()?;
     let old: u32 = written.trim().parse().ok()?;
     let master = parent_id();
     (old == master || parent_of(master)? == old).then_some(old)
