@@ -76,6 +76,8 @@ pub enum At {
 pub enum Broken {
     Refused,
     Reset,
+    /// Over a connection of the keepalive cache, which the worker had closed.
+    Stale,
 }
 
 /// Why the visitor got 502.
@@ -84,10 +86,12 @@ pub enum Why {
     Nobody,
     /// It may have been executed.
     Sent,
-    /// It was tried as often as the location says.
+    /// It was tried as often as the location says, or with every worker.
     Tries,
     /// A mark of a sidecar that is silent keeps it from a worker that serves.
     HeldBack,
+    /// While it rested another worker came up, to which it had not been given.
+    Overlooked,
     Other,
 }
 
@@ -201,18 +205,20 @@ impl World {
             (true, State::Listening) if worker.life == 0 => At::Sent(peer, 0),
             (true, _) => {
                 request.stale += 1;
-                At::Broken(peer, Broken::Reset)
+                At::Broken(peer, Broken::Stale)
             }
             (false, State::Listening) => At::Sent(peer, worker.life),
             (false, _) => At::Broken(peer, Broken::Refused),
         };
     }
 
-    /// The worker closes its port: what it has not taken is reset.
-    pub fn resets(&mut self, peer: Peer) {
+    /// The worker closes its port: what it has not taken is reset. If it is killed, so is what it was working on.
+    pub fn resets(&mut self, peer: Peer, is_killed: bool) {
         for request in &mut self.requests {
-            if matches!(request.at, At::Sent(at, _) if at == peer) {
-                request.at = At::Broken(peer, Broken::Reset);
+            match request.at {
+                At::Sent(at, _) if at == peer => request.at = At::Broken(peer, Broken::Reset),
+                At::Taken(at, _) if at == peer && is_killed => request.at = At::Broken(peer, Broken::Reset),
+                _ => {}
             }
         }
     }
@@ -220,7 +226,11 @@ impl World {
     /// The balancer has nobody left.
     pub(crate) fn finds_nobody(&mut self, scene: &Scene, request: usize) {
         let waits = self.would_wait(scene, request, self.requests[request].was_sent_on);
-        let why = if self.is_held_back() { Why::HeldBack } else { Why::Nobody };
+        let why = match usize::from(self.requests[request].tries) {
+            _ if self.is_held_back() => Why::HeldBack,
+            tries if tries >= scene.workers => Why::Tries,
+            _ => Why::Nobody,
+        };
         let request = &mut self.requests[request];
         request.was_sent_on = false;
         if waits {
@@ -244,7 +254,13 @@ impl World {
     pub fn fails(&mut self, scene: &Scene, request: usize) {
         let At::Broken(peer, broken) = self.requests[request].at else { unreachable!() };
         self.requests[request].tried[peer] = true;
-        self.requests[request].broke += u8::from(broken == Broken::Reset);
+        // What was in the cache when it last broke says nothing of another worker.
+        let is_another = match broken {
+            Broken::Refused => false,
+            Broken::Reset => true,
+            Broken::Stale => self.requests[request].broke == 0,
+        };
+        self.requests[request].broke += u8::from(is_another);
         let verdict = self.failure(scene, request, peer, broken).verdict(
             true,
             || self.around(scene, request, peer, !scene.is_without(Without::Hold)),
@@ -262,7 +278,11 @@ impl World {
     }
 
     pub fn settles(&mut self, request: usize, verdict: Verdict) {
-        let why = if self.is_held_back() { Why::HeldBack } else { Why::of(verdict) };
+        let why = match verdict {
+            _ if self.is_held_back() => Why::HeldBack,
+            _ if self.is_overlooked(request) => Why::Overlooked,
+            _ => Why::of(verdict),
+        };
         let request = &mut self.requests[request];
         match verdict {
             Verdict::Granted(granted) => {
@@ -271,6 +291,13 @@ impl World {
             }
             _ => request.ends(At::Failed(why)),
         }
+    }
+
+    /// Somebody serves to whom it has not been given.
+    fn is_overlooked(&self, request: usize) -> bool {
+        let (zone, request) = (self.zone.seen(), &self.requests[request]);
+        matches!(request.at, At::Resting(_))
+            && (0..PEERS).any(|peer| zone.serves(peer) && !request.tried[peer])
     }
 
     fn follows(&mut self, scene: &Scene, request: usize, peer: Peer, verdict: Verdict) {
@@ -301,7 +328,11 @@ impl World {
             is_reason: !scene.is_without(Without::Next),
             may_repeat_changes: scene.is_without(Without::Unsent),
             time_left: None,
-            tries_left: if is_at_the_only_one { 0 } else { tries_left },
+            tries_left: if is_at_the_only_one {
+                0
+            } else {
+                tries_left + usize::from(broken == Broken::Stale)
+            },
             may_try: spent < TRIES,
             broke: request.broke.into(),
             added: request.added.into(),
