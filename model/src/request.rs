@@ -2,14 +2,13 @@
 //! [`Rest::look`] and [`Visitor::verdict`].
 //!
 //! ```text
-//!  Coming ──► Choosing ──► Sent ──► Taken ──► Answered
-//!              ▲  ▲  │      │        │
-//!              │  │  │      └───┬────┘
-//!              │  │  │ nobody   ▼
-//!              │  │  │        Broken ──► Resting ──► Failed
-//!              │  │  ▼          │           │
-//!              │  └─ Held       │           │
-//!              └────────────────┴───────────┘
+//!  Coming ──► Sent ──► Taken ──► Answered
+//!    │ nobody  │         │
+//!    ▼         └────┬────┘
+//!   Held            ▼
+//!    │            Broken ──► Resting ──► Failed
+//!    ▼              │           │
+//!   Anew ◄──────────┴───────────┘     (or to the next worker at once)
 //! ```
 //!
 //! From the choice to the written request nginx does all in one call, and so does the model: that the order of claim and look
@@ -57,7 +56,6 @@ pub enum At {
     Coming,
     /// The balancer begins with it once more.
     Anew,
-    Choosing,
     /// It has looked at the gate, and is not counted there: only where the wrong order is tried.
     Looked(Peer),
     /// All of it is written; the worker has not taken it.
@@ -155,12 +153,16 @@ fn admission(state: handoff_wire::State) -> Admission {
 // === impl World ===
 
 impl World {
-    /// Whom the balancer may choose for it.
+    /// Whom the balancer may choose first.
     pub fn choices(&self, scene: &Scene, request: usize) -> impl Iterator<Item = Peer> {
-        let request = self.requests[request];
-        let begins = matches!(request.at, At::Coming | At::Anew);
-        let may_choose = begins || request.at == At::Choosing;
-        (0..scene.workers).filter(move |&peer| may_choose && (begins || !request.tried[peer]))
+        let begins = matches!(self.requests[request].at, At::Coming | At::Anew);
+        (0..scene.workers).filter(move |_| begins)
+    }
+
+    /// Whom it would choose else.
+    fn untried(&self, scene: &Scene, request: usize) -> impl Iterator<Item = Peer> {
+        let tried = self.requests[request].tried;
+        (0..scene.workers).filter(move |&peer| !tried[peer])
     }
 
     /// The balancer chooses this one first; the request claims its place, looks, and goes or is refused. Who is refused is given
@@ -277,10 +279,11 @@ impl World {
         }
     }
 
-    pub fn settles(&mut self, request: usize, verdict: Verdict) {
+    pub fn settles(&mut self, scene: &Scene, request: usize, verdict: Verdict) {
         let why = match verdict {
             _ if self.is_held_back() => Why::HeldBack,
             _ if self.is_overlooked(request) => Why::Overlooked,
+            _ if self.untried(scene, request).next().is_none() && scene.workers > 1 => Why::Tries,
             _ => Why::of(verdict),
         };
         let request = &mut self.requests[request];
@@ -302,13 +305,16 @@ impl World {
 
     fn follows(&mut self, scene: &Scene, request: usize, peer: Peer, verdict: Verdict) {
         match verdict {
-            Verdict::Granted(Granted::Replaced) => self.settles(request, verdict),
-            Verdict::Granted(_) if self.requests[request].tried[..scene.workers].contains(&false) => {
-                self.requests[request].at = At::Choosing;
+            Verdict::Granted(Granted::Replaced) => self.settles(scene, request, verdict),
+            Verdict::Granted(_) => {
+                let other = self.untried(scene, request).next();
+                match other {
+                    Some(other) => self.chooses(scene, request, other),
+                    None => self.finds_nobody(scene, request),
+                }
             }
-            Verdict::Granted(_) => self.finds_nobody(scene, request),
             Verdict::Rests(_) => self.requests[request].at = At::Resting(peer),
-            Verdict::Refused(_) => self.settles(request, verdict),
+            Verdict::Refused(_) => self.settles(scene, request, verdict),
         }
     }
 
@@ -317,7 +323,7 @@ impl World {
         let zone = self.zone.seen();
         let others = || (0..scene.workers).filter(|&other| other != peer);
         let is_at_the_only_one = scene.workers > 1 && !others().any(|other| zone.serves(other));
-        let untried = request.tried.iter().take(scene.workers).filter(|tried| !**tried).count();
+        let untried = self.untried(scene, at).count();
         let spent = request.tries - request.stale;
         let tries_left = untried.min(TRIES.saturating_sub(spent).into());
         Failure {
@@ -372,7 +378,7 @@ impl Why {
     fn of(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Refused(Refused::Sent) => Self::Sent,
-            Verdict::Refused(Refused::Tries) => Self::Tries,
+            Verdict::Refused(Refused::Tries | Refused::Broke) => Self::Tries,
             _ => Self::Other,
         }
     }

@@ -160,7 +160,8 @@ impl World {
             zone,
             instance: 1,
             workers: [Worker { life: 0, state: State::Listening }; PEERS],
-            pooled: Some(false),
+            // Where somebody dies, others do not add to it.
+            pooled: scene.faults.is_empty().then_some(false),
             requests: std::array::from_fn(request),
             pm2: Pm2::default(),
             sidecar: Sidecar {
@@ -236,19 +237,18 @@ impl World {
         }
     }
 
-    /// What takes as long as a process to boot: by then nginx has noticed which connections broke, and gone on.
+    /// What takes as long as a process to boot: by then nginx has noticed which connections broke, and gone on, and a worker has
+    /// taken what was written to it.
     fn slow_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
-        let is_busy = |at| matches!(at, At::Broken(..) | At::Choosing | At::Anew);
+        let is_busy = |at| matches!(at, At::Sent(..) | At::Broken(..) | At::Anew);
         if self.requests.iter().any(|request| is_busy(request.at)) {
             return;
         }
-        // And seconds pass when whoever runs has heard and said what there is, PM2 has sent its signal, and what nginx has
-        // written is with its worker.
+        // And seconds pass when whoever runs has heard and said what there is, and PM2 has sent its signal.
         let is_quick = |step: &Step| {
             matches!(
                 step,
                 Step::ClaimsLate(..)
-                    | Step::IsTaken(_)
                     | Step::Signals(_)
                     | Step::SidecarHears
                     | Step::SidecarLearnsOfDeath(_)
@@ -458,7 +458,7 @@ impl World {
             Step::RestEnds(request, is_over) => {
                 let At::Resting(peer) = self.requests[request].at else { unreachable!() };
                 let verdict: Verdict = self.look_again(scene, request, peer, is_over).unwrap();
-                self.settles(request, verdict);
+                self.settles(scene, request, verdict);
             }
             Step::NoticesClose => self.pooled = None,
             Step::Announces(peer) => self.announces(peer),

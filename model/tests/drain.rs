@@ -11,6 +11,7 @@ const BOTH: &[Method] = &[Method::Post, Method::Get];
 const POST: &[Method] = &[Method::Post];
 const GET: &[Method] = &[Method::Get];
 
+const SIDECAR: &[Fault] = &[Fault::SidecarDies, Fault::SidecarFreezes];
 const BESIDE_PM2: &[Fault] = &[
     Fault::SidecarDies,
     Fault::SidecarIsRestarted,
@@ -95,10 +96,10 @@ fn nothing_fails_in_a_deploy_in_which_nobody_dies() {
 #[test]
 fn who_dies_costs_no_more_than_is_said() {
     for (what, requests) in [("an order", POST), ("a GET", GET)] {
-        let scene = Scene { faults: BESIDE_PM2, fails: Promise::AsKnown, requests, ..PM2 };
+        let scene = Scene { faults: SIDECAR, fails: Promise::AsKnown, requests, ..PM2 };
         holds(&format!("pm2 reload, {what}, a sidecar that dies"), scene.clone());
-        let scene = Scene { fails: Promise::AsStock, workers: 1, ..scene };
-        holds(&format!("pm2 reload of one, {what}, a sidecar that dies"), scene);
+        let scene = Scene { faults: BESIDE_PM2, fails: Promise::AsStock, workers: 1, ..scene };
+        holds(&format!("pm2 reload of one, {what}, whoever dies"), scene);
         let scene = Scene { faults: BESIDE_HANDOFF, requests, ..HANDOFF };
         holds(&format!("handoff reload, {what}, a roll-out or nginx that dies"), scene);
     }
@@ -170,24 +171,38 @@ fn no_run_goes_round_in_a_circle() {
 #[test]
 #[ignore = "minutes: make model"]
 fn and_so_it_is_further_out() {
-    let slow = Scene { slow_bus: true, ..PM2 };
-    holds("pm2 reload, a slow bus", slow.clone());
+    holds("pm2 reload, a slow bus", Scene { slow_bus: true, ..PM2 });
     let late = Scene { faults: BESIDE_PM2, fails: Promise::AsKnown, ..PM2 };
-    holds("pm2 reload, a sidecar that dies", late.clone());
+    for (what, requests) in [("an order", POST), ("a GET", GET)] {
+        holds(&format!("pm2 reload, {what}, whoever dies"), Scene { requests, ..late.clone() });
+    }
+    holds("pm2 reload, both, a sidecar that dies", Scene { faults: SIDECAR, ..late });
+    holds("handoff reload, both", HANDOFF_BESIDE);
+    holds("handoff reload, an order, a slow bus", Scene { slow_bus: true, requests: POST, ..HANDOFF_BESIDE });
+    holds("handoff reload, an order, whoever dies", Scene { faults: ALL, requests: POST, ..HANDOFF_BESIDE });
     holds(
-        "pm2 reload, a slow bus and a sidecar that dies",
-        Scene { slow_bus: true, requests: POST, ..late.clone() },
-    );
-    holds("pm2 reload, a sidecar that dies twice", Scene { most_faults: 2, requests: POST, ..late });
-    holds("handoff reload", HANDOFF_BESIDE);
-    holds("handoff reload, a slow bus", Scene { slow_bus: true, requests: POST, ..HANDOFF_BESIDE });
-    holds("handoff reload, whoever dies", Scene { faults: ALL, requests: POST, ..HANDOFF_BESIDE });
-    holds(
-        "handoff reload, no sidecar, whoever dies twice",
+        "handoff reload, no sidecar, both, two that die",
         Scene { faults: BESIDE_HANDOFF, most_faults: 2, ..HANDOFF },
     );
     holds(
         "handoff reload, no sidecar, three requests",
         Scene { requests: &[Method::Post, Method::Get, Method::Post], ..HANDOFF },
     );
+}
+
+/// What is worse than with stock nginx, and known: the shortest way to it, or that there is none any more.
+#[test]
+#[ignore = "it proves nothing: make model tells it"]
+fn what_is_known_is_told() {
+    for (what, faults) in
+        [("a sidecar that dies", SIDECAR), ("a sidecar that is restarted", &[Fault::SidecarIsRestarted])]
+    {
+        let scene = Scene { faults, fails: Promise::AsStock, requests: GET, ..PM2 };
+        match shortest(&scene) {
+            Ok(worlds) => println!("{what}: as with stock nginx, in {worlds} worlds"),
+            Err((promise, steps)) => {
+                println!("{what}, in {} steps, not so: {promise}\n{}", steps.len(), told(&steps))
+            }
+        }
+    }
 }
