@@ -94,6 +94,11 @@ policy:
 loom: ## core's claim and drain under every interleaving; the wrong order must be caught
 	build/loom
 
+.PHONY: model
+model: ## the drain protocol of one host, and that of many through a store: every order of their steps, with wide bounds; minutes
+	cargo test $(LOCKED) -p model -- --include-ignored --nocapture
+	cargo test $(LOCKED) -p handoff --test store_model -- --include-ignored --nocapture
+
 .PHONY: unit
 unit: ## core, wire and sidecar alone: a Rust toolchain and protoc are enough
 	cargo test $(LOCKED) -p handoff-core -p handoff-wire -p handoff -- --skip real_pm2

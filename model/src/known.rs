@@ -6,17 +6,23 @@ use std::{
 };
 
 #[derive(Debug)]
-pub(crate) struct Known<T>(Mutex<(HashMap<String, u16>, Vec<Arc<T>>)>);
+pub(crate) struct Known<T>(Mutex<Things<T>>);
+
+#[derive(Debug)]
+struct Things<T> {
+    numbers: HashMap<String, u16>,
+    things: Vec<Arc<T>>,
+}
 
 impl<T> Default for Known<T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Things { numbers: HashMap::new(), things: Vec::new() }))
     }
 }
 
 impl<T> Known<T> {
     pub(crate) fn number(&self, looks: String, make: impl FnOnce() -> T) -> u16 {
-        let (numbers, things) = &mut *self.0.lock().unwrap();
+        let Things { numbers, things } = &mut *self.0.lock().unwrap();
         *numbers.entry(looks).or_insert_with(|| {
             things.push(Arc::new(make()));
             u16::try_from(things.len() - 1).unwrap()
@@ -24,6 +30,6 @@ impl<T> Known<T> {
     }
 
     pub(crate) fn get(&self, number: u16) -> Arc<T> {
-        self.0.lock().unwrap().1[usize::from(number)].clone()
+        self.0.lock().unwrap().things[usize::from(number)].clone()
     }
 }

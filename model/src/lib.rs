@@ -50,6 +50,8 @@ pub enum Fault {
     SidecarFreezes,
     /// PM2 signals before the sidecar was heard.
     NoticeIsLate,
+    /// It has not finished within PM2's kill_timeout.
+    WorkerIsKilled,
     RolloutDies,
     RolloutFreezes,
     NginxRestarts,
@@ -63,8 +65,8 @@ pub enum Promise {
     /// Those that stock nginx would fail: what must not be repeated broke with its worker; it broke with as many workers as
     /// the location allows for; or nobody listened anywhere.
     AsStock,
-    /// And those that a mark of a sidecar that is silent keeps from a worker that serves, for as long as its lease.
-    LeaseHoldsBack,
+    /// And those two that are known to be worse (`docs/decisions/drain-model.md`).
+    AsKnown,
 }
 
 /// What is left out.
@@ -126,10 +128,8 @@ impl Scene {
     fn may_fail(&self, why: Why) -> bool {
         match self.fails {
             Promise::None => false,
-            Promise::LeaseHoldsBack if why == Why::HeldBack => true,
-            Promise::AsStock | Promise::LeaseHoldsBack => {
-                matches!(why, Why::Sent | Why::Tries) || self.workers == 1
-            }
+            Promise::AsKnown if matches!(why, Why::HeldBack | Why::Overlooked) => true,
+            Promise::AsStock | Promise::AsKnown => matches!(why, Why::Sent | Why::Tries) || self.workers == 1,
         }
     }
 }
@@ -185,6 +185,7 @@ impl fmt::Display for Fault {
             Self::NoticeIsLate => {
                 "PM2 signals the worker before nginx is told, and the worker closes its port"
             }
+            Self::WorkerIsKilled => "PM2 kills the worker, which had not finished",
             Self::RolloutDies => "the roll-out is killed",
             Self::RolloutFreezes => "the roll-out is frozen",
             Self::NginxRestarts => "nginx is restarted, and forgets all",

@@ -2,14 +2,13 @@
 //! [`Rest::look`] and [`Visitor::verdict`].
 //!
 //! ```text
-//!  Coming ──► Choosing ──► Sent ──► Taken ──► Answered
-//!              ▲  ▲  │      │        │
-//!              │  │  │      └───┬────┘
-//!              │  │  │ nobody   ▼
-//!              │  │  │        Broken ──► Resting ──► Failed
-//!              │  │  ▼          │           │
-//!              │  └─ Held       │           │
-//!              └────────────────┴───────────┘
+//!  Coming ──► Sent ──► Taken ──► Answered
+//!    │ nobody  │         │
+//!    ▼         └────┬────┘
+//!   Held            ▼
+//!    │            Broken ──► Resting ──► Failed
+//!    ▼              │           │
+//!   Anew ◄──────────┴───────────┘     (or to the next worker at once)
 //! ```
 //!
 //! From the choice to the written request nginx does all in one call, and so does the model: that the order of claim and look
@@ -57,7 +56,6 @@ pub enum At {
     Coming,
     /// The balancer begins with it once more.
     Anew,
-    Choosing,
     /// It has looked at the gate, and is not counted there: only where the wrong order is tried.
     Looked(Peer),
     /// All of it is written; the worker has not taken it.
@@ -76,6 +74,8 @@ pub enum At {
 pub enum Broken {
     Refused,
     Reset,
+    /// Over a connection of the keepalive cache, which the worker had closed.
+    Stale,
 }
 
 /// Why the visitor got 502.
@@ -84,10 +84,12 @@ pub enum Why {
     Nobody,
     /// It may have been executed.
     Sent,
-    /// It was tried as often as the location says.
+    /// It was tried as often as the location says, or with every worker.
     Tries,
     /// A mark of a sidecar that is silent keeps it from a worker that serves.
     HeldBack,
+    /// While it rested another worker came up, to which it had not been given.
+    Overlooked,
     Other,
 }
 
@@ -151,12 +153,16 @@ fn admission(state: handoff_wire::State) -> Admission {
 // === impl World ===
 
 impl World {
-    /// Whom the balancer may choose for it.
+    /// Whom the balancer may choose first.
     pub fn choices(&self, scene: &Scene, request: usize) -> impl Iterator<Item = Peer> {
-        let request = self.requests[request];
-        let begins = matches!(request.at, At::Coming | At::Anew);
-        let may_choose = begins || request.at == At::Choosing;
-        (0..scene.workers).filter(move |&peer| may_choose && (begins || !request.tried[peer]))
+        let begins = matches!(self.requests[request].at, At::Coming | At::Anew);
+        (0..scene.workers).filter(move |_| begins)
+    }
+
+    /// Whom it would choose else.
+    fn untried(&self, scene: &Scene, request: usize) -> impl Iterator<Item = Peer> {
+        let tried = self.requests[request].tried;
+        (0..scene.workers).filter(move |&peer| !tried[peer])
     }
 
     /// The balancer chooses this one first; the request claims its place, looks, and goes or is refused. Who is refused is given
@@ -201,18 +207,20 @@ impl World {
             (true, State::Listening) if worker.life == 0 => At::Sent(peer, 0),
             (true, _) => {
                 request.stale += 1;
-                At::Broken(peer, Broken::Reset)
+                At::Broken(peer, Broken::Stale)
             }
             (false, State::Listening) => At::Sent(peer, worker.life),
             (false, _) => At::Broken(peer, Broken::Refused),
         };
     }
 
-    /// The worker closes its port: what it has not taken is reset.
-    pub fn resets(&mut self, peer: Peer) {
+    /// The worker closes its port: what it has not taken is reset. If it is killed, so is what it was working on.
+    pub fn resets(&mut self, peer: Peer, is_killed: bool) {
         for request in &mut self.requests {
-            if matches!(request.at, At::Sent(at, _) if at == peer) {
-                request.at = At::Broken(peer, Broken::Reset);
+            match request.at {
+                At::Sent(at, _) if at == peer => request.at = At::Broken(peer, Broken::Reset),
+                At::Taken(at, _) if at == peer && is_killed => request.at = At::Broken(peer, Broken::Reset),
+                _ => {}
             }
         }
     }
@@ -220,7 +228,11 @@ impl World {
     /// The balancer has nobody left.
     pub(crate) fn finds_nobody(&mut self, scene: &Scene, request: usize) {
         let waits = self.would_wait(scene, request, self.requests[request].was_sent_on);
-        let why = if self.is_held_back() { Why::HeldBack } else { Why::Nobody };
+        let why = match usize::from(self.requests[request].tries) {
+            _ if self.is_held_back() => Why::HeldBack,
+            tries if tries >= scene.workers => Why::Tries,
+            _ => Why::Nobody,
+        };
         let request = &mut self.requests[request];
         request.was_sent_on = false;
         if waits {
@@ -244,7 +256,13 @@ impl World {
     pub fn fails(&mut self, scene: &Scene, request: usize) {
         let At::Broken(peer, broken) = self.requests[request].at else { unreachable!() };
         self.requests[request].tried[peer] = true;
-        self.requests[request].broke += u8::from(broken == Broken::Reset);
+        // What was in the cache when it last broke says nothing of another worker.
+        let is_another = match broken {
+            Broken::Refused => false,
+            Broken::Reset => true,
+            Broken::Stale => self.requests[request].broke == 0,
+        };
+        self.requests[request].broke += u8::from(is_another);
         let verdict = self.failure(scene, request, peer, broken).verdict(
             true,
             || self.around(scene, request, peer, !scene.is_without(Without::Hold)),
@@ -261,8 +279,13 @@ impl World {
         }
     }
 
-    pub fn settles(&mut self, request: usize, verdict: Verdict) {
-        let why = if self.is_held_back() { Why::HeldBack } else { Why::of(verdict) };
+    pub fn settles(&mut self, scene: &Scene, request: usize, verdict: Verdict) {
+        let why = match verdict {
+            _ if self.is_held_back() => Why::HeldBack,
+            _ if self.is_overlooked(request) => Why::Overlooked,
+            _ if self.untried(scene, request).next().is_none() && scene.workers > 1 => Why::Tries,
+            _ => Why::of(verdict),
+        };
         let request = &mut self.requests[request];
         match verdict {
             Verdict::Granted(granted) => {
@@ -273,15 +296,25 @@ impl World {
         }
     }
 
+    /// Somebody serves to whom it has not been given.
+    fn is_overlooked(&self, request: usize) -> bool {
+        let (zone, request) = (self.zone.seen(), &self.requests[request]);
+        matches!(request.at, At::Resting(_))
+            && (0..PEERS).any(|peer| zone.serves(peer) && !request.tried[peer])
+    }
+
     fn follows(&mut self, scene: &Scene, request: usize, peer: Peer, verdict: Verdict) {
         match verdict {
-            Verdict::Granted(Granted::Replaced) => self.settles(request, verdict),
-            Verdict::Granted(_) if self.requests[request].tried[..scene.workers].contains(&false) => {
-                self.requests[request].at = At::Choosing;
+            Verdict::Granted(Granted::Replaced) => self.settles(scene, request, verdict),
+            Verdict::Granted(_) => {
+                let other = self.untried(scene, request).next();
+                match other {
+                    Some(other) => self.chooses(scene, request, other),
+                    None => self.finds_nobody(scene, request),
+                }
             }
-            Verdict::Granted(_) => self.finds_nobody(scene, request),
             Verdict::Rests(_) => self.requests[request].at = At::Resting(peer),
-            Verdict::Refused(_) => self.settles(request, verdict),
+            Verdict::Refused(_) => self.settles(scene, request, verdict),
         }
     }
 
@@ -290,7 +323,7 @@ impl World {
         let zone = self.zone.seen();
         let others = || (0..scene.workers).filter(|&other| other != peer);
         let is_at_the_only_one = scene.workers > 1 && !others().any(|other| zone.serves(other));
-        let untried = request.tried.iter().take(scene.workers).filter(|tried| !**tried).count();
+        let untried = self.untried(scene, at).count();
         let spent = request.tries - request.stale;
         let tries_left = untried.min(TRIES.saturating_sub(spent).into());
         Failure {
@@ -301,7 +334,11 @@ impl World {
             is_reason: !scene.is_without(Without::Next),
             may_repeat_changes: scene.is_without(Without::Unsent),
             time_left: None,
-            tries_left: if is_at_the_only_one { 0 } else { tries_left },
+            tries_left: if is_at_the_only_one {
+                0
+            } else {
+                tries_left + usize::from(broken == Broken::Stale)
+            },
             may_try: spent < TRIES,
             broke: request.broke.into(),
             added: request.added.into(),
@@ -341,7 +378,7 @@ impl Why {
     fn of(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Refused(Refused::Sent) => Self::Sent,
-            Verdict::Refused(Refused::Tries) => Self::Tries,
+            Verdict::Refused(Refused::Tries | Refused::Broke) => Self::Tries,
             _ => Self::Other,
         }
     }

@@ -160,7 +160,8 @@ impl World {
             zone,
             instance: 1,
             workers: [Worker { life: 0, state: State::Listening }; PEERS],
-            pooled: Some(false),
+            // Where somebody dies, others do not add to it.
+            pooled: scene.faults.is_empty().then_some(false),
             requests: std::array::from_fn(request),
             pm2: Pm2::default(),
             sidecar: Sidecar {
@@ -181,6 +182,10 @@ impl World {
             stopped_in_use: false,
             is_over: false,
         }
+    }
+
+    fn is_at_work(&self, peer: Peer) -> bool {
+        self.requests.iter().any(|request| matches!(request.at, At::Taken(at, _) if at == peer))
     }
 
     /// Somebody serves, and a mark that nobody renews keeps requests away from there.
@@ -232,19 +237,18 @@ impl World {
         }
     }
 
-    /// What takes as long as a process to boot: by then nginx has noticed which connections broke, and gone on or rested.
+    /// What takes as long as a process to boot: by then nginx has noticed which connections broke, and gone on, and a worker has
+    /// taken what was written to it.
     fn slow_steps(&self, scene: &Scene, steps: &mut Vec<Step>) {
-        let is_busy = |at| matches!(at, At::Broken(..) | At::Resting(_) | At::Choosing | At::Anew);
+        let is_busy = |at| matches!(at, At::Sent(..) | At::Broken(..) | At::Anew);
         if self.requests.iter().any(|request| is_busy(request.at)) {
             return;
         }
-        // And seconds pass when whoever runs has heard and said what there is, PM2 has sent its signal, and what nginx has
-        // written is with its worker.
+        // And seconds pass when whoever runs has heard and said what there is, and PM2 has sent its signal.
         let is_quick = |step: &Step| {
             matches!(
                 step,
                 Step::ClaimsLate(..)
-                    | Step::IsTaken(_)
                     | Step::Signals(_)
                     | Step::SidecarHears
                     | Step::SidecarLearnsOfDeath(_)
@@ -306,7 +310,13 @@ impl World {
     fn has_news_under_way(&self, scene: &Scene, peer: Peer) -> bool {
         let is_of = |(of, _): &(Peer, Fact)| *of == peer;
         let is_on_its_way = self.sidecar.deaths[peer].is_some() || self.sidecar.bus.iter().any(is_of);
-        self.sidecar.fate == Fate::Runs && (is_on_its_way || !self.has_told_nginx(scene))
+        let is_to_be_seen = (0..scene.workers).any(|peer| self.has_news_for_a_look(scene, peer));
+        self.sidecar.fate == Fate::Runs && (is_on_its_way || is_to_be_seen || !self.has_told_nginx(scene))
+    }
+
+    fn has_news_for_a_look(&self, scene: &Scene, peer: Peer) -> bool {
+        let knows = self.sidecar.knows[peer];
+        knows.hears(peer, self.look(peer)) != knows && !scene.is_without(Without::Looks)
     }
 
     fn has_told_nginx(&self, scene: &Scene) -> bool {
@@ -327,8 +337,7 @@ impl World {
                 steps.extend(self.has_had_its_lead(scene, peer).then_some(Step::Signals(peer)));
             }
             Some((peer, Phase::Signalled)) => {
-                let has_work = |request: &Request| matches!(request.at, At::Taken(at, _) if at == peer);
-                steps.extend((!self.requests.iter().any(has_work)).then_some(Step::Ends(peer)));
+                steps.extend((!self.is_at_work(peer)).then_some(Step::Ends(peer)));
             }
             Some((peer, Phase::Ended)) => steps.push(Step::Starts(peer)),
             Some((_, Phase::Started)) => {}
@@ -351,9 +360,7 @@ impl World {
         steps.extend((!sidecar.bus.is_empty()).then_some(Step::SidecarHears));
         for peer in 0..scene.workers {
             steps.extend(sidecar.deaths[peer].map(|_| Step::SidecarLearnsOfDeath(peer)));
-            let is_new = sidecar.knows[peer].hears(peer, self.look(peer)) != sidecar.knows[peer];
-            let looks = is_new && !scene.is_without(Without::Looks);
-            steps.extend(looks.then_some(Step::SidecarLooks(peer)));
+            steps.extend(self.has_news_for_a_look(scene, peer).then_some(Step::SidecarLooks(peer)));
         }
         steps.extend((sidecar.view != sidecar::view(&self.zone.seen())).then_some(Step::SidecarSeesNginx));
     }
@@ -416,6 +423,10 @@ impl World {
         match fault {
             Fault::SidecarDies | Fault::SidecarIsRestarted | Fault::SidecarFreezes => sidecar,
             Fault::NoticeIsLate => sidecar && matches!(self.pm2.job, Some((_, Phase::Announced))),
+            Fault::WorkerIsKilled => match self.pm2.job {
+                Some((peer, Phase::Signalled)) => self.is_at_work(peer),
+                _ => false,
+            },
             // Between the answer to the fence and PM2's signal nothing can help it: the lease is to be longer than that.
             Fault::RolloutFreezes | Fault::RolloutDies => {
                 rollout && !matches!(self.rollout.stage, Stage::Fenced | Stage::Over)
@@ -447,19 +458,12 @@ impl World {
             Step::RestEnds(request, is_over) => {
                 let At::Resting(peer) = self.requests[request].at else { unreachable!() };
                 let verdict: Verdict = self.look_again(scene, request, peer, is_over).unwrap();
-                self.settles(request, verdict);
+                self.settles(scene, request, verdict);
             }
             Step::NoticesClose => self.pooled = None,
             Step::Announces(peer) => self.announces(peer),
             Step::Signals(peer) => self.signals(peer),
-            Step::Ends(peer) => {
-                self.workers[peer].state = State::Dead;
-                self.pm2.job = Some((peer, Phase::Ended));
-                // A pidfd tells it also to who slept.
-                if matches!(self.sidecar.fate, Fate::Runs | Fate::Frozen) {
-                    self.sidecar.deaths[peer] = Some(self.workers[peer].life);
-                }
-            }
+            Step::Ends(peer) => self.ends(peer),
             Step::Starts(peer) => {
                 let life = self.workers[peer].life + 1;
                 self.workers[peer] = Worker { life, state: State::Booting };
@@ -531,7 +535,16 @@ impl World {
     fn signals(&mut self, peer: Peer) {
         self.pm2.job = Some((peer, Phase::Signalled));
         self.workers[peer].state = State::Closing;
-        self.resets(peer);
+        self.resets(peer, false);
+    }
+
+    fn ends(&mut self, peer: Peer) {
+        self.workers[peer].state = State::Dead;
+        self.pm2.job = Some((peer, Phase::Ended));
+        // A pidfd tells it also to who slept.
+        if matches!(self.sidecar.fate, Fate::Runs | Fate::Frozen) {
+            self.sidecar.deaths[peer] = Some(self.workers[peer].life);
+        }
     }
 
     /// On its bus. What nobody hears now, nobody will.
@@ -601,7 +614,10 @@ impl World {
                 self.rollout.stage = Stage::Drained { epoch: mark.epoch, instance: self.instance };
             }
             Step::MarkArrives(peer) => {
-                self.tell(drain(peer, scene));
+                // Or it is refused, and nobody has waited for that either.
+                if self.zone.tell(drain(peer, scene)).is_ok() {
+                    self.tell(drain(peer, scene));
+                }
                 self.rollout.is_sending = None;
             }
             Step::Fences(peer) => {
@@ -635,6 +651,11 @@ impl World {
             Fault::NoticeIsLate => {
                 let Some((peer, _)) = self.pm2.job else { unreachable!() };
                 self.signals(peer);
+            }
+            Fault::WorkerIsKilled => {
+                let Some((peer, _)) = self.pm2.job else { unreachable!() };
+                self.resets(peer, true);
+                self.ends(peer);
             }
             Fault::RolloutDies => self.rollout.fate = Fate::Dead,
             Fault::RolloutFreezes => self.rollout.fate = Fate::Frozen,

@@ -1,5 +1,7 @@
 //! Every order of the steps of a deploy, held against what is promised. `make model` goes further.
 
+#![allow(clippy::panic, reason = "a test says so by failing")]
+
 use model::{
     ALL_SETTLES, By, Fault, Method, NOBODY_BEGINS, NOBODY_STOPPED, NOTHING_FAILS, NOTHING_TWICE, Promise,
     Scene, Without, world::Step,
@@ -11,9 +13,15 @@ const BOTH: &[Method] = &[Method::Post, Method::Get];
 const POST: &[Method] = &[Method::Post];
 const GET: &[Method] = &[Method::Get];
 
-const OF_THE_SIDECAR: &[Fault] =
-    &[Fault::SidecarDies, Fault::SidecarIsRestarted, Fault::SidecarFreezes, Fault::NoticeIsLate];
-const OF_THE_ROLLOUT: &[Fault] =
+const SIDECAR: &[Fault] = &[Fault::SidecarDies, Fault::SidecarFreezes];
+const BESIDE_PM2: &[Fault] = &[
+    Fault::SidecarDies,
+    Fault::SidecarIsRestarted,
+    Fault::SidecarFreezes,
+    Fault::NoticeIsLate,
+    Fault::WorkerIsKilled,
+];
+const BESIDE_HANDOFF: &[Fault] =
     &[Fault::RolloutDies, Fault::RolloutFreezes, Fault::NginxRestarts, Fault::NginxWorkerDies];
 const ALL: &[Fault] = &[
     Fault::SidecarDies,
@@ -90,11 +98,11 @@ fn nothing_fails_in_a_deploy_in_which_nobody_dies() {
 #[test]
 fn who_dies_costs_no_more_than_is_said() {
     for (what, requests) in [("an order", POST), ("a GET", GET)] {
-        let scene = Scene { faults: OF_THE_SIDECAR, fails: Promise::LeaseHoldsBack, requests, ..PM2 };
+        let scene = Scene { faults: SIDECAR, fails: Promise::AsKnown, requests, ..PM2 };
         holds(&format!("pm2 reload, {what}, a sidecar that dies"), scene.clone());
-        let scene = Scene { fails: Promise::AsStock, workers: 1, ..scene };
-        holds(&format!("pm2 reload of one, {what}, a sidecar that dies"), scene);
-        let scene = Scene { faults: OF_THE_ROLLOUT, requests, ..HANDOFF };
+        let scene = Scene { faults: BESIDE_PM2, fails: Promise::AsStock, workers: 1, ..scene };
+        holds(&format!("pm2 reload of one, {what}, whoever dies"), scene);
+        let scene = Scene { faults: BESIDE_HANDOFF, requests, ..HANDOFF };
         holds(&format!("handoff reload, {what}, a roll-out or nginx that dies"), scene);
     }
 }
@@ -102,8 +110,8 @@ fn who_dies_costs_no_more_than_is_said() {
 #[test]
 fn every_step_is_needed() {
     let [pm2, alone, handoff] = [PM2, PM2_ALONE, HANDOFF].map(|scene| Scene { requests: POST, ..scene });
-    let frail = Scene { faults: OF_THE_ROLLOUT, ..handoff.clone() };
-    let late = Scene { faults: OF_THE_SIDECAR, fails: Promise::LeaseHoldsBack, ..pm2.clone() };
+    let frail = Scene { faults: BESIDE_HANDOFF, ..handoff.clone() };
+    let killed = Scene { faults: &[Fault::WorkerIsKilled], ..pm2.clone() };
     let restarted = Scene { faults: &[Fault::SidecarIsRestarted], requests: &[], ..pm2.clone() };
     for (without, scene, broken) in [
         (Without::Lead, pm2.clone(), NOTHING_FAILS),
@@ -119,7 +127,7 @@ fn every_step_is_needed() {
         (Without::Lapse, frail.clone(), ALL_SETTLES),
         (Without::Looks, restarted, ALL_SETTLES),
         (Without::Next, frail, NOTHING_FAILS),
-        (Without::Unsent, late, NOTHING_TWICE),
+        (Without::Unsent, killed, NOTHING_TWICE),
     ] {
         let scene = Scene { without: Some(without), ..scene };
         match shortest(&scene) {
@@ -139,7 +147,7 @@ fn every_step_is_needed() {
 /// So each ends, and what holds where no step is left comes true in each.
 #[test]
 fn no_run_goes_round_in_a_circle() {
-    for scene in [PM2_ALONE, HANDOFF, Scene { faults: OF_THE_ROLLOUT, requests: POST, ..HANDOFF }] {
+    for scene in [PM2_ALONE, HANDOFF, Scene { faults: BESIDE_HANDOFF, requests: POST, ..HANDOFF }] {
         let (mut done, mut way) =
             (HashMap::new(), scene.init_states().into_iter().map(|world| (world, false)).collect::<Vec<_>>());
         while let Some((world, is_left)) = way.pop() {
@@ -165,24 +173,41 @@ fn no_run_goes_round_in_a_circle() {
 #[test]
 #[ignore = "minutes: make model"]
 fn and_so_it_is_further_out() {
-    let slow = Scene { slow_bus: true, ..PM2 };
-    holds("pm2 reload, a slow bus", slow.clone());
-    let late = Scene { faults: OF_THE_SIDECAR, fails: Promise::LeaseHoldsBack, ..PM2 };
-    holds("pm2 reload, a sidecar that dies", late.clone());
+    holds("pm2 reload, a slow bus", Scene { slow_bus: true, ..PM2 });
+    let late = Scene { faults: BESIDE_PM2, fails: Promise::AsKnown, ..PM2 };
+    for (what, requests) in [("an order", POST), ("a GET", GET)] {
+        holds(&format!("pm2 reload, {what}, whoever dies"), Scene { requests, ..late.clone() });
+    }
+    holds("pm2 reload, both, a sidecar that dies", Scene { faults: SIDECAR, ..late });
+    holds("handoff reload, both", HANDOFF_BESIDE);
+    holds("handoff reload, an order, a slow bus", Scene { slow_bus: true, requests: POST, ..HANDOFF_BESIDE });
     holds(
-        "pm2 reload, a slow bus and a sidecar that dies",
-        Scene { slow_bus: true, requests: POST, ..late.clone() },
-    );
-    holds("pm2 reload, a sidecar that dies twice", Scene { most_faults: 2, requests: POST, ..late });
-    holds("handoff reload", HANDOFF_BESIDE);
-    holds("handoff reload, a slow bus", Scene { slow_bus: true, requests: POST, ..HANDOFF_BESIDE });
-    holds("handoff reload, whoever dies", Scene { faults: ALL, requests: POST, ..HANDOFF_BESIDE });
-    holds(
-        "handoff reload, no sidecar, whoever dies twice",
-        Scene { faults: OF_THE_ROLLOUT, most_faults: 2, ..HANDOFF },
+        "handoff reload, no sidecar, both, two that die",
+        Scene { faults: BESIDE_HANDOFF, most_faults: 2, ..HANDOFF },
     );
     holds(
         "handoff reload, no sidecar, three requests",
         Scene { requests: &[Method::Post, Method::Get, Method::Post], ..HANDOFF },
     );
+    for fault in ALL {
+        let scene = Scene { faults: std::slice::from_ref(fault), requests: POST, ..HANDOFF_BESIDE };
+        holds(&format!("handoff reload, an order, {fault}"), scene);
+    }
+}
+
+/// What is worse than with stock nginx, and known: the shortest way to it, or that there is none any more.
+#[test]
+#[ignore = "it proves nothing: make model tells it"]
+fn what_is_known_is_told() {
+    for (what, faults) in
+        [("a sidecar that dies", SIDECAR), ("a sidecar that is restarted", &[Fault::SidecarIsRestarted])]
+    {
+        let scene = Scene { faults, fails: Promise::AsStock, requests: GET, ..PM2 };
+        match shortest(&scene) {
+            Ok(worlds) => println!("{what}: as with stock nginx, in {worlds} worlds"),
+            Err((promise, steps)) => {
+                println!("{what}, in {} steps, not so: {promise}\n{}", steps.len(), told(&steps))
+            }
+        }
+    }
 }
