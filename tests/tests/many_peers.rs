@@ -40,7 +40,12 @@ struct Stage {
 impl Stage {
     async fn new(version: &str, blocks: impl FnOnce(&[&str]) -> Vec<Block>) -> Result<Self> {
         let farm = Farm::start(PEERS).await?;
-        let site = blocks::site(version, &blocks(&farm.peers())).await?;
+        let blocks: Vec<Block> =
+            blocks(&farm.peers()).into_iter().map(|block| block.in_zone("512k")).collect();
+        let mut site = Site::new(version).await?;
+        let (http, api) = (blocks::http(site.port(), &blocks), site.api("write=on"));
+        site.write(&format!("handoff_zone 8m;\n{http}\n{api}"))?;
+        site.start().await?;
         Ok(Self { farm, site })
     }
 
