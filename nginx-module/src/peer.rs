@@ -176,7 +176,7 @@ impl PeerData {
             return self.has_none(pc, status);
         }
         let chosen = upstream.turnstile(self.place, pc.sockaddr().cast());
-        if chosen.map_or_else(|| !upstream.is_paused(), |chosen| self.admit(pc, chosen)) {
+        if chosen.is_none_or(|chosen| self.admit(pc, chosen)) {
             return self.goes_to(pc, status, chosen);
         }
         self.hand_back(pc, status);

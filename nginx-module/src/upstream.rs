@@ -268,7 +268,7 @@ impl Upstream {
     /// Whether nothing has to be minded but the peer that the balancer chooses.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.seats.count == 0 && !self.closed.is_any() && !self.hold.flows()
+        self.seats.count == 0 && !self.closed.is_any() && !self.hold.flows() && !self.is_paused()
     }
 
     /// Whether nobody may begin a request here, whatever the marks of its peers say.

@@ -8,6 +8,7 @@ use anyhow::Result;
 pub struct Block {
     name: String,
     lines: String,
+    zone: &'static str,
     scheme: &'static str,
     location: String,
 }
@@ -15,7 +16,12 @@ pub struct Block {
 impl Block {
     /// An upstream with a zone and these lines.
     pub fn new(name: impl Into<String>, lines: impl Into<String>) -> Self {
-        Self { name: name.into(), lines: lines.into(), scheme: "http", location: String::new() }
+        Self { name: name.into(), lines: lines.into(), zone: "64k", scheme: "http", location: String::new() }
+    }
+
+    /// Has a zone of this size, for many peers.
+    pub fn in_zone(self, zone: &'static str) -> Self {
+        Self { zone, ..self }
     }
 
     /// Passes over TLS.
@@ -33,7 +39,7 @@ impl Block {
     }
 
     fn upstream(&self) -> String {
-        format!("upstream {name} {{ zone {name} 64k; {} }}", self.lines, name = self.name)
+        format!("upstream {name} {{ zone {name} {}; {} }}", self.zone, self.lines, name = self.name)
     }
 
     fn location(&self) -> String {

@@ -4,9 +4,9 @@
 //! request goes to a place of its own, [`MARK`], for which nginx calls a function that no other request calls; callgrind then
 //! writes down what it has counted, and begins at 0. What such a request costs is known from two in a row.
 //!
-//! nginx takes a request's memory in blocks of 4 KB, and whoever needs the last bytes of one pays for the next. So the
-//! requests of a stretch come over 16 servers, which send the peers a header of 16 lengths: the end of a block is met as
-//! often as in a long row of requests of all sizes. They come from 16 addresses, too.
+//! nginx takes a request's memory in blocks of 4 KB, and whoever needs the last bytes of one pays for the next, about 1 000
+//! instructions. So the requests of a stretch come over 48 servers, which send the peers a header of 48 lengths: the end of a
+//! block is met as often as in a long row of requests of all sizes. They come from 48 addresses, too.
 //!
 //! What glibc's malloc needs for a block depends on how the heap happens to look, by as much as 2 % of a request. So nginx has
 //! jemalloc here, with the module and without: it needs as much for a block as for the last one of that size.
@@ -28,12 +28,12 @@ use std::{
 };
 use tokio::{net::TcpSocket, process::Child, spawn};
 
-const SERVERS: u8 = 16;
+const SERVERS: u8 = 48;
 /// By so many bytes the header of a server is longer than that of the one before.
-const STEP: usize = 240;
+const STEP: usize = 80;
 /// Requests of each server before a stretch, and in it.
-const WARM: usize = 10;
-const COUNTED: usize = 30;
+const WARM: usize = 4;
+const COUNTED: usize = 10;
 /// By its name alone: the loader looks for it.
 const JEMALLOC: &str = "LD_PRELOAD=libjemalloc.so.2";
 const MARK: &str = "/mark";

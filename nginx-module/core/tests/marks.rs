@@ -82,6 +82,21 @@ fn up_without_a_mark_changes_nothing() {
     assert_eq!((applied.events.len(), applied.ack.generation), (0, before));
 }
 
+/// Processes look at the gates when the number is another one.
+#[test]
+fn a_gate_that_turns_is_a_change_and_a_mark_that_turns_none_is_not() {
+    let stage = Stage::new();
+    let changes = || stage.table().header.changes();
+    let mut before = changes();
+    for state in [Draining, Down, Checking, Up] {
+        stage.mark("operator", A, state);
+        assert!(changes() > before, "{state}");
+        before = changes();
+    }
+    stage.put(&set("operator", &[(A, Up)])).unwrap();
+    assert_eq!(changes(), before);
+}
+
 #[test]
 fn all_takes_away_every_mark_and_tells_of_each() {
     let stage = Stage::new();

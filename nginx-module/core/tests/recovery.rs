@@ -34,10 +34,11 @@ fn the_next_writer_opens_a_gate_that_was_left_closed_and_retires_what_was_opened
     stage.die_before_gate(A, Draining);
     // While the gate was closed, connections went on being opened elsewhere and by requests admitted before.
     stage.world.connections = 300;
-    let generation = stage.table().header.generation();
+    let (generation, changes) = (stage.table().header.generation(), stage.table().header.changes());
     stage.put(&set("operator", &[(B, Up)])).unwrap();
     assert_eq!((stage.state(A), stage.slot(A).retired_before()), (Up, 300));
     assert!(stage.table().header.generation() > generation, "somebody may wait for a change");
+    assert!(stage.table().header.changes() > changes, "processes took the gate for closed");
 }
 
 #[test]

@@ -32,6 +32,9 @@ struct Arguments {
     /// Balancers and numbers of peers, too: some minutes
     #[arg(long)]
     table: bool,
+    /// Throughput alone
+    #[arg(long)]
+    only_throughput: bool,
     /// Rounds of throughput of each set-up; 0: none
     #[arg(long, default_value_t = 24)]
     rounds: usize,
@@ -110,7 +113,9 @@ async fn main() -> Result<()> {
         let place = Place::new()?;
         let backend = Backend::start(&nginx, place.path(), COUNTS.into_iter().max().unwrap_or(4)).await?;
         println!("\nnginx {}", nginx.version);
-        instructions(&nginx, &place, &backend).await?;
+        if !arguments.only_throughput {
+            instructions(&nginx, &place, &backend).await?;
+        }
         if arguments.table {
             table(&nginx, &place, &backend).await?;
         }
