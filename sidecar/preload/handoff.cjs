@@ -30,7 +30,7 @@ const PM2_KILL_TIMEOUT = 1600;
 const LONGEST_WAIT = 500; // for the sidecar's answer
 const SETTLE = 50; // for what nginx had sent before it knew
 const LONGEST_IDLE = 1000; // for one more request on a connection that nginx may still use
-const LONGEST_QUEUE = 500; // for connections that were made, and that nobody has taken yet
+const LONGEST_QUEUE = 500; // for connections that were made, and that nobody has taken yet, if more may come
 const FRESH = 250; // for the first request on a connection that was just made
 const ECHO = 500; // `npm start` passes on the signal that PM2 has sent to the whole tree
 const DISCONNECT = 100; // for the cluster's primary to take back what it was handing over
@@ -44,6 +44,17 @@ const MOST_LISTENS = 16;
 
 const noop = () => {};
 const now = () => performance.now();
+
+// A turn of the event loop begins with its timers, and only then reads. After a while without a CPU all times are over, and what
+// came meanwhile is still unread: what a timer decides is decided when it has been. Gives back who calls it off.
+function later(pause, then) {
+  let due;
+  const timer = setTimeout(() => (due = setImmediate(then)), pause);
+  return () => {
+    clearTimeout(timer);
+    clearImmediate(due);
+  };
+}
 
 // === What PM2 says of this process ===
 
@@ -324,18 +335,19 @@ function obey(line) {
 
 // Calls back once: with true when the sidecar says that nginx knows. It may ask for more time than `wait`.
 function tell(message, { wait, patience }, then) {
-  let timer = setTimeout(() => link.answer(false), wait);
+  const none = () => link.answer(false);
+  let callOff = later(wait, none);
   link.answer = (told) => {
-    clearTimeout(timer);
+    callOff();
     link.answer = link.extend = link.connected = noop;
     then(told);
   };
   link.extend = (ms) => {
     if (!(ms > 0)) return;
-    clearTimeout(timer);
+    callOff();
     const longer = Math.min(ms, patience);
     idleIsSafe = now() + longer + SETTLE;
-    timer = setTimeout(() => link.answer(false), longer);
+    callOff = later(longer, none);
   };
   link.connected = () => say(message);
   link.open ? say(message) : connect();
@@ -362,7 +374,7 @@ function drain(deadline) {
   closeConnections(now() + idle);
   clearInterval(draining?.sweeper);
   clearTimeout(draining?.end);
-  draining = { sweeper: setInterval(sweep, TICK).unref() };
+  draining = { sweeper: setInterval(setImmediate, TICK, sweep).unref() };
   if (!shared) draining.end = setTimeout(endDrain, Math.min(deadline, 2 ** 31 - 1)).unref();
   say({ type: 'in_flight', n: inFlight.size });
 }
@@ -409,8 +421,8 @@ function sayReady() {
     said ||= message === 'ready';
     return send.apply(this, arguments);
   };
-  const later = () => said || !process.connected || attempt(() => process.send('ready', undefined, undefined, noop));
-  setTimeout(later, READY).unref();
+  const sendReady = () => said || !process.connected || attempt(() => process.send('ready', undefined, undefined, noop));
+  setTimeout(sendReady, READY).unref();
 }
 
 // Whether an event is kept from the app, for now or for good.
@@ -463,21 +475,21 @@ function sayGoodbye(signal) {
     if (told) idleIsSafe = now() + SETTLE;
     if (told && shared) stop.leavesAt = Math.min(stop.leavesAt, now());
     if (shared && !told) return handOver();
-    takeIn(told ? SETTLE : 0, now() + LONGEST_QUEUE);
+    takeIn(told ? SETTLE : 0, told ? stop.at + patience : now() + LONGEST_QUEUE);
   });
 }
 
 // Whoever closes the address cuts what waits there with the kernel: after a while without a CPU, or stopped, that is much.
-// A turn of the event loop takes in one connection at least, if there is any.
+// A turn takes in one connection at least, if there is any, and reads those that the last one took in.
 function takeIn(pause, until) {
   const before = arrived;
-  setTimeout(() => (arrived === before || now() >= until ? handOver() : takeIn(0, until)), pause);
+  later(pause, () => (arrived === before || now() >= until ? handOver() : takeIn(0, until)));
 }
 
 function handOver() {
   if (stop.handed) return;
   stop.handed = true;
-  stop.ticking = setInterval(tick, TICK).unref();
+  stop.ticking = setInterval(setImmediate, TICK, tick).unref();
   if (stop.leave) return stop.ticking.ref();
   const handled = [...stop.pending].filter(([type]) => process.listenerCount(type) > 0);
   if (handled.length === 0) {

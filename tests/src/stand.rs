@@ -24,6 +24,8 @@ use std::{fmt, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 /// Also for whoever must wait until a lease is over, or PM2's lock.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+const CONNECTIONS: usize = 4_096;
+
 /// `handoff reload`: another one, or `pm2 reload`, is under way or was cut off.
 const LOCKED: i32 = 14;
 /// It says why the new release is not good.
@@ -105,7 +107,8 @@ impl Plan {
 
     /// `adapt` may put some of it elsewhere, before anybody is there.
     pub async fn set(self, realm: &Realm, adapt: impl AsyncFnOnce(&Place) -> Result<()>) -> Result<Stand> {
-        let site = Site::new(self.nginx).await?.in_realm(realm.clone());
+        // On a starved machine hundreds wait: nginx must not take idle connections away from their visitors for them.
+        let site = Site::new(self.nginx).await?.connections(CONNECTIONS).in_realm(realm.clone());
         adapt(site.place()).await?;
         let mut app = App::new(self.behaviour(), self.mode, self.workers, site.place().path())?;
         app.preload = (self.level == Level::L2).then(|| site.file("runtime/preload.sock"));
@@ -310,8 +313,11 @@ impl Stand {
         let of_workers = fs::read_dir(home.join("logs")).into_iter().flatten().flatten();
         let errors = of_workers.filter(|file| file.file_name().to_string_lossy().contains("-error"));
         let workers: Vec<String> = errors.map(|file| read(file.path())).collect();
-        let (sidecar, nginx) = (read(self.site.file("handoff.log")), tail(&self.site.error_log()));
-        [sidecar, nginx, read(home.join("pm2.log")), workers.join("\n")].join("\n")
+        let (sidecar, nginx) = (read(self.site.file("handoff.log")), self.site.error_log());
+        let is_trouble = |line: &&str| !["[info]", "[notice]"].iter().any(|level| line.contains(level));
+        let trouble: Vec<&str> = nginx.lines().filter(is_trouble).collect();
+        [sidecar, tail(&nginx), tail(&trouble.join("\n")), read(home.join("pm2.log")), workers.join("\n")]
+            .join("\n")
     }
 }
 

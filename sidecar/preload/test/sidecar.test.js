@@ -106,6 +106,30 @@ test('one that was stopped (SIGSTOP) takes what came meanwhile before it goes', 
   assert.equal(await app.ends(), 'SIGINT');
 });
 
+// Whatever was to be waited for is past when it goes on, and it has read nothing yet of what nginx had sent before it knew.
+for (const pause of [0, 20]) {
+  test(`one that is stopped (SIGSTOP) ${pause} ms after the answer serves what had come before it goes`, async (t) => {
+    const side = await sidecar(t);
+    const app = await start(t, NAIVE, told(side, { kill_timeout: '8000' }));
+    await side.hears('hello');
+    const idle = await Promise.all(Array.from({ length: 8 }, async () => {
+      const client = new Client(app.port);
+      await client.ask('/');
+      return client;
+    }));
+    app.kill('SIGINT');
+    await side.hears('stopping');
+    await sleep(pause);
+    app.child.kill('SIGSTOP');
+    const fresh = Array.from({ length: 64 }, () => new Client(app.port));
+    const answers = Promise.allSettled([...idle, ...fresh].map((client) => client.ask('/', 'POST')));
+    await sleep(1500);
+    app.child.kill('SIGCONT');
+    assert.deepEqual((await answers).filter(({ value }) => value?.status !== 200), []);
+    assert.equal(await app.ends(), 'SIGINT');
+  });
+}
+
 test('the answer ends the longer time, too, as does a second signal', async (t) => {
   const side = await sidecar(t, { stopping: (_message, answer) => answer({ type: 'wait', ms: 60_000 }) });
   const first = await start(t, HANDLED, told(side, { kill_timeout: '60000' }));
