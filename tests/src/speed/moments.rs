@@ -19,11 +19,7 @@ use anyhow::{Context, Result, ensure};
 use handoff_wire::{Expect, MarkRequest, MarkSet, Owner, PeerState, State, UpstreamView, path};
 use rustix::process::Signal;
 use serde_json::json;
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, fs, path::Path, time::Duration};
 use tokio::{
     spawn,
     time::{sleep, timeout},
@@ -201,7 +197,7 @@ fn series(of: &mut [Sample; 2], number: usize) -> &mut Sample {
 }
 
 /// The worker that was there last, once it was visited.
-async fn serving(moments: &PathBuf) -> Result<u32> {
+async fn serving(moments: &Path) -> Result<u32> {
     wait::until("a worker to serve", PATIENCE, async || {
         let last = read(moments).ok()?.pop()?;
         (last.is_first && process::is_alive(last.worker)).then_some(last.worker)
