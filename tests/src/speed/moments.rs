@@ -63,7 +63,7 @@ require('node:http').createServer(serve).listen(process.env.PORT, '127.0.0.1', (
 const AT_ONCE: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Of a worker, before it is killed.
-const LIFE: Duration = Duration::from_millis(1_200);
+const LIFE: Duration = Duration::from_millis(600);
 
 /// A line of the file.
 struct Line {
