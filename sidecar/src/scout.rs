@@ -137,6 +137,7 @@ impl Scout {
                 Some(before) => before.look_again(&proc, began, daemon, &processes, &roots)?,
                 None => None,
             };
+            let is_again = again.is_some();
             let mut look = match again {
                 Some(look) => look,
                 None => {
@@ -150,7 +151,9 @@ impl Scout {
             let is_calm = listed.as_ref().is_some_and(|listed| {
                 !listed.is_empty() && listed.iter().all(|worker| worker.status == Status::Online)
             });
-            let updating = !is_calm && update::is_running(&proc, &processes, &home);
+            let updating = !is_calm && !is_again && update::is_running(&proc, &processes, &home);
+            // As long as somebody is at it, every look is a whole one.
+            let before = before.filter(|_| !updating);
             Ok((Look { listed, updating: Some(updating), ..look }, before))
         })
         .await

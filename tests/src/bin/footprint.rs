@@ -31,7 +31,7 @@ struct Options {
     #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// How many workers are restarted, and as many while logs flood
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 10)]
     restarts: u16,
 }
 

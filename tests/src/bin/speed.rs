@@ -66,7 +66,7 @@ impl Options {
                 report.to_string()
             }
             Table::Moments => {
-                let plan = moments::Plan { nginx, deaths: self.of(40), waits: self.of(200), rate: 200 };
+                let plan = moments::Plan { nginx, deaths: self.of(30), waits: self.of(200), rate: 200 };
                 plan.play().await?.to_string()
             }
             Table::Deploys => {
@@ -91,9 +91,9 @@ impl Options {
             }
             Table::Preload => {
                 let plan = preload::Plan {
-                    rounds: self.of(30),
+                    rounds: self.of(24),
                     round: Duration::from_millis(500),
-                    starts: self.of(40),
+                    starts: self.of(30),
                 };
                 plan.play().await?.to_string()
             }

@@ -19,11 +19,7 @@ use anyhow::{Context, Result, ensure};
 use handoff_wire::{Expect, MarkRequest, MarkSet, Owner, PeerState, State, UpstreamView, path};
 use rustix::process::Signal;
 use serde_json::json;
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, fs, path::Path, time::Duration};
 use tokio::{
     spawn,
     time::{sleep, timeout},
@@ -67,7 +63,7 @@ require('node:http').createServer(serve).listen(process.env.PORT, '127.0.0.1', (
 const AT_ONCE: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Of a worker, before it is killed.
-const LIFE: Duration = Duration::from_millis(1_200);
+const LIFE: Duration = Duration::from_millis(600);
 
 /// A line of the file.
 struct Line {
@@ -201,7 +197,7 @@ fn series(of: &mut [Sample; 2], number: usize) -> &mut Sample {
 }
 
 /// The worker that was there last, once it was visited.
-async fn serving(moments: &PathBuf) -> Result<u32> {
+async fn serving(moments: &Path) -> Result<u32> {
     wait::until("a worker to serve", PATIENCE, async || {
         let last = read(moments).ok()?.pop()?;
         (last.is_first && process::is_alive(last.worker)).then_some(last.worker)
