@@ -97,6 +97,8 @@ fn nothing_fails_in_a_deploy_in_which_nobody_dies() {
 
 #[test]
 fn who_dies_costs_no_more_than_is_said() {
+    let killed = Scene { faults: &[Fault::WorkerIsKilled], fails: Promise::AsStock, ..PM2 };
+    holds("pm2 reload, a worker that is killed", killed);
     for (what, requests) in [("an order", POST), ("a GET", GET)] {
         let scene = Scene { faults: SIDECAR, fails: Promise::AsKnown, requests, ..PM2 };
         holds(&format!("pm2 reload, {what}, a sidecar that dies"), scene.clone());
