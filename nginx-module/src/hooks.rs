@@ -21,15 +21,15 @@ pub(crate) struct Hooks {
 /// rest is passed on. `before` makes the hooks, `behind` finds the data again.
 macro_rules! layer {
     ($type:ty) => {
-        /// Hooks for this data. Only what was there is wrapped: nginx asks whether it is.
+        /// Hooks for this data. nginx asks whether there is a `notify`, and of none of the others.
         fn before(inner: &$crate::hooks::Hooks, data: std::ptr::NonNull<$type>) -> $crate::hooks::Hooks {
             $crate::hooks::Hooks {
                 data: data.as_ptr().cast(),
                 get: Some(get),
                 free: Some(free),
                 notify: inner.notify.and(Some(notify)),
-                set_session: inner.set_session.and(Some(set_session)),
-                save_session: inner.save_session.and(Some(save_session)),
+                set_session: Some(set_session),
+                save_session: Some(save_session),
             }
         }
 

@@ -44,6 +44,8 @@ pub(crate) struct Upstream {
     seen: Cell<u64>,
     /// The last number of [changes](handoff_core::table::Header::changes) that it knows of; it begins with what is none.
     changes: Cell<u64>,
+    /// Something has to be minded beside the peer that the balancer chooses.
+    is_unusual: Cell<bool>,
 }
 
 /// A peer as nginx keeps it, in the shared memory of its cycle.
@@ -116,6 +118,7 @@ impl Upstream {
             place: OnceCell::new(),
             seen: Cell::new(0),
             changes: Cell::new(u64::MAX),
+            is_unusual: Cell::new(true),
         })
     }
 
@@ -175,6 +178,8 @@ impl Upstream {
             }
         }
         self.closed.look(&zone.table);
+        let may_be_paused = self.hold.room().is_some_and(|room| room.pause.is_there());
+        self.is_unusual.set(self.seats.count > 0 || self.closed.is_any() || may_be_paused);
     }
 
     /// What this process knows of.
@@ -265,10 +270,10 @@ impl Upstream {
         self.members(zone, &self.peers.borrow()).filter(serves).count()
     }
 
-    /// Whether nothing has to be minded but the peer that the balancer chooses.
+    /// Whether nothing has to be minded but the peer that the balancer chooses, as far as this process knows.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.seats.count == 0 && !self.closed.is_any() && !self.hold.flows() && !self.is_paused()
+        !self.is_unusual.get() && !self.hold.flows()
     }
 
     /// Whether nobody may begin a request here, whatever the marks of its peers say.

@@ -23,7 +23,7 @@ pub fn row(count: u16) -> Result<u16> {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let place = u16::try_from(process::id() % u32::from(STRIDES)).unwrap_or(0) * 7;
     (0..STRIDES)
-        .map(|_| place.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % STRIDES)
+        .map(|_| place.wrapping_add(TAKEN.fetch_add(count.div_ceil(STRIDE), Ordering::Relaxed)) % STRIDES)
         .filter(|&stride| (stride..stride + count.div_ceil(STRIDE)).all(take))
         .map(|stride| FIRST + stride * STRIDE)
         .find(|&first| (first..first + count).all(is_free))

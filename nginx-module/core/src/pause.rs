@@ -63,6 +63,11 @@ impl Pause {
         self.until.holds(now)
     }
 
+    /// Whether there is one, or was one that nobody has ended.
+    pub fn is_there(&self) -> bool {
+        self.until.get() != 0
+    }
+
     pub fn standing(&self, now: Moment) -> Standing {
         match self.until.get() {
             0 => Standing::None,

@@ -44,7 +44,7 @@ pub struct Header {
     loaded_at: AtomicU64,
     deaths: AtomicU64,
     readied: AtomicU64,
-    /// How often a gate turned, or `readied` was written. Counted afterwards.
+    /// How often a gate turned, a pause began or was ended, or `readied` was written. Counted afterwards.
     changes: AtomicU64,
     swept_at: AtomicU64,
     dirty: AtomicU32,
@@ -182,7 +182,7 @@ impl Header {
         self.changed();
     }
 
-    /// A number that is another one whenever a gate or [`readied`](Self::readied) is. The request path compares it with what it
+    /// A number that is another one whenever a gate, a pause or [`readied`](Self::readied) is. The request path compares it with what it
     /// saw last: whoever reads it before the gates knows of none less than it says.
     #[inline]
     pub fn changes(&self) -> u64 {

@@ -116,6 +116,7 @@ impl<'a, W: World> Control<'a, W> {
     /// Something happened to a whole upstream.
     fn tell_of(&mut self, upstream: &str, kind: EventKind, owner: Owner, reason: &str) {
         self.table.header.bump();
+        self.table.header.changed();
         let event = Event {
             seq: 0,
             at: self.now.unix,
