@@ -144,6 +144,8 @@ impl Marks {
 
     /// The older of two masters of nginx, while both live. A worker of either says so.
     pub async fn old_master(&mut self) -> Result<Option<u32>, ControlError> {
+        // A connection that is kept would keep a worker of the old one.
+        self.control.disconnect();
         Ok(self.control.overview().await?.old_master)
     }
 
