@@ -142,13 +142,6 @@ impl Marks {
         Ok(sum)
     }
 
-    /// The older of two masters of nginx, while both live. A worker of either says so.
-    pub async fn old_master(&mut self) -> Result<Option<u32>, ControlError> {
-        // A connection that is kept would keep a worker of the old one.
-        self.control.disconnect();
-        Ok(self.control.overview().await?.old_master)
-    }
-
     /// None: the mark is not what it was, so that nginx may have used the peers meanwhile as if there were none. Set it
     /// again.
     pub async fn fence(&mut self, set: Set) -> Result<Option<Fenced>, ControlError> {

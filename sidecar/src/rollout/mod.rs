@@ -37,7 +37,6 @@ pub mod succession;
 pub mod surplus;
 pub mod teller;
 pub mod toll;
-pub mod upgrade;
 pub mod verdict;
 pub mod window;
 pub mod world;

@@ -21,7 +21,6 @@ use super::{
     logs::Logs,
     marks::{ANEW, Fenced, Marks, Set, Views},
     stop::{Broken, How, Stop},
-    upgrade,
     verdict::{self, Answers},
     world::Seen,
 };
@@ -125,7 +124,6 @@ impl Turn {
 
     pub async fn drained(&mut self) -> Result<Fenced, Stop> {
         self.relieved().await?;
-        upgrade::over(&mut self.marks, &self.grip, self.may_halt).await?;
         let process = self.grip.seen()?.process;
         let deadline = Instant::now() + self.grip.options().drain_timeout.duration();
         for pause in ANEW {
@@ -139,7 +137,6 @@ impl Turn {
                 return Err(Stop::Foreign(format!("{} was restarted meanwhile", self.grip.name)));
             }
             self.go_on()?;
-            upgrade::over(&mut self.marks, &self.grip, self.may_halt).await?;
             if let Some(fenced) = self.marks.fence(drained).await? {
                 return Ok(fenced);
             }

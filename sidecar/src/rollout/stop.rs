@@ -28,11 +28,6 @@ pub enum Stop {
          until it is replaced. Give it longer with --drain-timeout, or decide with --on-deadline"
     )]
     Overdue { worker: String, in_flight: u64, after: Span },
-    #[error(
-        "nginx is being upgraded: {after} later its old master (pid {old}) lives on, and what that nginx has with {worker} nobody \
-         can tell. It was not stopped, and serves on. End the old master (kill -QUIT {old}) or the new one, then reload again"
-    )]
-    Upgrade { worker: String, old: u32, after: Span },
     #[error("{}", broken(.0))]
     Broken(Broken),
     #[error("{0}")]
@@ -106,7 +101,7 @@ impl Stop {
             Self::Interrupted(Signal::Interrupt) => Exit::Interrupted,
             Self::Interrupted(Signal::Terminate) => Exit::Terminated,
             Self::Foreign(_) => Exit::Foreign,
-            Self::Deadline { .. } | Self::Overdue { .. } | Self::Upgrade { .. } => Exit::Deadline,
+            Self::Deadline { .. } | Self::Overdue { .. } => Exit::Deadline,
             Self::Broken(broken) => broken.how.exit(),
             Self::Refused(_) | Self::Sibling => Exit::Failed,
             Self::Control(error) => error.into(),

@@ -43,7 +43,6 @@ impl Succession {
     pub async fn run(mut self, window: &mut Window) -> Result<Replaced, Stop> {
         let began = Instant::now();
         self.grip.go_on()?;
-        window.is_all_of_nginx(&self.grip).await?;
         window.holds().await?;
         let settings = self.grip.seen()?.listed.settings;
         let logs = Logs::note([settings.err_log, settings.out_log].into_iter().flatten());

@@ -6,10 +6,8 @@
 
 use super::{
     counts::Counts,
-    grip::Grip,
     marks::{ANEW, Marks},
     stop::Stop,
-    upgrade,
     verdict::Answers,
 };
 use crate::peer::{Peer, Place};
@@ -31,11 +29,6 @@ impl Window {
         marks.change().await?;
         marks.clear().await?;
         Ok(Self { marks })
-    }
-
-    /// Before a worker is touched: nobody may know of the window but the nginx that was told.
-    pub async fn is_all_of_nginx(&mut self, grip: &Grip) -> Result<(), Stop> {
-        upgrade::over(&mut self.marks, grip, true).await
     }
 
     /// It was open without a break until now, so that a worker may be stopped.

@@ -17,5 +17,4 @@ mod single;
 mod slow_start;
 mod soak;
 mod stage;
-mod upgrade;
 mod visits;

@@ -56,8 +56,6 @@ pub struct Plan {
     pub spares: u16,
     pub style: Style,
     pub sidecar: bool,
-    /// nginx, which takes an upgrade of its binary only then.
-    pub daemon: bool,
     pub mode: Mode,
     /// PM2's package.
     pub pm2: &'static str,
@@ -82,15 +80,7 @@ pub struct Setup {
 
 impl Plan {
     pub const fn workers(workers: u16) -> Self {
-        Self {
-            workers,
-            spares: 0,
-            style: Style::Graceful,
-            sidecar: false,
-            daemon: false,
-            mode: Mode::Fork,
-            pm2: NEWEST,
-        }
+        Self { workers, spares: 0, style: Style::Graceful, sidecar: false, mode: Mode::Fork, pm2: NEWEST }
     }
 
     /// All workers behind one address.
@@ -111,10 +101,6 @@ impl Plan {
 
     pub const fn with_sidecar(self) -> Self {
         Self { sidecar: true, ..self }
-    }
-
-    pub const fn as_daemon(self) -> Self {
-        Self { daemon: true, ..self }
     }
 
     pub const fn naive(self) -> Self {
@@ -157,11 +143,7 @@ impl Stage {
                 .await?;
         }
         site.write(&setup.http)?;
-        if plan.daemon {
-            site.start_daemon().await?;
-        } else {
-            site.start().await?;
-        }
+        site.start().await?;
         let listing = Listing::new(&site.file("pm2"))?;
         let names = AtomicU32::new(0);
         let mut stage = Self { listing, sidecar: None, pm2, site, first_port, plan, names };
