@@ -96,6 +96,8 @@ pub enum Without {
     Lapse,
     /// The sidecar only hears what PM2 says, and never looks.
     Looks,
+    /// A peer where nobody was is one that serves, whatever its neighbour's owner says no more.
+    Absence,
     /// `proxy_next_upstream off`
     Next,
     /// What was sent is repeated whatever it is.
@@ -128,7 +130,7 @@ impl Scene {
     fn may_fail(&self, why: Why) -> bool {
         match self.fails {
             Promise::None => false,
-            Promise::AsKnown if matches!(why, Why::HeldBack | Why::Overlooked) => true,
+            Promise::AsKnown if matches!(why, Why::BrokeAndHeldBack) => true,
             Promise::AsStock | Promise::AsKnown => matches!(why, Why::Sent | Why::Tries) || self.workers == 1,
         }
     }

@@ -17,7 +17,7 @@
 use crate::{
     Method, Scene, Without,
     world::{Life, State, World},
-    zone::{PEERS, Peer},
+    zone::{Command, PEERS, Peer},
 };
 use handoff_core::{
     Admission, Gate, InFlight, admission,
@@ -37,6 +37,8 @@ pub struct Request {
     tries: u8,
     /// Those attempts that broke over a connection of the keepalive cache: nginx does not count them.
     stale: u8,
+    /// Those that found nobody.
+    refused: u8,
     broke: u8,
     added: u8,
     was_refused: bool,
@@ -88,6 +90,8 @@ pub enum Why {
     Tries,
     /// A mark of a sidecar that is silent keeps it from a worker that serves.
     HeldBack,
+    /// The same, and its connection broke with some of it sent: that does not say that nobody is there.
+    BrokeAndHeldBack,
     /// While it rested another worker came up, to which it had not been given.
     Overlooked,
     Other,
@@ -102,6 +106,7 @@ impl Request {
             tried: [false; PEERS],
             tries: 0,
             stale: 0,
+            refused: 0,
             broke: 0,
             added: 0,
             was_refused: false,
@@ -229,7 +234,7 @@ impl World {
     pub(crate) fn finds_nobody(&mut self, scene: &Scene, request: usize) {
         let waits = self.would_wait(scene, request, self.requests[request].was_sent_on);
         let why = match usize::from(self.requests[request].tries) {
-            _ if self.is_held_back() => Why::HeldBack,
+            _ if self.is_held_back() => self.held_back(request),
             tries if tries >= scene.workers => Why::Tries,
             _ => Why::Nobody,
         };
@@ -263,7 +268,12 @@ impl World {
             Broken::Stale => self.requests[request].broke == 0,
         };
         self.requests[request].broke += u8::from(is_another);
-        let verdict = self.failure(scene, request, peer, broken).verdict(
+        let failure = self.failure(scene, request, peer, broken);
+        self.requests[request].refused += u8::from(failure.met_nobody());
+        if failure.met_nobody() && !scene.is_without(Without::Absence) {
+            self.tell(Command::Misses(peer));
+        }
+        let verdict = failure.verdict(
             true,
             || self.around(scene, request, peer, !scene.is_without(Without::Hold)),
             || true,
@@ -281,7 +291,8 @@ impl World {
 
     pub fn settles(&mut self, scene: &Scene, request: usize, verdict: Verdict) {
         let why = match verdict {
-            _ if self.is_held_back() => Why::HeldBack,
+            Verdict::Refused(Refused::Sent) => Why::Sent,
+            _ if self.is_held_back() => self.held_back(request),
             _ if self.is_overlooked(request) => Why::Overlooked,
             _ if self.untried(scene, request).next().is_none() && scene.workers > 1 => Why::Tries,
             _ => Why::of(verdict),
@@ -294,6 +305,10 @@ impl World {
             }
             _ => request.ends(At::Failed(why)),
         }
+    }
+
+    fn held_back(&self, request: usize) -> Why {
+        if self.requests[request].broke == 0 { Why::HeldBack } else { Why::BrokeAndHeldBack }
     }
 
     /// Somebody serves to whom it has not been given.
@@ -324,7 +339,7 @@ impl World {
         let others = || (0..scene.workers).filter(|&other| other != peer);
         let is_at_the_only_one = scene.workers > 1 && !others().any(|other| zone.serves(other));
         let untried = self.untried(scene, at).count();
-        let spent = request.tries - request.stale;
+        let spent = request.tries - request.stale - request.refused;
         let tries_left = untried.min(TRIES.saturating_sub(spent).into());
         Failure {
             cause: Cause::Connection,
@@ -377,7 +392,6 @@ impl World {
 impl Why {
     fn of(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Refused(Refused::Sent) => Self::Sent,
             Verdict::Refused(Refused::Tries | Refused::Broke) => Self::Tries,
             _ => Self::Other,
         }

@@ -452,7 +452,13 @@ impl World {
                 request.executed += u8::from(scene.requests[at] == Method::Post);
                 request.at = At::Taken(peer, life);
             }
-            Step::IsAnswered(request) => self.requests[request].ends(At::Answered),
+            Step::IsAnswered(request) => {
+                let At::Taken(peer, _) = self.requests[request].at else { unreachable!() };
+                if self.zone.seen().is_missed(peer) {
+                    self.tell(Command::Answers(peer));
+                }
+                self.requests[request].ends(At::Answered);
+            }
             Step::Fails(request) => self.fails(scene, request),
             Step::GoesOn(request) => self.goes_on(request),
             Step::RestEnds(request, is_over) => {
@@ -517,7 +523,7 @@ impl World {
         }
     }
 
-    fn tell(&mut self, command: Command) {
+    pub(crate) fn tell(&mut self, command: Command) {
         let (zone, change) = self.zone.tell(command).unwrap();
         self.zone = zone;
         for request in &mut self.requests {

@@ -42,6 +42,9 @@ pub enum Command {
         peer: Peer,
         epoch: u64,
     },
+    /// A request was refused there.
+    Misses(Peer),
+    Answers(Peer),
     /// So many milliseconds pass, in which those owners renew nothing.
     Silence {
         of: [bool; 2],
@@ -56,6 +59,8 @@ pub struct Seen {
     pub outlook: Outlook,
     /// By owner.
     pub marks: [[Option<Mark>; 2]; PEERS],
+    /// Nobody was there, and the owners of these marks have said nothing since.
+    pub missed: [[[bool; 2]; PEERS]; PEERS],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +68,7 @@ pub struct Mark {
     pub state: State,
     pub expect: Expect,
     pub epoch: u64,
-    /// Milliseconds that are left of its lease.
+    /// Milliseconds that are left of its lease, in whole seconds: of less nothing hangs.
     pub left: u64,
 }
 
@@ -144,6 +149,9 @@ impl Zone {
         for command in &commands {
             // Every connection that is there is older than what follows.
             stage.world.connections = stage.table().header.generation() + 1;
+            // What is said after a peer was missed is newer.
+            let is_missed = |address| stage.slot(address).missed().is_some();
+            stage.now += u64::from(ADDRESSES.into_iter().take(peers).any(is_missed));
             last = command.carry_out(&mut stage);
         }
         last.map_err(|refusal| refusal.code)?;
@@ -184,6 +192,14 @@ impl Command {
                 let renew = Renew { owner: common::of(owner.name()), lease: None, marks: Some(vec![mark]) };
                 stage.control().renew(&renew).map(drop)
             }
+            Self::Misses(peer) => {
+                stage.slot(ADDRESSES[*peer]).miss(stage.now);
+                Ok(())
+            }
+            Self::Answers(peer) => {
+                stage.slot(ADDRESSES[*peer]).answers.count(200);
+                Ok(())
+            }
             Self::Silence { of, millis } => {
                 stage.now += millis;
                 for owner in Owner::ALL.into_iter().filter(|&owner| !of[owner as usize]) {
@@ -200,15 +216,28 @@ impl Command {
 
 impl Seen {
     fn of(stage: &Stage, peers: usize) -> Self {
-        let mut seen =
-            Self { gates: [State::Down; PEERS], outlook: stage.outlook(), marks: [[None; 2]; PEERS] };
+        let mut seen = Self {
+            gates: [State::Down; PEERS],
+            outlook: stage.outlook(),
+            marks: [[None; 2]; PEERS],
+            missed: [[[false; 2]; PEERS]; PEERS],
+        };
+        let missed = ADDRESSES
+            .map(|address| stage.table().find(APP, address).and_then(|_| stage.slot(address).missed()));
         for (peer, address) in ADDRESSES.into_iter().enumerate().take(peers) {
             seen.gates[peer] = stage.state(address);
-            for mark in stage.marks(address) {
+            for mark in stage.slot(address).marks() {
+                let lease = mark.lease().map_or(0, |lease| lease.as_millis());
+                let Some(mark) = mark.view(common::moment(stage.now)) else { continue };
                 let owner = Owner::ALL.into_iter().find(|owner| owner.name() == mark.owner.as_str()).unwrap();
                 // Only the roll-out asks for one by its epoch.
                 let epoch = if owner == Owner::Rollout { mark.epoch } else { 0 };
                 let left = mark.lease.map_or(0, |left| left.as_millis());
+                let heard = stage.now + left - lease;
+                for (since, at) in seen.missed.iter_mut().zip(missed) {
+                    since[peer][owner as usize] = at.is_some_and(|at| at >= heard);
+                }
+                let left = left.next_multiple_of(1000);
                 seen.marks[peer][owner as usize] =
                     Some(Mark { state: mark.state, expect: mark.expect, epoch, left });
             }
@@ -218,6 +247,11 @@ impl Seen {
 
     pub fn serves(&self, peer: Peer) -> bool {
         self.gates[peer].serves()
+    }
+
+    /// Somebody may take it for one where nobody is.
+    pub fn is_missed(&self, peer: Peer) -> bool {
+        self.missed[peer].as_flattened().contains(&true)
     }
 
     pub fn mark(&self, peer: Peer, owner: Owner) -> Option<Mark> {

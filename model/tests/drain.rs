@@ -114,6 +114,7 @@ fn every_step_is_needed() {
     let [pm2, alone, handoff] = [PM2, PM2_ALONE, HANDOFF].map(|scene| Scene { requests: POST, ..scene });
     let frail = Scene { faults: BESIDE_HANDOFF, ..handoff.clone() };
     let killed = Scene { faults: &[Fault::WorkerIsKilled], ..pm2.clone() };
+    let silent = Scene { faults: SIDECAR, fails: Promise::AsKnown, requests: GET, ..PM2 };
     let restarted = Scene { faults: &[Fault::SidecarIsRestarted], requests: &[], ..pm2.clone() };
     for (without, scene, broken) in [
         (Without::Lead, pm2.clone(), NOTHING_FAILS),
@@ -128,6 +129,7 @@ fn every_step_is_needed() {
         (Without::Rows, frail.clone(), ALL_SETTLES),
         (Without::Lapse, frail.clone(), ALL_SETTLES),
         (Without::Looks, restarted, ALL_SETTLES),
+        (Without::Absence, silent, NOTHING_FAILS),
         (Without::Next, frail, NOTHING_FAILS),
         (Without::Unsent, killed, NOTHING_TWICE),
     ] {

@@ -140,7 +140,7 @@ impl Slot {
     }
 
     /// When a request last found nobody there, if nobody has answered since.
-    pub(crate) fn missed(&self) -> Option<u64> {
+    pub fn missed(&self) -> Option<u64> {
         self.absence.last(|| self.answers.view().total())
     }
 
