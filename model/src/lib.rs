@@ -130,7 +130,7 @@ impl Scene {
     fn may_fail(&self, why: Why) -> bool {
         match self.fails {
             Promise::None => false,
-            Promise::AsKnown if matches!(why, Why::BrokeAndHeldBack) => true,
+            Promise::AsKnown if matches!(why, Why::BrokeAndHeldBack | Why::Overlooked) => true,
             Promise::AsStock | Promise::AsKnown => matches!(why, Why::Sent | Why::Tries) || self.workers == 1,
         }
     }

@@ -37,8 +37,6 @@ pub struct Request {
     tries: u8,
     /// Those attempts that broke over a connection of the keepalive cache: nginx does not count them.
     stale: u8,
-    /// Those that found nobody.
-    refused: u8,
     broke: u8,
     added: u8,
     was_refused: bool,
@@ -106,7 +104,6 @@ impl Request {
             tried: [false; PEERS],
             tries: 0,
             stale: 0,
-            refused: 0,
             broke: 0,
             added: 0,
             was_refused: false,
@@ -269,7 +266,6 @@ impl World {
         };
         self.requests[request].broke += u8::from(is_another);
         let failure = self.failure(scene, request, peer, broken);
-        self.requests[request].refused += u8::from(failure.met_nobody());
         if failure.met_nobody() && !scene.is_without(Without::Absence) {
             self.tell(Command::Misses(peer));
         }
@@ -339,7 +335,7 @@ impl World {
         let others = || (0..scene.workers).filter(|&other| other != peer);
         let is_at_the_only_one = scene.workers > 1 && !others().any(|other| zone.serves(other));
         let untried = self.untried(scene, at).count();
-        let spent = request.tries - request.stale - request.refused;
+        let spent = request.tries - request.stale;
         let tries_left = untried.min(TRIES.saturating_sub(spent).into());
         Failure {
             cause: Cause::Connection,
