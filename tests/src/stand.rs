@@ -288,6 +288,18 @@ impl Stand {
         .with_context(|| last)
     }
 
+    /// Whether PM2 will not start anew by itself what ended: its daemon is another one, or has given a worker up.
+    pub async fn is_given_up(&self) -> bool {
+        let Ok(listed) = self.listed().await else { return true };
+        let is_given_up = |worker: &Listed| matches!(worker.pm2_env.status.as_str(), "errored" | "stopped");
+        listed.len() != usize::from(self.plan.workers) || listed.iter().any(is_given_up)
+    }
+
+    /// Whether PM2 knows of this worker.
+    pub async fn lists(&self, worker: u32) -> Result<bool> {
+        Ok(self.listed().await?.iter().any(|listed| listed.pid == worker))
+    }
+
     async fn listed(&self) -> Result<Vec<Listed>> {
         let list = self.pm2.attempt(&["jlist"], PATIENCE).await?.context("`pm2 jlist` hangs")?;
         let list = String::from_utf8_lossy(&list.stdout).into_owned();

@@ -183,8 +183,9 @@ impl Fault {
         Ok(after)
     }
 
-    /// When the deploy has come to its end, however: whoever runs this site does what he would.
-    pub(super) async fn mend(self, stand: &mut Stand, world: &World, after: After) -> Result<()> {
+    /// When the deploy has come to its end, however: whoever runs this site does what he would. Says whether he had to begin PM2
+    /// anew.
+    pub(super) async fn mend(self, stand: &mut Stand, world: &World, after: After) -> Result<bool> {
         if let Some(sidecar) = after.sidecar {
             stand.sidecar = Some(sidecar);
         }
@@ -197,13 +198,20 @@ impl Fault {
                 stand.is_whole().await.context("marks of a sidecar that is dead")?;
                 stand.start_sidecar()?;
             }
-            Self::Pm2Dies => resurrect(&stand.pm2, sidecar(stand)?).await?,
-            Self::DiskFull => world.disk()?.empty()?,
+            Self::Pm2Dies => return resurrected(stand).await,
+            Self::DiskFull => {
+                world.disk()?.empty()?;
+                // PM2's daemon ends without room, and so do new workers in cluster mode, which write down their pid.
+                if stand.is_given_up().await {
+                    return resurrected(stand).await;
+                }
+            }
+            Self::WorkerDies | Self::AllWorkersDie => end_strays(stand, world).await?,
             Self::DiskReadOnly => world.disk()?.open().await?,
             Self::SocketRemoved => _ = stand.site.reload().await?,
             _ => {}
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -247,7 +255,8 @@ async fn take_back(site: &Site, dice: &mut Dice) -> Result<()> {
 }
 
 /// As after a reboot: what the daemon left running would be in the way.
-async fn resurrect(pm2: &Pm2, sidecar: u32) -> Result<()> {
+async fn resurrected(stand: &Stand) -> Result<bool> {
+    let (pm2, sidecar) = (&stand.pm2, sidecar(stand)?);
     wait::until("what PM2 left to be gone", PATIENCE, async || {
         let mut left = pm2.processes();
         // It knows the home, too.
@@ -256,5 +265,16 @@ async fn resurrect(pm2: &Pm2, sidecar: u32) -> Result<()> {
         left.is_empty().then_some(())
     })
     .await?;
-    pm2.run(&["resurrect"]).await.map(drop)
+    pm2.run(&["resurrect"]).await?;
+    Ok(true)
+}
+
+/// In cluster mode PM2 starts an old worker again that was killed while it was being replaced, and then forgets it.
+async fn end_strays(stand: &Stand, world: &World) -> Result<()> {
+    for worker in world.workers(&stand.pm2) {
+        if !stand.lists(worker).await? {
+            process::signal(worker, Signal::KILL);
+        }
+    }
+    Ok(())
 }

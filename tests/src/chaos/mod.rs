@@ -72,6 +72,8 @@ pub struct Ordeal {
     /// When all was as ever.
     pub over: Moment,
     pub deploy: Deploy,
+    /// PM2 had to be begun anew.
+    pub anew: bool,
     /// The one after it, which nothing befell.
     pub again: Deploy,
 }
@@ -250,20 +252,21 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
     let (deploy, befell) = tokio::join!(stand.deploy(how), befall);
     let (deploy, (struck, after)) = (deploy?, befell?);
     let mended = async {
-        fault.mend(stand, world, after).await?;
+        let anew = fault.mend(stand, world, after).await?;
         if deploy.is_broken() {
             // The new release was not to blame, as the operator knows.
             let again = stand.deploy_in_turn(How::Handoff).await?;
             anyhow::ensure!(again.is_done(), "the same again ended with {:?}: {}", again.exit, again.text);
         }
         stand.is_whole().await?;
-        stand.list_is_whole().await
+        stand.list_is_whole().await?;
+        anyhow::Ok(anew)
     };
-    mended.await.with_context(|| format!("the {how} had ended with {:?}: {}", deploy.exit, deploy.text))?;
+    let anew = mended.await.with_context(|| format!("the {how} had ended with {:?}: {}", deploy.exit, deploy.text))?;
     let over = Moment::now();
     let again = stand.deploy_in_turn(stand.plan.how()).await.context("the deploy after it")?;
     stand.is_whole().await?;
-    Ok(Ordeal { fault, struck, over, deploy, again })
+    Ok(Ordeal { fault, struck, over, deploy, anew, again })
 }
 
 /// Nobody visits any more: nginx must know it, and nothing of ours be stopped.

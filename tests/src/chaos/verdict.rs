@@ -6,6 +6,7 @@ use crate::{
     clock::Moment,
     lives::{self, Life},
     load::{Answer, Kind, Visit},
+    scenario::Level,
     stand::How,
 };
 use std::time::Duration;
@@ -73,7 +74,7 @@ impl Seen {
     }
 
     pub fn excuse(&self, visit: &Visit) -> Option<Excuse> {
-        let fault = self.ordeal(visit)?.fault;
+        let &Ordeal { fault, anew, .. } = self.ordeal(visit)?;
         let order = |excuse| (self.died_with_worker(visit)).then_some(excuse);
         let untold = || {
             let excuse = order(Excuse::DiedWithWorker).or_else(|| self.nobody_listened(visit));
@@ -99,6 +100,9 @@ impl Seen {
             Fault::NginxIsUpgraded | Fault::NginxUpgradeIsTakenBack => {
                 self.crossed_a_reload(visit).or_else(|| order(Excuse::DiedWithWorker))
             }
+            Fault::DiskFull if anew => untold(),
+            // An app that closes its server cuts what it has not taken in by then.
+            Fault::WorkerFreezes if self.round.site.level == Level::L0 => order(Excuse::DiedWithWorker),
             Fault::NginxWorkerFreezes
             | Fault::Pm2Freezes
             | Fault::WorkerFreezes
@@ -171,7 +175,6 @@ mod tests {
         chaos::Round,
         orders::Orders,
         ports,
-        scenario::Level,
         stand::{Deploy, Plan},
     };
     use hyper::StatusCode;
@@ -206,7 +209,7 @@ mod tests {
         let lines = "7|127.0.0.1:3000|502|0.000\n".to_owned();
         Seen {
             round: Round { number: 0, seed: 0, site, faults: vec![fault], rate: 1 },
-            ordeals: vec![Ordeal { fault, struck: at(9.0), over: at(30.0), again: deploy.clone(), deploy }],
+            ordeals: vec![Ordeal { fault, struck: at(9.0), over: at(30.0), anew: false, again: deploy.clone(), deploy }],
             visits: vec![visit],
             orders: Orders::default(),
             lives: vec![life(3000, Some(at(10.05))), life(3001, None)],
@@ -223,7 +226,13 @@ mod tests {
             let seen = seen(fault, Kind::Order, 10.0);
             (broken(&seen).len(), seen.visits.first().and_then(|visit| seen.excuse(visit)))
         };
-        for fault in [Fault::SidecarDies, Fault::SocketRemoved, Fault::WorkerDies, Fault::NginxIsUpgraded] {
+        for fault in [
+            Fault::SidecarDies,
+            Fault::SocketRemoved,
+            Fault::WorkerDies,
+            Fault::WorkerFreezes,
+            Fault::NginxIsUpgraded,
+        ] {
             assert_eq!(excuse(fault), (0, Some(Excuse::DiedWithWorker)), "{fault:?}");
         }
         for fault in [Fault::NginxReloads, Fault::WallClockBack, Fault::DiskFull, Fault::NginxWorkerDies] {
