@@ -25,10 +25,9 @@ use tokio::{
     time,
 };
 
-/// PM2's own clients come back like this but wait up to 5 s, in which a returned daemon could stop workers unheard. To
-/// try costs nothing.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+/// PM2's own clients wait up to 5 s, in which a daemon that is back could stop workers unheard, and those that it has started are
+/// kept from users for as long. To try costs nothing.
+const RETRY: Duration = Duration::from_millis(100);
 
 const MAX_TOPIC: u32 = 64;
 /// A payload with a very large environment; a longer one is skipped and counts as missed.
@@ -98,20 +97,17 @@ impl Bus {
     /// Reads for ever: a daemon that is away is waited for.
     pub async fn run(self, home: &Home) {
         let mut log = Changes::default();
-        let mut retry = FIRST_RETRY;
         loop {
             let error = match trust::connect(&home.bus()).await {
                 Ok((socket, daemon)) => {
                     log.info(format!("listening to PM2 at {home} (pid {})", daemon.pid));
-                    retry = FIRST_RETRY;
                     self.missed.note();
                     self.read(BufReader::with_capacity(256 * 1024, socket)).await
                 }
                 Err(error) => error.into(),
             };
             log.warn(error.to_string());
-            time::sleep(retry).await;
-            retry = (retry * 3 / 2).min(LAST_RETRY);
+            time::sleep(RETRY).await;
         }
     }
 
