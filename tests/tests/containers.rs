@@ -153,7 +153,11 @@ impl Stage {
                 let status = self.handoff(name, "status --json").await.ok().filter(|_| are_up)?;
                 let status: Value = serde_json::from_str(&status).ok()?;
                 last = status.to_string();
-                (status.pointer("/daemons/0/apps/0/level")? == "L0").then_some(())
+                let workers = status.pointer("/daemons/0/apps/0/workers")?.as_array()?;
+                let is_known =
+                    |worker: &&Value| worker["phase"] == "serving" && worker["peers"][0].is_object();
+                let are_known = workers.iter().filter(is_known).count() == 2;
+                (status.pointer("/daemons/0/apps/0/level")? == "L0" && are_known).then_some(())
             })
             .await
             .with_context(|| format!("{last}\n{}", self.host.said(name)))?;
