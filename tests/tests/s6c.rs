@@ -6,17 +6,12 @@ use e2e::{
     clock::Moment,
     nginx::Binary,
     runner::{Plan, Run},
-    scenario::{BRISK, Pace, S6C, Scenario, Setup},
+    scenario::{S6C, Setup},
 };
-use std::time::Duration;
-
-const ONCE: Pace = Pace { actions: &[Duration::from_secs(2)], ..BRISK };
 
 async fn a_crash_loop() -> Result<Run> {
     let nginx = Binary::find(None).await?;
-    Plan { scenario: Scenario { pace: ONCE, ..S6C }, setup: Setup::Handoff, nginx, control: false }
-        .play()
-        .await
+    Plan { scenario: S6C, setup: Setup::Handoff, nginx, control: false }.play().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

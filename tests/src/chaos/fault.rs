@@ -3,7 +3,6 @@
 use super::world::World;
 use crate::{
     dice::Dice,
-    pm2::Pm2,
     process,
     sidecar::Sidecar,
     site::Site,

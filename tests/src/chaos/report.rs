@@ -20,7 +20,7 @@ pub fn table(all: &[Seen]) -> String {
     let mut lines: BTreeMap<Fault, Line> = BTreeMap::new();
     for seen in all {
         for ordeal in &seen.ordeals {
-            let Ordeal { fault, struck, over, deploy, again } = ordeal;
+            let Ordeal { fault, struck, over, deploy, again, .. } = ordeal;
             let line = lines.entry(*fault).or_default();
             line.times += 1;
             line.seconds.push(over.since(*struck).as_secs_f64());
