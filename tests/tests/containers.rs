@@ -155,7 +155,7 @@ impl Stage {
                 last = status.to_string();
                 let workers = status.pointer("/daemons/0/apps/0/workers")?.as_array()?;
                 let is_known =
-                    |worker: &&Value| worker["phase"] == "serving" && worker["peers"][0].is_object();
+                    |worker: &&Value| worker["phase"] == "serving" && worker.pointer("/peers/0").is_some();
                 let are_known = workers.iter().filter(is_known).count() == 2;
                 (status.pointer("/daemons/0/apps/0/level")? == "L0" && are_known).then_some(())
             })

@@ -262,7 +262,9 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
         stand.list_is_whole().await?;
         anyhow::Ok(anew)
     };
-    let anew = mended.await.with_context(|| format!("the {how} had ended with {:?}: {}", deploy.exit, deploy.text))?;
+    let anew = mended
+        .await
+        .with_context(|| format!("the {how} had ended with {:?}: {}", deploy.exit, deploy.text))?;
     let over = Moment::now();
     let again = stand.deploy_in_turn(stand.plan.how()).await.context("the deploy after it")?;
     stand.is_whole().await?;

@@ -209,7 +209,14 @@ mod tests {
         let lines = "7|127.0.0.1:3000|502|0.000\n".to_owned();
         Seen {
             round: Round { number: 0, seed: 0, site, faults: vec![fault], rate: 1 },
-            ordeals: vec![Ordeal { fault, struck: at(9.0), over: at(30.0), anew: false, again: deploy.clone(), deploy }],
+            ordeals: vec![Ordeal {
+                fault,
+                struck: at(9.0),
+                over: at(30.0),
+                anew: false,
+                again: deploy.clone(),
+                deploy,
+            }],
             visits: vec![visit],
             orders: Orders::default(),
             lives: vec![life(3000, Some(at(10.05))), life(3001, None)],
