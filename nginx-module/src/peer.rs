@@ -370,13 +370,13 @@ impl PeerData {
         if status != rc::BUSY {
             return status;
         }
-        self.is_refused();
+        self.note_refusal();
         upstream.closed.look(&self.place.zone.table);
         if told.was_wrong() { self.inner.get(pc) } else { status }
     }
 
-    /// Whatever marks say now.
-    fn is_refused(&mut self) {
+    /// Marks have kept it from a peer, whatever they say now.
+    fn note_refusal(&mut self) {
         if !self.was_refused {
             self.was_refused = true;
             self.changes = self.upstream.changes();
@@ -394,7 +394,7 @@ impl PeerData {
             }
             Admission::Refused(_) => {
                 chosen.slot.count_refused();
-                self.is_refused();
+                self.note_refusal();
                 false
             }
             Admission::Paused => false,

@@ -1,7 +1,7 @@
 //! Processes that the stage did not start itself, but answers for.
 
 use crate::clock::Moment;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::retry_on_intr,
@@ -78,9 +78,31 @@ pub fn title(pid: u32) -> Option<String> {
 
 /// What a process has in memory, in kB.
 pub fn resident(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_ascii_whitespace().next()?.parse().ok()
+    let [all] = kilobytes(pid, "status", ["VmRSS:"]).ok()?;
+    Some(all)
+}
+
+/// What `/proc/PID/status` or `smaps_rollup` says under these names.
+pub fn kilobytes<const N: usize>(pid: u32, file: &str, names: [&str; N]) -> Result<[u64; N]> {
+    let path = format!("/proc/{pid}/{file}");
+    let text = fs::read_to_string(&path)?;
+    let mut all = [0; N];
+    for (kb, name) in all.iter_mut().zip(names) {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_ascii_whitespace().next());
+        *kb = number.with_context(|| format!("no {name} in {path}"))?.parse()?;
+    }
+    Ok(all)
+}
+
+/// How long the threads that it has now have run, in nanoseconds.
+pub fn cpu(pid: u32) -> Result<f64> {
+    let mut all = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+        all += text.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
+    }
+    Ok(all)
 }
 
 pub fn is_alive(pid: u32) -> bool {

@@ -33,6 +33,13 @@ impl Spread {
     }
 }
 
+/// The middle one; of two, the larger.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
 /// The smallest value that `percent` of all do not exceed.
 fn rank(sorted: &[f64], percent: usize) -> Option<f64> {
     let place = (sorted.len() * percent).div_ceil(100);

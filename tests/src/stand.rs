@@ -295,9 +295,9 @@ impl Stand {
         listed.len() != usize::from(self.plan.workers) || listed.iter().any(is_given_up)
     }
 
-    /// Whether PM2 knows of this worker.
-    pub async fn lists(&self, worker: u32) -> Result<bool> {
-        Ok(self.listed().await?.iter().any(|listed| listed.pid == worker))
+    /// The workers that PM2 knows of.
+    pub async fn known(&self) -> Result<Vec<u32>> {
+        Ok(self.listed().await?.into_iter().map(|listed| listed.pid).collect())
     }
 
     async fn listed(&self) -> Result<Vec<Listed>> {

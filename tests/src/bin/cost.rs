@@ -10,13 +10,12 @@ use e2e::{
     nginx::Binary,
     place,
     place::Place,
-    ports, wait,
+    ports, process, spread, wait,
 };
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::{
-    fs,
     net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -201,7 +200,7 @@ fn print(rounds: &[Vec<Round>]) {
         let median = |of: &dyn Fn(&Round, &Round) -> f64| {
             let values =
                 rounds.first().into_iter().flatten().zip(of_setup).map(|(stock, round)| of(stock, round));
-            middle(values.collect())
+            spread::median(&values.collect::<Vec<_>>()).unwrap_or(f64::NAN)
         };
         println!(
             "{:24} {:14.0} {:12.4} {:14.2} {:10.4}",
@@ -240,7 +239,7 @@ async fn throughput(
 async fn round(proxy: &Proxy, time: Duration) -> Result<Round> {
     let pid = proxy.child.id().context("nginx is gone")?;
     let began = Instant::now();
-    let before = cpu(pid)?;
+    let before = process::cpu(pid)?;
     let mut visitors = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let mut connection = connect(proxy.address).await?;
@@ -260,20 +259,8 @@ async fn round(proxy: &Proxy, time: Duration) -> Result<Round> {
     let visits = f64::from(visits);
     Ok(Round {
         requests_a_second: visits / began.elapsed().as_secs_f64(),
-        cpu: (cpu(pid)? - before) / visits,
+        cpu: (process::cpu(pid)? - before) / visits,
     })
-}
-
-/// The median.
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Nanoseconds that a process has run.
-fn cpu(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
-    Ok(text.split_whitespace().next().context("an empty schedstat")?.parse()?)
 }
 
 async fn connect(address: SocketAddr) -> Result<http1::SendRequest<Empty<Bytes>>> {

@@ -7,7 +7,7 @@ use e2e::{
     etcd::Etcd,
     place::{self, Place},
     pm2::{NEWEST, Pm2},
-    ports,
+    ports, process,
     sidecar::{self, Sidecar},
     site::Site,
     speed::figures::Table,
@@ -181,13 +181,7 @@ async fn knows(place: &Place, workers: u16) -> Result<()> {
 
 /// All that is mapped in, and of it what no file has; in kB.
 fn memory(pid: u32) -> Result<[u64; 2]> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let of = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = line.and_then(|line| line.split_ascii_whitespace().next());
-        anyhow::Ok(number.with_context(|| format!("no {name}"))?.parse()?)
-    };
-    Ok([of("VmRSS:")?, of("RssAnon:")?])
+    process::kilobytes(pid, "status", ["VmRSS:", "RssAnon:"])
 }
 
 /// From now on the kernel notes which pages are used.
@@ -197,10 +191,8 @@ fn forget_uses(pid: u32) -> Result<()> {
 
 /// In kB. The kernel maps more of a file than is asked for: that counts as resident, and is not in this.
 fn used(pid: u32) -> Result<u64> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = smaps.lines().find_map(|line| line.strip_prefix("Referenced:"));
-    let number = line.and_then(|line| line.split_ascii_whitespace().next());
-    Ok(number.context("no Referenced")?.parse()?)
+    let [used] = process::kilobytes(pid, "smaps_rollup", ["Referenced:"])?;
+    Ok(used)
 }
 
 fn mebibytes(kilobytes: u64) -> String {

@@ -270,10 +270,8 @@ async fn resurrected(stand: &Stand) -> Result<bool> {
 
 /// In cluster mode PM2 starts an old worker again that was killed while it was being replaced, and then forgets it.
 async fn end_strays(stand: &Stand, world: &World) -> Result<()> {
-    for worker in world.workers(&stand.pm2) {
-        if !stand.lists(worker).await? {
-            process::signal(worker, Signal::KILL);
-        }
-    }
+    let (mut strays, known) = (world.workers(&stand.pm2), stand.known().await?);
+    strays.retain(|worker| !known.contains(worker));
+    strays.into_iter().for_each(|stray| process::signal(stray, Signal::KILL));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What came of each kind of fault, a line each.
 
 use super::{Ordeal, Seen, fault::Fault, verdict::Excuse};
+use crate::spread;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -63,7 +64,7 @@ pub fn table(all: &[Seen]) -> String {
             line.times,
             line.failed,
             allowed,
-            median(&line.seconds),
+            spread::median(&line.seconds).unwrap_or_default(),
             longest,
             line.exits.iter().map(|exit| format!("{exit} ")).collect::<String>(),
             line.excuses.iter().map(|(excuse, times)| format!("{excuse:?} {times} ")).collect::<String>(),
@@ -71,10 +72,4 @@ pub fn table(all: &[Seen]) -> String {
     }
     _ = write!(text, "\n{times} faults, {visits} visits, {twice} orders ran twice");
     text
-}
-
-fn median(all: &[f64]) -> f64 {
-    let mut all = all.to_vec();
-    all.sort_unstable_by(f64::total_cmp);
-    all.get(all.len() / 2).copied().unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! What became of each site, a line each.
 
 use super::{Course, Outcome, Who};
+use crate::spread;
 use std::fmt::Write as _;
 
 pub fn table(outcomes: &[Outcome]) -> String {
@@ -42,6 +43,7 @@ fn row(outcome: &Outcome) -> String {
     let [workers, master, sidecar] = [Who::Workers, Who::Master, Who::Sidecar].map(course);
     let from_to = |(from, to): (u64, u64)| format!("{from} → {to}");
     let (before, after) = &outcome.rest;
+    let seconds: Vec<f64> = outcome.deploys.iter().map(super::Deploy::seconds).collect();
     let files = |of: &[Who]| {
         let sum = |rest: &super::Rest| of.iter().map(|&who| rest.files(who)).sum();
         (sum(before), sum(after))
@@ -50,7 +52,7 @@ fn row(outcome: &Outcome) -> String {
         "{:<24}{:>8}{:>10.1}{:>10}{:>8}{:>7}{:>16}{:>16}{:>16}{:>12}{:>12}",
         outcome.kind.to_string(),
         outcome.deploys.len(),
-        median(outcome.deploys.iter().map(super::Deploy::seconds).collect()),
+        spread::median(&seconds).unwrap_or_default(),
         outcome.tally.visits,
         outcome.tally.failed,
         outcome.executed.twice,
@@ -60,9 +62,4 @@ fn row(outcome: &Outcome) -> String {
         from_to(files(&[Who::Master, Who::Workers])),
         from_to(files(&[Who::Sidecar])),
     )
-}
-
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_unstable_by(f64::total_cmp);
-    all.get(all.len() / 2).copied().unwrap_or_default()
 }

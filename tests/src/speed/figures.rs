@@ -1,5 +1,6 @@
 //! Numbers as the tables of docs/speed.md have them.
 
+use crate::spread;
 use std::{fmt, time::Duration};
 
 /// Durations of one kind.
@@ -15,9 +16,7 @@ pub struct Table {
 
 /// The middle one.
 pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    spread::median(values).unwrap_or(f64::NAN)
 }
 
 /// In milliseconds, with two digits that count.

@@ -11,7 +11,7 @@ use crate::{
     command,
     place::{self, Place},
     pm2::{NEWEST, Pm2},
-    ports,
+    ports, process,
     sidecar::Sidecar,
     site::Site,
     wait,
@@ -212,7 +212,7 @@ impl App {
     }
 
     async fn round(&mut self, time: Duration) -> Result<Round> {
-        let (began, before) = (Instant::now(), cpu(self.pid)?);
+        let (began, before) = (Instant::now(), process::cpu(self.pid)?);
         let mut visiting = JoinSet::new();
         for mut visitor in self.visitors.drain(..) {
             visiting.spawn(async move {
@@ -233,19 +233,9 @@ impl App {
         let requests = f64::from(all);
         Ok(Round {
             requests_a_second: requests / began.elapsed().as_secs_f64(),
-            cpu: (cpu(self.pid)? - before) / 1e3 / requests,
+            cpu: (process::cpu(self.pid)? - before) / 1e3 / requests,
         })
     }
-}
-
-/// Nanoseconds that all threads of a process have run.
-fn cpu(pid: u32) -> Result<f64> {
-    let mut all = 0.0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(thread?.path().join("schedstat"))?;
-        all += text.split_whitespace().next().context("an empty schedstat")?.parse::<f64>()?;
-    }
-    Ok(all)
 }
 
 // === impl Row ===

@@ -7,13 +7,13 @@ use super::{
 };
 use crate::{
     callgrind::Backend, clock::Moment, door::Door, farm::Farm, load::Load, nginx::Binary, place::Place,
-    ports, site::Site, wait,
+    ports, process, site::Site, wait,
 };
 use anyhow::{Context, Result, ensure};
 use handoff_wire::{Code, State, UpstreamView, path};
 use hyper::Method;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::{fmt::Write as _, fs, net::SocketAddr, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -68,6 +68,8 @@ const TOO_MANY: usize = 100;
 const CONNECTIONS: usize = 8_192;
 const PATIENCE: Duration = Duration::from_secs(60);
 const PORT: u16 = 9;
+/// What the kernel says of a process's memory as a whole.
+const ROLLED_UP: &str = "smaps_rollup";
 
 // === impl Plan ===
 
@@ -368,26 +370,19 @@ impl std::fmt::Display for Report {
 impl Memory {
     fn of(site: &Site) -> Result<Self> {
         let workers = site.serving_workers();
-        let mut all = 0.0;
-        for pid in workers.iter().copied().chain([site.master()]) {
-            all += rolled_up(pid, "Pss:")?;
+        let [mut all] = process::kilobytes(site.master(), ROLLED_UP, ["Pss:"])?;
+        let mut own = 0;
+        for &pid in &workers {
+            let [whole, anonymous] = process::kilobytes(pid, ROLLED_UP, ["Pss:", "Pss_Anon:"])?;
+            (all, own) = (all + whole, own + anonymous);
         }
-        let own: f64 = workers.iter().map(|&pid| rolled_up(pid, "Pss_Anon:")).sum::<Result<f64>>()?;
-        Ok(Self { all, own: own / workers.len() as f64 })
+        Ok(Self { all: all as f64, own: own as f64 / workers.len() as f64 })
     }
 
     /// What there is more, in kB.
     fn since(self, before: Self) -> f64 {
         self.all - before.all
     }
-}
-
-/// In kB.
-fn rolled_up(pid: u32, name: &str) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_ascii_whitespace().next());
-    Ok(number.with_context(|| format!("no {name} in {text}"))?.parse()?)
 }
 
 /// Each with a connection of its own.
