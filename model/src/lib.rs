@@ -19,13 +19,15 @@ mod common;
 mod known;
 pub mod request;
 pub mod sidecar;
+pub mod step;
 pub mod world;
 pub mod zone;
 
 use request::{At, Why};
 use stateright::{Model, Property};
 use std::fmt;
-use world::{Step, World};
+use step::Step;
+use world::World;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {

@@ -4,7 +4,7 @@
 
 use model::{
     ALL_SETTLES, By, Fault, Method, NOBODY_BEGINS, NOBODY_STOPPED, NOTHING_FAILS, NOTHING_TWICE, Promise,
-    Scene, Without, world::Step,
+    Scene, Without, step::Step,
 };
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 use std::collections::HashMap;
