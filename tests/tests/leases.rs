@@ -19,7 +19,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{spawn, task::JoinHandle, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 
 const SHORT: Span = Span::from_secs(1);
 const ROLLOUT: Say = Say { owner: "rollout:7", lease: Some(SHORT), reason: "release 7", ..Say::DRAIN };
@@ -205,22 +205,38 @@ async fn crowded(version: &str, backend: &Backend) -> Result<(Site, Vec<String>)
     Ok((site, idle))
 }
 
-/// Calls of an operator, as many as fit, until it is told to stop. What becomes of them does not matter.
-fn hammer(site: &Site, peers: &[String], stop: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
-    let of = |say: Say| say.of(&peers.iter().map(String::as_str).collect::<Vec<_>>()).to_string();
-    let bodies = [of(Say::DRAIN), of(Say::READY)];
-    (bodies.iter().chain(&bodies))
-        .map(|body| {
-            let (control, stop, body) = (site.control(), Arc::clone(stop), body.clone());
-            spawn(async move {
+/// Calls of an operator, as many as fit. What becomes of them does not matter. They end with this.
+struct Hammer(Arc<AtomicBool>, JoinSet<()>);
+
+impl Hammer {
+    fn start(site: &Site, peers: &[String]) -> Self {
+        let of = |say: Say| say.of(&peers.iter().map(String::as_str).collect::<Vec<_>>()).to_string();
+        let bodies = [of(Say::DRAIN), of(Say::READY)];
+        let mut hammer = Self(Arc::default(), JoinSet::new());
+        for body in bodies.iter().chain(&bodies) {
+            let (control, stop, body) = (site.control(), Arc::clone(&hammer.0), body.clone());
+            hammer.1.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let call = control.ask(Method::PUT, path::MARKS, body.clone());
                     // One that waits for a frozen worker is given up.
                     _ = timeout(Duration::from_millis(50), call).await;
                 }
-            })
-        })
-        .collect()
+            });
+        }
+        hammer
+    }
+
+    async fn stop(mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        while self.1.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Hammer {
+    /// Where nothing listens any more each call fails at once: such a task never comes to a point where it could be aborted.
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// An answer, or word that another process is at it; in either case soon.
@@ -246,14 +262,15 @@ async fn a_worker_that_freezes_in_mid_control_stops_nobody_else() -> Result<()> 
     let backend = Backend::start(2).await?;
     for version in VERSIONS {
         let (site, idle) = crowded(version, &backend).await?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let calls = hammer(&site, &idle, &stop);
+        let hammer = Hammer::start(&site, &idle);
         // Often enough that it was in the middle of a change several times.
         let (mut frozen, mut in_the_middle) = (0, 0);
         while in_the_middle < 3 {
             let workers = site.serving(&[]).await?;
             let victim = workers[frozen % workers.len()];
             process::signal(victim, Signal::STOP);
+            // Until it has come to a halt it may still take somebody's connection, and keep it.
+            wait::until("it to freeze", PATIENCE, async || process::is_stopped(victim).then_some(())).await?;
             frozen += 1;
             let answered = async {
                 for _ in 0..3 {
@@ -276,10 +293,7 @@ async fn a_worker_that_freezes_in_mid_control_stops_nobody_else() -> Result<()> 
             ensure!(frozen < 2000, "frozen {frozen} times, and never in the middle");
         }
         eprintln!("frozen {frozen} times");
-        stop.store(true, Ordering::Relaxed);
-        for call in calls {
-            call.await?;
-        }
+        hammer.stop().await;
         site.overview().await?;
         site.end_but_for(&KILLED_BY_US).await?;
     }
@@ -292,8 +306,7 @@ async fn a_worker_that_is_killed_in_mid_control_leaves_no_lock_held() -> Result<
     let backend = Backend::start(2).await?;
     for version in VERSIONS {
         let (site, idle) = crowded(version, &backend).await?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let calls = hammer(&site, &idle, &stop);
+        let hammer = Hammer::start(&site, &idle);
         let changes = Arc::new(AtomicUsize::new(0));
         for killed in 0..KILLED {
             let workers = site.serving(&[]).await?;
@@ -315,10 +328,7 @@ async fn a_worker_that_is_killed_in_mid_control_leaves_no_lock_held() -> Result<
             wait::until("a visit", PATIENCE, async || serves(&site.visitors()).await.ok()).await?;
             changes.fetch_add(1, Ordering::Relaxed);
         }
-        stop.store(true, Ordering::Relaxed);
-        for call in calls {
-            call.await?;
-        }
+        hammer.stop().await;
         // Whatever was half done was finished or undone: marks and states agree.
         site.say(&Say::READY, &[&backend.peer(0)]).await?;
         for peer in site.app().await? {
