@@ -29,7 +29,7 @@ use crate::{
     },
     preload::{Heard, Line, What, message::Told},
     reconcile::{self, Observed},
-    report::{Latency, Report},
+    report::{self, Latency, Report},
     roster::{Attention, Roster},
     scout::Hurry,
     service::Pulse,
@@ -90,6 +90,7 @@ pub struct Agent {
     errand: Option<Errand>,
     retry: Option<Instant>,
     log: Changes,
+    forgotten: Changes,
 }
 
 /// Marks on their way to nginx, and the connection that carries them.
@@ -120,6 +121,7 @@ impl Agent {
             errand: None,
             retry: None,
             log: Changes::default(),
+            forgotten: Changes::default(),
         }
     }
 
@@ -255,7 +257,11 @@ impl Agent {
     async fn beat(&mut self) {
         // An error is told by whoever needs the connection.
         _ = self.lines.urgent.warm().await;
-        self.lines.report.send_replace(self.report());
+        let report = self.report();
+        if let Some(text) = report::of_forgotten(&report.forgotten) {
+            self.forgotten.warn(text);
+        }
+        self.lines.report.send_replace(report);
     }
 
     /// Asks nginx for what is not as it should be.

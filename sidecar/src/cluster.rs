@@ -16,8 +16,8 @@ use std::{
 pub struct Clusters {
     /// Whose processes these are, and were.
     apps: BTreeMap<Process, String>,
-    /// Those that PM2 lists no longer.
-    leavers: BTreeSet<Process>,
+    /// Those that PM2 lists no longer, and since when.
+    leavers: BTreeMap<Process, Instant>,
     /// Until when PM2's word stands, that it replaces a worker of an app. By then it can be seen.
     heard: BTreeMap<String, Instant>,
 }
@@ -39,8 +39,11 @@ impl Clusters {
     }
 
     /// These are children of the daemon, and no workers that it lists.
-    pub fn left(&mut self, leavers: &BTreeSet<Process>) {
-        self.leavers.clone_from(leavers);
+    pub fn left(&mut self, leavers: &BTreeSet<Process>, now: Instant) {
+        self.leavers.retain(|leaver, _| leavers.contains(leaver));
+        for &leaver in leavers {
+            self.leavers.entry(leaver).or_insert(now);
+        }
     }
 
     /// True: it was a worker's.
@@ -65,7 +68,13 @@ impl Clusters {
 
     /// Somebody is there whom PM2 lists no longer. One that we never met may be anybody's.
     pub fn has_leavers(&self, app: &str) -> bool {
-        self.leavers.iter().any(|leaver| self.apps.get(leaver).is_none_or(|of| of == app))
+        self.leavers.keys().any(|leaver| self.apps.get(leaver).is_none_or(|of| of == app))
+    }
+
+    /// Those whom PM2 should have ended in this time, and has not: it has lost sight of them.
+    pub fn forgotten(&self, patience: Duration, now: Instant) -> impl Iterator<Item = Process> {
+        let is_forgotten = move |since: Instant| now.saturating_duration_since(since) > patience;
+        self.leavers.iter().filter(move |&(_, &since)| is_forgotten(since)).map(|(&leaver, _)| leaver)
     }
 
     /// How often to look, because somebody goes.
@@ -84,7 +93,7 @@ mod tests {
     fn who_is_not_listed_any_more_is_leaving_until_it_ends() {
         let mut clusters = Clusters::default();
         clusters.meet("shop", OLD);
-        clusters.left(&[OLD].into());
+        clusters.left(&[OLD].into(), Instant::now());
         assert!(clusters.is_leaving("shop") && !clusters.is_leaving("blog"));
         assert_eq!(clusters.pace(), Some(PACE));
         clusters.died(OLD);
@@ -95,8 +104,23 @@ mod tests {
     #[test]
     fn a_leaver_that_was_never_met_may_be_anybodys() {
         let mut clusters = Clusters::default();
-        clusters.left(&[OLD].into());
+        clusters.left(&[OLD].into(), Instant::now());
         assert!(clusters.is_leaving("shop") && clusters.is_leaving("blog"));
+    }
+
+    #[test]
+    fn who_is_leaving_for_longer_than_pm2_takes_is_forgotten() {
+        let (mut clusters, began) = (Clusters::default(), Instant::now());
+        let mut after = |seconds, leavers: &[Process]| {
+            let now = began + Duration::from_secs(seconds);
+            clusters.left(&leavers.iter().copied().collect(), now);
+            clusters.forgotten(Duration::from_secs(30), now).collect::<Vec<_>>()
+        };
+        assert_eq!(after(0, &[OLD]), []);
+        assert_eq!(after(30, &[OLD]), []);
+        assert_eq!(after(31, &[OLD]), [OLD]);
+        assert_eq!(after(32, &[]), []);
+        assert_eq!(after(33, &[OLD]), [], "it is counted from when it left");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Report {
     #[serde(default)]
     pub preload: Option<PathBuf>,
     pub workers: Vec<WorkerReport>,
+    /// Workers in cluster mode that PM2 has forgotten: their pids.
+    #[serde(default)]
+    pub forgotten: Vec<u32>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,6 +99,7 @@ impl Report {
             latency: latency.view(),
             preload: preload.map(Path::to_owned),
             workers: workers.collect(),
+            forgotten: roster.forgotten(Instant::now()).iter().map(|process| process.pid).collect(),
         }
     }
 
@@ -130,6 +134,19 @@ pub fn replace(path: &Path, report: &impl Serialize) -> io::Result<()> {
     // At once: a call for each word would be all that is done at rest.
     file.write_all(&serde_json::to_vec(report)?)?;
     fs::rename(&new, path)
+}
+
+/// What is to be done about workers that PM2 has forgotten.
+pub fn of_forgotten(pids: &[u32]) -> Option<String> {
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    (!pids.is_empty()).then(|| {
+        format!(
+            "PM2 has forgotten in cluster mode: pid {}. No reload replaces what serves on there with old code; `kill -INT {}` \
+             ends it",
+            pids.join(", "),
+            pids.join(" ")
+        )
+    })
 }
 
 fn file(dir: &Path, owner: &str) -> PathBuf {

@@ -11,11 +11,11 @@ use crate::{
     pm2::{
         PmId,
         event::Event,
-        monitor::{Listed, Status},
+        monitor::{LISTEN_TIMEOUT, Listed, Status},
     },
     preload::{
         Answer, Preloads, What,
-        workers::{Farewell, patience},
+        workers::{Farewell, kill_timeout, patience},
     },
     reconcile::Observed,
     shared::Shared,
@@ -76,6 +76,8 @@ const ASK: [(Duration, Duration); 2] = [
     (Duration::from_secs(15), Duration::from_millis(25)),
     (Duration::from_secs(120), Duration::from_millis(250)),
 ];
+/// How much longer than PM2 waits for a new worker to listen, and for the old one to end.
+const FORGOTTEN: Duration = Duration::from_secs(15);
 /// How often it is asked while `pm2 update` is at work.
 const UPDATE: Duration = Duration::from_millis(100);
 
@@ -182,6 +184,15 @@ impl Roster {
         self.clusters.died(process)
     }
 
+    /// Workers in cluster mode that PM2 lists no longer, and has not ended though it had the time: when a worker dies while
+    /// it is being replaced, PM2 starts it again and forgets it.
+    pub fn forgotten(&self, now: Instant) -> Vec<Process> {
+        let clusters = self.workers.values().map(Worker::settings).filter(|settings| settings.cluster);
+        let times = clusters
+            .map(|settings| settings.listen_timeout.unwrap_or(LISTEN_TIMEOUT) + kill_timeout(settings));
+        self.clusters.forgotten(times.max().unwrap_or_default() + FORGOTTEN, now).collect()
+    }
+
     /// Who has the connections that the daemon accepts, as far as the last full look knew.
     pub fn cast(&self, look: &Look) -> Cast {
         let is_shared = |(_, found): &(&Peer, &Behind)| **found == Behind::Daemon;
@@ -209,7 +220,7 @@ impl Roster {
         match &look.listed {
             Some(listed) => {
                 self.forget_missing(listed, now);
-                self.clusters.left(&look.leavers);
+                self.clusters.left(&look.leavers, now);
                 for worker in listed {
                     self.see_listed(worker, look, &behind, now);
                 }

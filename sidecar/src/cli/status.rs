@@ -81,6 +81,8 @@ struct DaemonStatus {
     pid: Option<u32>,
     sidecar: Option<SidecarStatus>,
     apps: Vec<AppStatus>,
+    /// Workers in cluster mode that PM2 lists no longer, and that serve on: their pids.
+    forgotten: Vec<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -203,6 +205,7 @@ pub(super) async fn collect(context: &Context) -> Status {
                 status.daemons.push(DaemonStatus {
                     home: home.to_string(),
                     pid: None,
+                    forgotten: report.iter().flat_map(|report| report.forgotten.clone()).collect(),
                     sidecar: report.map(SidecarStatus::from),
                     apps: Vec::new(),
                 });
@@ -229,6 +232,7 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
         home: home.to_string(),
         pid: Some(survey.daemon.pid),
         apps: apps.collect(),
+        forgotten: report.iter().flat_map(|report| report.forgotten.clone()).collect(),
         sidecar: report.map(SidecarStatus::from),
     }
 }
@@ -489,14 +493,15 @@ impl DaemonStatus {
 
     fn text(&self) -> String {
         let head = self.head();
+        let forgotten = report::of_forgotten(&self.forgotten).map_or_else(String::new, |text| text + "\n");
         if self.apps.is_empty() {
-            return head;
+            return head + &forgotten;
         }
         let heads = ["APP", "WORKER", "PID", "PHASE", "PEER", "UPSTREAM", "STATE", "IN FLIGHT", "MARKS"];
         let mut rows = vec![heads.map(String::from).to_vec()];
         rows.extend(self.apps.iter().flat_map(AppStatus::rows));
         let levels: String = self.apps.iter().map(AppStatus::level_lines).collect();
-        format!("{head}\n{}\n{levels}", table::render(&rows))
+        format!("{head}\n{}\n{levels}{forgotten}", table::render(&rows))
     }
 }
 

@@ -225,6 +225,11 @@ DAEMON_TWICE "pm2-daemon-twice" Error
     "Only one has the sockets: the other's workers serve, and nobody can stop or replace them."
     "end the one without the sockets"
     "docs/api/doctor.md";
+FORGOTTEN "pm2-worker-forgotten" Warning
+    "PM2 has forgotten a worker in cluster mode"
+    "It died while it was being replaced, and PM2 started it again: it serves on with the old code, and neither PM2 nor a reload can replace it."
+    "end it by hand (`kill -INT`): the others serve"
+    "docs/operations/chaos.md";
 OTHER_HOME "pm2-other-home" Note
     "PM2 also runs with a home that was not looked at"
     "Its apps are not in this answer. The sidecar does not watch it, either."

@@ -148,6 +148,8 @@ pub struct Sidecar {
     pub hangs: bool,
     /// It was announced no stop in time, and some too late.
     pub is_deaf: bool,
+    /// Workers in cluster mode that PM2 has forgotten: their pids.
+    pub forgotten: Vec<u32>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -28,7 +28,7 @@ use crate::{
     pm2::{
         PmId,
         home::Home,
-        monitor::{Listed, Settings},
+        monitor::{LISTEN_TIMEOUT, Listed, Settings},
         rpc::RpcError,
     },
     report::{self, Report},
@@ -291,6 +291,7 @@ fn sidecar(proc: &Proc, report: &Report) -> Sidecar {
         version: report.version.clone(),
         hangs: report.age() > report::STALE,
         is_deaf: report.notices.late > 0 && report.notices.in_time == 0,
+        forgotten: report.forgotten.clone(),
     }
 }
 
@@ -303,7 +304,7 @@ fn apps(survey: &Survey, home: &Home, report: Option<&Report>, log: Option<&str>
         let first = workers.first().map(|worker| &worker.settings);
         let ready = first
             .filter(|settings| settings.wait_ready)
-            .map(|settings| settings.listen_timeout.unwrap_or(Duration::from_secs(3)));
+            .map(|settings| settings.listen_timeout.unwrap_or(LISTEN_TIMEOUT));
         App {
             name: name.to_owned(),
             home: Some(home.clone()),

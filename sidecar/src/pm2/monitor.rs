@@ -31,6 +31,10 @@ pub enum Status {
     Other,
 }
 
+/// PM2's own, where an app does not say otherwise: how long it waits for the end of a worker, and for its `ready`.
+pub const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
+pub const LISTEN_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How the app was told to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {

@@ -3,7 +3,10 @@
 use crate::{
     host::Process,
     look::{Examined, Look},
-    pm2::{PmId, monitor::Settings},
+    pm2::{
+        PmId,
+        monitor::{KILL_TIMEOUT, Settings},
+    },
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -55,9 +58,6 @@ pub enum Farewell {
 
 /// Longer than an app may need to start, if its kill_timeout allows it.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
-/// PM2's.
-const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
-
 /// From PM2's signal until it kills the process.
 pub fn kill_timeout(settings: &Settings) -> Duration {
     settings.kill_timeout.unwrap_or(KILL_TIMEOUT)

@@ -371,7 +371,10 @@ impl Rollout {
         let world = self.worlds.borrow().clone();
         let leavers = world.iter().flat_map(|world| world.leavers.iter());
         let pids: Vec<String> = leavers.map(|process| process.pid.to_string()).collect();
-        let text = format!("PM2 still ends what an earlier reload has replaced (pid {})", pids.join(", "));
+        let text = format!(
+            "PM2 still ends what an earlier reload has replaced (pid {}); `handoff status` says so if PM2 has forgotten it",
+            pids.join(", ")
+        );
         Err(Stop::Refused(text))
     }
 

@@ -8,6 +8,7 @@ mod dry_run;
 mod exit_codes;
 mod files;
 mod foreign;
+mod forgotten;
 mod held;
 mod killed;
 mod listing;

@@ -10,7 +10,7 @@ use crate::cli::{
     },
     say,
 };
-use crate::control::ControlError;
+use crate::{control::ControlError, report};
 use handoff_wire::{
     Deploy, Event, Owner, OwnerKind, PeerState, PeerView, State, Timeline, Track, UpstreamView, Upstreams,
 };
@@ -117,6 +117,8 @@ impl Past {
         lines.extend(status.nginx.paused.iter().map(|pause| styled(Style::Busy, pause.text().trim_end())));
         lines.extend(status.daemons.iter().map(|daemon| Line::plain(daemon.head().trim_end())));
         lines.extend(status.problems.iter().map(|problem| styled(Style::Bad, problem)));
+        let forgotten = status.daemons.iter().filter_map(|daemon| report::of_forgotten(&daemon.forgotten));
+        lines.extend(forgotten.map(|text| styled(Style::Bad, &text)));
         let workers = workers(status);
         for upstream in status.view.iter().flat_map(|view| &view.upstreams) {
             lines.push(Line::default());

@@ -9,13 +9,14 @@ use super::{cover, list, seconds};
 use crate::{
     danger::{self, Danger},
     mapping::Behind,
-    pm2::{PmId, monitor::Status},
+    pm2::{
+        PmId,
+        monitor::{KILL_TIMEOUT, LISTEN_TIMEOUT, Status},
+    },
 };
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 /// PM2's own, where an app does not say otherwise.
-const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_RESTARTS: u32 = 16;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {

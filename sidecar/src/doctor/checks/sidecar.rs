@@ -59,6 +59,15 @@ fn of(facts: &Facts, daemon: &Daemon) -> Vec<Finding> {
                 .with(Step::run("pm2 update")),
         );
     }
+    let forgotten = daemon.sidecar.iter().flat_map(|sidecar| &sidecar.forgotten);
+    findings.extend(forgotten.map(|pid| {
+        Finding::new(
+            FORGOTTEN,
+            About::Host,
+            format!("pid {pid}, a child of PM2's daemon for {}", daemon.home),
+        )
+        .with(Step::run(format!("kill -INT {pid}")))
+    }));
     if cover::covered(facts).next().is_none() {
         return findings;
     }
@@ -186,6 +195,13 @@ mod tests {
         };
         only_in("pm2-log-format", &dates(Some(true)), &dates(None));
         only_in("pm2-log-format", &sidecar(|sidecar| sidecar.is_deaf = true), &good());
+    }
+
+    #[test]
+    fn pm2_forgets_no_worker() {
+        let finding =
+            only_in("pm2-worker-forgotten", &sidecar(|sidecar| sidecar.forgotten = vec![9]), &good());
+        assert_eq!(finding.mend, [Step::run("kill -INT 9")]);
     }
 
     #[test]

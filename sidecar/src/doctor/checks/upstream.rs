@@ -7,16 +7,17 @@ use super::super::{
     nginx::{Queue, Reuse, Sent, Server, Upstream},
 };
 use super::{cover, list, seconds};
-use crate::{mapping::Behind, peer::Peer};
+use crate::{
+    mapping::Behind,
+    peer::Peer,
+    pm2::monitor::{KILL_TIMEOUT, LISTEN_TIMEOUT},
+};
 use std::time::Duration;
 
 /// Where an app does not say otherwise, Node closes an idle connection so late.
 const NODE_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Where an upstream does not say otherwise, nginx does.
 const NGINX_KEEPALIVE: Duration = Duration::from_secs(60);
-/// Where an app does not say otherwise, PM2 waits so long for its end and for its `ready`.
-const KILL_TIMEOUT: Duration = Duration::from_millis(1600);
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(3);
 const IDLE: &str = "keepalive_timeout 4s;";
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {

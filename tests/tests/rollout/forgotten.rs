@@ -1,0 +1,80 @@
+//! A worker in cluster mode dies while PM2 replaces it. PM2 starts it again, tells it to go before it has said `ready`, takes that
+//! for a sign of life, starts it once more when it has gone, and forgets it.
+
+use crate::stage::{PATIENCE, Plan, Stage};
+use anyhow::{Context, Result, ensure};
+use e2e::{process, wait};
+use handoff_wire::PeerState;
+use rustix::process::Signal;
+use std::collections::BTreeSet;
+
+/// Workers that PM2 does not list.
+async fn strays(stage: &Stage) -> Result<BTreeSet<u32>> {
+    let listed: BTreeSet<u32> = stage.workers().await?.values().map(|worker| worker.pid).collect();
+    let workers = process::children(stage.pm2.daemon()?).into_iter();
+    Ok(workers.filter(|pid| !listed.contains(pid) && process::is_alive(*pid)).collect())
+}
+
+/// One that is none of these.
+async fn stray(stage: &Stage, but: &[u32]) -> Result<u32> {
+    wait::until("a worker that PM2 does not list", PATIENCE, async || {
+        strays(stage).await.ok()?.into_iter().find(|pid| !but.contains(pid))
+    })
+    .await
+}
+
+/// Replaces the workers, and one dies. Whom PM2 forgot: on a machine that is slow at this moment, nobody.
+async fn one_dies(stage: &Stage) -> Result<Option<u32>> {
+    // The new one is ready before the old one that was started again, and that one is ready before it has gone.
+    stage.release("slow 2000")?;
+    let dies = async {
+        let old = stray(stage, &[]).await?;
+        stage.release("slow 3500, weary 4000")?;
+        process::signal(old, Signal::KILL);
+        stray(stage, &[old]).await
+    };
+    let (reloaded, again) = tokio::join!(stage.pm2.run(&["reload", "shop"]), dies);
+    reloaded?;
+    let again = again?;
+    Ok(strays(stage).await?.into_iter().find(|&pid| pid != again))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_pm2_forgot_is_named_and_the_mend_ends_it() -> Result<()> {
+    let stage = Plan::workers(2).cluster().with_sidecar().set().await?;
+    let mut forgotten = None;
+    for _ in 0..5 {
+        stage.is_whole().await?;
+        forgotten = one_dies(&stage).await?;
+        if forgotten.is_some() {
+            break;
+        }
+    }
+    let forgotten = forgotten.context("PM2 forgets nobody")?;
+
+    let kill = format!("`kill -INT {forgotten}` ends it");
+    let named = wait::until("the sidecar to name it", PATIENCE, async || {
+        let (_, status) = stage.says(&["status"]).await.ok()?;
+        status.contains(&format!("PM2 has forgotten in cluster mode: pid {forgotten}.")).then_some(status)
+    });
+    let (named, refused) = tokio::join!(named, stage.says(&["reload", "shop"]));
+    let (named, (code, refused)) = (named?, refused?);
+    ensure!(named.contains(&kill), "{named}");
+    ensure!(code == Some(1) && refused.contains(&format!("(pid {forgotten})")), "{code:?}: {refused}");
+    let peer = stage.site.app().await?.pop().context("a peer")?;
+    ensure!(peer.state == PeerState::Changing, "{peer:?}");
+    let (_, found) = stage.says(&["doctor", "--only", "pm2-worker-forgotten"]).await?;
+    ensure!(found.contains(&format!("kill -INT {forgotten}")), "{found}");
+
+    process::signal(forgotten, Signal::INT);
+    process::death(forgotten).await?;
+    stage.is_whole().await?;
+    wait::until("nobody to be forgotten", PATIENCE, async || {
+        let (_, status) = stage.says(&["status"]).await.ok()?;
+        (!status.contains("forgotten")).then_some(())
+    })
+    .await?;
+    stage.release("good")?;
+    stage.reload(&["shop"]).await?.is(0, &["all 2 workers of shop are new"])?;
+    stage.end().await
+}
