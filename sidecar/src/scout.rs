@@ -32,6 +32,10 @@ use tokio::{
 const CALM: Duration = Duration::from_secs(3);
 /// Hints come in swarms; so long is waited for the rest of one.
 const SWARM: Duration = Duration::from_millis(5);
+/// Looking may be dear on a big host, and PM2's answer is never free: it is rested twice as long as was looked, but no longer than
+/// this. A look takes long because PM2 did not answer, too, or because this process itself was stopped meanwhile; then the next
+/// one is due all the more.
+const REST: Duration = Duration::from_millis(500);
 /// Who is whose child is read anew so often while a worker starts; reading it is the dear part of a look.
 const FAMILY: Duration = Duration::from_millis(250);
 
@@ -86,6 +90,10 @@ pub fn pair(
     let scout =
         Scout { home, rpc: None, daemons, attention, hurry, looks, is_calm: false, before: None, log };
     (scout, lookout)
+}
+
+fn rest(looked: Duration) -> Duration {
+    (looked * 2).min(REST)
 }
 
 // === impl Scout ===
@@ -175,18 +183,17 @@ impl Scout {
 
     /// Waits until the next look is due, and says whether that was only a matter of time. Error: nobody wants it.
     async fn pause(&mut self, began: Instant) -> Result<bool, watch::error::RecvError> {
-        // Looking may be dear on a big host, and PM2's answer is never free: at most a third of the time is spent on it.
-        let breath = began + began.elapsed() * 3;
+        let rested = Instant::now() + rest(began.elapsed());
         loop {
             let ask = self.attention.borrow_and_update().ask;
             let pause = ask.map_or(CALM, |ask| ask.min(CALM));
             tokio::select! {
                 () = self.hurry.notified() => {
-                    time::sleep_until((Instant::now() + SWARM).max(breath).into()).await;
+                    time::sleep_until((Instant::now() + SWARM).max(rested).into()).await;
                     return Ok(false);
                 }
                 changed = self.attention.changed() => changed?,
-                () = time::sleep_until((began + pause).max(breath).into()) => return Ok(ask.is_none()),
+                () = time::sleep_until((began + pause).max(rested).into()) => return Ok(ask.is_none()),
             }
         }
     }
@@ -208,7 +215,7 @@ impl Lookout {
             {
                 return;
             }
-            time::sleep(began.elapsed() * 2).await;
+            time::sleep(rest(began.elapsed())).await;
         }
     }
 
@@ -241,5 +248,17 @@ impl Lookout {
         .map_err(io::Error::other)?;
         self.family = Some(family);
         look
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_took_long_is_soon_followed_by_another() {
+        assert_eq!(rest(Duration::from_millis(10)), Duration::from_millis(20));
+        // This process was stopped in the middle of it, or PM2 was.
+        assert_eq!(rest(Duration::from_secs(13)), REST);
     }
 }

@@ -7,11 +7,11 @@ use crate::{
     http,
     load::Load,
     net::Realm,
-    place::Place,
+    place::{self, Place},
     pm2::{NEWEST, Pm2},
     ports, reload,
     scenario::Level,
-    sidecar::Sidecar,
+    sidecar::{self, Sidecar},
     site::Site,
     wait,
 };
@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use handoff_wire::{PeerState, UpstreamView, path};
 use hyper::StatusCode;
 use serde::Deserialize;
+use serde_json::Value;
 use std::{fmt, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 /// Also for whoever must wait until a lease is over, or PM2's lock.
@@ -83,6 +84,8 @@ struct Listed {
 
 #[derive(Deserialize)]
 struct Env {
+    /// A number, or a text: one that was replaced, and that PM2 has yet to end.
+    pm_id: Value,
     status: String,
 }
 
@@ -297,7 +300,17 @@ impl Stand {
 
     /// The workers that PM2 knows of.
     pub async fn known(&self) -> Result<Vec<u32>> {
-        Ok(self.listed().await?.into_iter().map(|listed| listed.pid).collect())
+        let listed = self.listed().await?.into_iter();
+        Ok(listed.filter(|worker| worker.pm2_env.pm_id.is_number()).map(|worker| worker.pid).collect())
+    }
+
+    /// The workers that PM2 has forgotten, as `handoff status` says.
+    pub async fn forgotten(&self) -> Result<Vec<u32>> {
+        let mut handoff = self.realm.clean(place::handoff()?);
+        handoff.args(["status", "--json"]).envs(sidecar::environment(self.site.place()));
+        let status: Value = serde_json::from_slice(&handoff.output().await?.stdout)?;
+        let pids = status.pointer("/daemons/0/forgotten").context("no daemon")?;
+        Ok(serde_json::from_value(pids.clone())?)
     }
 
     async fn listed(&self) -> Result<Vec<Listed>> {
