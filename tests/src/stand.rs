@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use handoff_wire::{PeerState, UpstreamView, path};
 use hyper::StatusCode;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{fmt, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 /// Also for whoever must wait until a lease is over, or PM2's lock.
@@ -29,6 +29,7 @@ const CONNECTIONS: usize = 4_096;
 
 /// `handoff reload`: another one, or `pm2 reload`, is under way or was cut off.
 const LOCKED: i32 = 14;
+const STILL_ENDS: &str = "PM2 still ends what an earlier reload has replaced";
 /// It says why the new release is not good.
 const BROKEN: RangeInclusive<i32> = 10..=13;
 
@@ -84,8 +85,6 @@ struct Listed {
 
 #[derive(Deserialize)]
 struct Env {
-    /// A number, or a text: one that was replaced, and that PM2 has yet to end.
-    pm_id: Value,
     status: String,
 }
 
@@ -247,13 +246,11 @@ impl Stand {
         Ok(Deploy { how, began, ended: Moment::now(), exit, text })
     }
 
-    /// One that waits its turn behind another that was cut off, as its message says.
+    /// One that waits its turn, behind another that was cut off or a worker that PM2 has yet to end, as its message says.
     pub async fn deploy_in_turn(&self, how: How) -> Result<Deploy> {
-        wait::until("the lock of a reload that was cut off to expire", PATIENCE, async || {
-            match self.deploy(how).await {
-                Ok(deploy) if deploy.exit == Some(LOCKED) => None,
-                deploy => Some(deploy),
-            }
+        wait::until("a deploy's turn", PATIENCE, async || match self.deploy(how).await {
+            Ok(deploy) if deploy.exit == Some(LOCKED) || deploy.text.contains(STILL_ENDS) => None,
+            deploy => Some(deploy),
         })
         .await?
     }
@@ -298,19 +295,14 @@ impl Stand {
         listed.len() != usize::from(self.plan.workers) || listed.iter().any(is_given_up)
     }
 
-    /// The workers that PM2 knows of.
-    pub async fn known(&self) -> Result<Vec<u32>> {
-        let listed = self.listed().await?.into_iter();
-        Ok(listed.filter(|worker| worker.pm2_env.pm_id.is_number()).map(|worker| worker.pid).collect())
-    }
-
     /// The workers that PM2 has forgotten, as `handoff status` says.
     pub async fn forgotten(&self) -> Result<Vec<u32>> {
         let mut handoff = self.realm.clean(place::handoff()?);
         handoff.args(["status", "--json"]).envs(sidecar::environment(self.site.place()));
         let status: Value = serde_json::from_slice(&handoff.output().await?.stdout)?;
-        let pids = status.pointer("/daemons/0/forgotten").context("no daemon")?;
-        Ok(serde_json::from_value(pids.clone())?)
+        // While PM2's daemon or the sidecar is away nobody knows.
+        let pids = status.pointer("/daemons/0/forgotten").cloned().unwrap_or_else(|| json!([]));
+        Ok(serde_json::from_value(pids)?)
     }
 
     async fn listed(&self) -> Result<Vec<Listed>> {

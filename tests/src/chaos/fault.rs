@@ -205,7 +205,6 @@ impl Fault {
                     return resurrected(stand).await;
                 }
             }
-            Self::WorkerDies | Self::AllWorkersDie => end_forgotten(stand, world).await?,
             Self::DiskReadOnly => world.disk()?.open().await?,
             Self::SocketRemoved => _ = stand.site.reload().await?,
             _ => {}
@@ -266,19 +265,4 @@ async fn resurrected(stand: &Stand) -> Result<bool> {
     .await?;
     pm2.run(&["resurrect"]).await?;
     Ok(true)
-}
-
-/// In cluster mode PM2 starts an old worker again that was killed while it was being replaced, and then forgets it. Whom PM2 has
-/// yet to end itself goes in time; of the others `handoff status` says so.
-async fn end_forgotten(stand: &Stand, world: &World) -> Result<()> {
-    wait::until("every worker to be one of PM2's", PATIENCE, async || {
-        let (mut strays, known) = (world.workers(&stand.pm2), stand.known().await.ok()?);
-        strays.retain(|worker| !known.contains(worker));
-        if !strays.is_empty() {
-            let forgotten = stand.forgotten().await.ok()?;
-            forgotten.into_iter().for_each(|worker| process::signal(worker, Signal::INT));
-        }
-        strays.is_empty().then_some(())
-    })
-    .await
 }

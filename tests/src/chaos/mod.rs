@@ -26,6 +26,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use fault::{Fault, Needs};
+use rustix::process::Signal;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::Semaphore,
@@ -41,6 +42,8 @@ const CALM: Duration = Duration::from_secs(1);
 const DEPLOY: Duration = Duration::from_millis(3_500);
 /// Faults of a round.
 const ROUND: usize = 8;
+/// Whoever runs the site looks at its status so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -253,13 +256,25 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
     let (deploy, (struck, after)) = (deploy?, befell?);
     let mended = async {
         let anew = fault.mend(stand, world, after).await?;
-        if deploy.is_broken() {
-            // The new release was not to blame, as the operator knows.
-            let again = stand.deploy_in_turn(How::Handoff).await?;
-            anyhow::ensure!(again.is_done(), "the same again ended with {:?}: {}", again.exit, again.text);
+        let stand = &*stand;
+        let whole = async {
+            if deploy.is_broken() {
+                // The new release was not to blame, as the operator knows.
+                let again = stand.deploy_in_turn(How::Handoff).await?;
+                anyhow::ensure!(
+                    again.is_done(),
+                    "the same again ended with {:?}: {}",
+                    again.exit,
+                    again.text
+                );
+            }
+            stand.is_whole().await?;
+            stand.list_is_whole().await
+        };
+        tokio::select! {
+            whole = whole => whole?,
+            failed = end_forgotten(stand) => failed?,
         }
-        stand.is_whole().await?;
-        stand.list_is_whole().await?;
         anyhow::Ok(anew)
     };
     let anew = mended
@@ -269,6 +284,16 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
     let again = stand.deploy_in_turn(stand.plan.how()).await.context("the deploy after it")?;
     stand.is_whole().await?;
     Ok(Ordeal { fault, struck, over, deploy, anew, again })
+}
+
+/// In cluster mode PM2 starts an old worker again that was killed while it was being replaced, and then forgets it, at the end of
+/// the deploy or later: `handoff status` says so.
+async fn end_forgotten(stand: &Stand) -> Result<()> {
+    loop {
+        let forgotten = stand.forgotten().await?;
+        forgotten.into_iter().for_each(|worker| process::signal(worker, Signal::INT));
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Nobody visits any more: nginx must know it, and nothing of ours be stopped.
