@@ -13,6 +13,8 @@ struct Entry {
     /// The peers, in order.
     tried: Vec<SocketAddr>,
     held: Duration,
+    /// None of them took a connection.
+    is_refused: bool,
 }
 
 impl AccessLog {
@@ -33,6 +35,11 @@ impl AccessLog {
     /// How long this one waited for a peer.
     pub fn waited(&self, visit: u64) -> Duration {
         self.0.get(&visit).map(|entry| entry.held).unwrap_or_default()
+    }
+
+    /// The peers at which it was tried, if nobody listened at any of them.
+    pub fn refused(&self, visit: u64) -> Option<&[SocketAddr]> {
+        self.0.get(&visit).filter(|entry| entry.is_refused).map(|entry| entry.tried.as_slice())
     }
 
     /// Whether the visit ever reached nginx.
@@ -58,7 +65,11 @@ fn line(line: &str) -> Option<(u64, Entry)> {
     let tried = fields.next()?.split([',', ' ']).filter_map(|word| word.parse().ok()).collect();
     // Only Handoff has anybody wait.
     let held = fields.nth(1).and_then(|seconds| seconds.parse().ok());
-    Some((visit, Entry { tried, held: held.map(Duration::from_secs_f64).unwrap_or_default() }))
+    let held = held.map(Duration::from_secs_f64).unwrap_or_default();
+    let mut took =
+        fields.nth(2).into_iter().flat_map(|times| times.split([',', ' '])).filter(|time| !time.is_empty());
+    let is_refused = took.next() == Some("-") && took.all(|time| time == "-");
+    Some((visit, Entry { tried, held, is_refused }))
 }
 
 #[cfg(test)]
@@ -74,6 +85,15 @@ mod tests {
         assert_eq!(log.tried(2).len(), 2);
         assert!(log.tried(3).is_empty());
         assert_eq!(log.retried(), 1);
+    }
+
+    #[test]
+    fn a_visit_that_met_only_closed_ports_was_refused() {
+        let log = AccessLog::parse(
+            "1|127.0.0.1:1, 127.0.0.1:2|502, 502|0.200|same|up|-, -\n2|127.0.0.1:1, 127.0.0.1:2|502, 502|0.200|same|up|-, 0.001\n\
+             3|127.0.0.1:1|502|0.000\n",
+        );
+        assert_eq!([1, 2, 3].map(|visit| log.refused(visit).map(<[_]>::len)), [Some(2), None, None]);
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Plan {
             site.file(ACCESS_LOG).display(),
         ));
         format!(
-            "log_format visits \"$http_x_visit|$upstream_addr|$upstream_status|$handoff_held|$handoff_retry|$handoff_state\";\n\
+            "log_format visits \"$http_x_visit|$upstream_addr|$upstream_status|$handoff_held|$handoff_retry|$handoff_state|$upstream_connect_time\";\n\
              map $status $is_odd {{ ~^[23] 0; default 1; }}\n\
              upstream app {{ zone app 256k; least_conn; {servers}keepalive 32; keepalive_timeout 4s; handoff; }}\n\
              {front}\n{}",

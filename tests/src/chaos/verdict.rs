@@ -9,7 +9,7 @@ use crate::{
     scenario::Level,
     stand::How,
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 /// nginx tells times in milliseconds, and on a machine that has other things to do it hears of what happened later.
 const LATE: Duration = Duration::from_millis(250);
@@ -128,7 +128,15 @@ impl Seen {
     fn nobody_listened(&self, visit: &Visit) -> Option<Excuse> {
         let (from, to) = (visit.due, visit.due + visit.latency);
         let was_there = |&(began, ended): &(Moment, Moment)| from <= ended + LATE && to + LATE >= began;
-        lives::gaps(&self.lives).iter().any(was_there).then_some(Excuse::NobodyListened)
+        let all = match self.round.site.mode {
+            Mode::Fork => self.round.site.workers,
+            Mode::Cluster => 1,
+        };
+        // A worker that goes has closed its port before it ends, and nobody but nginx sees it.
+        let refused: Option<BTreeSet<_>> =
+            self.log.refused(visit.number).map(|tried| tried.iter().copied().collect());
+        let met_nobody = refused.is_some_and(|tried| tried.len() == usize::from(all));
+        (met_nobody || lives::gaps(&self.lives).iter().any(was_there)).then_some(Excuse::NobodyListened)
     }
 
     fn held_back(&self, visit: &Visit) -> Option<Excuse> {
