@@ -92,7 +92,7 @@ pub fn pair(
     (scout, lookout)
 }
 
-fn rest(looked: Duration) -> Duration {
+pub fn rest(looked: Duration) -> Duration {
     (looked * 2).min(REST)
 }
 

@@ -30,7 +30,7 @@ pub enum Fitness {
     Broken(How, String),
 }
 
-/// How much later than PM2's answer the word `ready` may arrive on the bus.
+/// How much later than PM2's answer the word `ready` may arrive on the bus. What was seen before that says nothing.
 const READY_GRACE: Duration = Duration::from_millis(500);
 
 // === impl Expected ===
@@ -81,7 +81,7 @@ impl Expected {
         let Some(new) = new else {
             return match self.answered {
                 // PM2 answers when there is a process, or when it has ended.
-                Some(answered) if answered.elapsed() > READY_GRACE => {
+                Some(answered) if seen.looked > answered + READY_GRACE => {
                     crashed("it ended as soon as it was started")
                 }
                 _ => Fitness::NotYet("it did not start".to_owned()),
@@ -93,7 +93,7 @@ impl Expected {
         }
         if seen.listed.settings.wait_ready && seen.ready.is_none_or(|ready| ready < self.asked) {
             return match self.answered {
-                Some(answered) if answered.elapsed() > READY_GRACE => {
+                Some(answered) if seen.looked > answered + READY_GRACE => {
                     let text = "it did not say `ready` within PM2's listen_timeout: send process.send('ready') when \
                                 it listens, or take wait_ready away";
                     Fitness::Broken(How::NotReady, text.to_owned())
@@ -128,6 +128,7 @@ mod tests {
             unknown: None,
             ready: None,
             threw: None,
+            looked: Instant::now(),
         }
     }
 
@@ -180,6 +181,17 @@ mod tests {
         answered_long_ago(&mut expected);
         let fitness = expected.judge(&seen(Some(NEW), Status::Online, 4), |_| None);
         assert!(matches!(fitness, Fitness::Broken(How::NotReady, _)), "{fitness:?}");
+    }
+
+    #[test]
+    fn what_was_seen_before_pm2_answered_is_no_crash() {
+        // PM2 was stopped, and with it whoever waited for its list.
+        let before = seen(None, Status::Stopped, 3);
+        let mut expected = replacing();
+        answered_long_ago(&mut expected);
+        let looked = expected.answered.map_or(before.looked, |answered| answered + READY_GRACE);
+        let fitness = expected.judge(&Seen { looked, ..before }, |_| None);
+        assert_eq!(fitness, Fitness::NotYet("it did not start".into()));
     }
 
     #[test]

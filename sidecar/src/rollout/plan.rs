@@ -296,6 +296,7 @@ mod tests {
             unknown: None,
             ready: None,
             threw: None,
+            looked: Instant::now(),
         }
     }
 

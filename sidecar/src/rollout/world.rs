@@ -24,6 +24,7 @@ use crate::{
         trust::Daemon,
     },
     roster::Roster,
+    scout,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,6 +64,8 @@ pub struct Seen {
     pub ready: Option<Instant>,
     /// What it threw last.
     pub threw: Option<(Instant, Thrown)>,
+    /// When the look at it began.
+    pub looked: Instant,
 }
 
 /// The workers that this roll-out has in hand, so that it knows its own deeds when it hears of them.
@@ -183,8 +186,7 @@ impl Observer {
                         return self.brake.pull(Halt::Pm2(error.to_string()));
                     }
                     let pace = if self.hands.are_moving() { EAGER } else { CALM };
-                    // Looking may be dear on a big host, and PM2's answer is never free.
-                    next = (began + pace.max(began.elapsed() * 3)).into();
+                    next = (began + pace).max(Instant::now() + scout::rest(began.elapsed())).into();
                 }
             }
         }
@@ -267,6 +269,7 @@ impl Observer {
                 unknown: worker.and_then(|worker| worker.unknown()).map(ToString::to_string),
                 ready: self.ready.get(&listed.id).copied(),
                 threw: self.threw.get(&listed.id).cloned(),
+                looked: look.began,
                 listed: listed.clone(),
             }
         };
