@@ -205,7 +205,7 @@ pub(super) async fn collect(context: &Context) -> Status {
                 status.daemons.push(DaemonStatus {
                     home: home.to_string(),
                     pid: None,
-                    forgotten: report.iter().flat_map(|report| report.forgotten.clone()).collect(),
+                    forgotten: forgotten(report.as_ref()),
                     sidecar: report.map(SidecarStatus::from),
                     apps: Vec::new(),
                 });
@@ -232,9 +232,13 @@ fn daemon(home: &Home, survey: &Survey, report: Option<Report>, view: Option<&Up
         home: home.to_string(),
         pid: Some(survey.daemon.pid),
         apps: apps.collect(),
-        forgotten: report.iter().flat_map(|report| report.forgotten.clone()).collect(),
+        forgotten: forgotten(report.as_ref()),
         sidecar: report.map(SidecarStatus::from),
     }
+}
+
+fn forgotten(report: Option<&Report>) -> Vec<u32> {
+    report.map(|report| report.forgotten.clone()).unwrap_or_default()
 }
 
 /// What is known of one daemon.

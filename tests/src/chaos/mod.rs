@@ -256,23 +256,8 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
     let (deploy, (struck, after)) = (deploy?, befell?);
     let mended = async {
         let anew = fault.mend(stand, world, after).await?;
-        let stand = &*stand;
-        let whole = async {
-            if deploy.is_broken() {
-                // The new release was not to blame, as the operator knows.
-                let again = stand.deploy_in_turn(How::Handoff).await?;
-                anyhow::ensure!(
-                    again.is_done(),
-                    "the same again ended with {:?}: {}",
-                    again.exit,
-                    again.text
-                );
-            }
-            stand.is_whole().await?;
-            stand.list_is_whole().await
-        };
         tokio::select! {
-            whole = whole => whole?,
+            whole = whole_again(&deploy, stand) => whole?,
             failed = end_forgotten(stand) => failed?,
         }
         anyhow::Ok(anew)
@@ -284,6 +269,16 @@ async fn suffer(fault: Fault, stand: &mut Stand, world: &World, dice: &mut Dice)
     let again = stand.deploy_in_turn(stand.plan.how()).await.context("the deploy after it")?;
     stand.is_whole().await?;
     Ok(Ordeal { fault, struck, over, deploy, anew, again })
+}
+
+async fn whole_again(deploy: &Deploy, stand: &Stand) -> Result<()> {
+    if deploy.is_broken() {
+        // The new release was not to blame, as the operator knows.
+        let again = stand.deploy_in_turn(How::Handoff).await?;
+        anyhow::ensure!(again.is_done(), "the same again ended with {:?}: {}", again.exit, again.text);
+    }
+    stand.is_whole().await?;
+    stand.list_is_whole().await
 }
 
 /// In cluster mode PM2 starts an old worker again that was killed while it was being replaced, and then forgets it, at the end of
