@@ -49,10 +49,8 @@ impl Pool<'_> {
     }
 
     async fn ask(&self, ask: impl Fn(Ask) -> Ask) -> Result<Vec<Answer>> {
-        let asks = (0..ASKS).map(|number| {
-            let visitor = number % usize::from(crowd::SIZE);
-            ask(Ask::get(format!("/{}/{number}?visitor={visitor}", self.block.name())))
-        });
+        let path = |number| format!("/{}/{number}?visitor={number}", self.block.name());
+        let asks = (0..ASKS).map(|number| ask(Ask::get(path(number))));
         crowd::ask(ports::address(self.site.port()), asks).await
     }
 
