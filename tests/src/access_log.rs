@@ -13,6 +13,8 @@ struct Entry {
     /// The peers, in order.
     tried: Vec<SocketAddr>,
     held: Duration,
+    /// `$handoff_retry`: why it was tried again, or not.
+    decision: String,
     /// None of them took a connection.
     is_refused: bool,
 }
@@ -42,6 +44,11 @@ impl AccessLog {
         self.0.get(&visit).filter(|entry| entry.is_refused).map(|entry| entry.tried.as_slice())
     }
 
+    /// It was not tried again, for so many others were.
+    pub fn is_over_budget(&self, visit: u64) -> bool {
+        self.0.get(&visit).is_some_and(|entry| entry.decision == "budget")
+    }
+
     /// Whether the visit ever reached nginx.
     pub fn knows(&self, visit: u64) -> bool {
         self.0.contains_key(&visit)
@@ -66,10 +73,11 @@ fn line(line: &str) -> Option<(u64, Entry)> {
     // Only Handoff has anybody wait.
     let held = fields.nth(1).and_then(|seconds| seconds.parse().ok());
     let held = held.map(Duration::from_secs_f64).unwrap_or_default();
+    let decision = fields.next().unwrap_or_default().to_owned();
     let mut took =
-        fields.nth(2).into_iter().flat_map(|times| times.split([',', ' '])).filter(|time| !time.is_empty());
+        fields.nth(1).into_iter().flat_map(|times| times.split([',', ' '])).filter(|time| !time.is_empty());
     let is_refused = took.next() == Some("-") && took.all(|time| time == "-");
-    Some((visit, Entry { tried, held, is_refused }))
+    Some((visit, Entry { tried, held, decision, is_refused }))
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ async fn what_cannot_be_is_refused_with_its_line_and_its_mend() -> Result<()> {
     };
     let retry_says = |word: &str| {
         format!(
-            "\"handoff_retry\": invalid parameter \"{word}\": use off, budget=20% (at most 100%) or min=3"
+            "\"handoff_retry\": invalid parameter \"{word}\": use off, budget=20% (at most 100%) or min=10"
         )
     };
     let [never, share, percent] = ["never", "budget=20", "budget=101%"].map(retry_says);

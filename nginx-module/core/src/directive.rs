@@ -204,7 +204,7 @@ impl fmt::Display for Invalid {
                 write!(f, "\"{text}\" would let nobody wait: say off if that is what you want")
             }
             Self::Retry(text) => {
-                write!(f, "invalid parameter \"{text}\": use off, budget=20% (at most 100%) or min=3")
+                write!(f, "invalid parameter \"{text}\": use off, budget=20% (at most 100%) or min=10")
             }
             Self::NoRetry => {
                 write!(f, "\"budget=0% min=0\" would repeat nothing: say off if that is what you want")
@@ -328,12 +328,12 @@ mod tests {
     fn a_budget_is_a_share_and_a_number_in_any_case() {
         let read = |text: &str| retry(text.split_whitespace());
         assert_eq!(read("off"), Ok(None));
-        assert_eq!(read("budget=20% min=3"), Ok(Some(Budget::default())));
-        assert_eq!(read("min=10"), Ok(Some(Budget { percent: 20, min: 10 })));
-        assert_eq!(read("budget=100%"), Ok(Some(Budget { percent: 100, min: 3 })));
+        assert_eq!(read("budget=20% min=10"), Ok(Some(Budget::default())));
+        assert_eq!(read("min=4"), Ok(Some(Budget { percent: 20, min: 4 })));
+        assert_eq!(read("budget=100%"), Ok(Some(Budget { percent: 100, min: 10 })));
         assert_eq!(read("min=1 budget=0%"), Ok(Some(Budget { percent: 0, min: 1 })));
         for (value, says) in [
-            ("on", "invalid parameter \"on\": use off, budget=20% (at most 100%) or min=3"),
+            ("on", "invalid parameter \"on\": use off, budget=20% (at most 100%) or min=10"),
             ("budget=20", "invalid parameter \"budget=20\""),
             ("budget=%", "invalid parameter \"budget=%\""),
             ("budget=101%", "invalid parameter \"budget=101%\""),

@@ -178,8 +178,9 @@ pub const SOON: u64 = 2000;
 // === impl Budget ===
 
 impl Default for Budget {
+    /// A worker that is killed breaks several requests at once; so few are no load for the others, whatever a fifth is.
     fn default() -> Self {
-        Self { percent: 20, min: 3 }
+        Self { percent: 20, min: 10 }
     }
 }
 

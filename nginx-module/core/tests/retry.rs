@@ -395,7 +395,7 @@ fn every_verdict_has_a_counter_and_a_word_of_its_own() {
 #[test]
 fn a_budget_is_a_share_of_what_is_active_and_never_less_than_its_least() {
     let budget = Budget::default();
-    for (active, allowed) in [(0, 3), (19, 3), (20, 4), (1000, 200)] {
+    for (active, allowed) in [(0, 10), (54, 10), (55, 11), (1000, 200)] {
         assert_eq!(budget.allowed(active), allowed, "{active} active");
     }
 }

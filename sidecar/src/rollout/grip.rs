@@ -6,6 +6,7 @@ use super::{
     event::Step,
     logs::{Logs, MOST_LINES},
     stop::{Broken, How, Role, Stop},
+    stray::Strays,
     world::{Hands, InHand, Seen, World, Worlds},
 };
 use crate::{
@@ -169,6 +170,12 @@ impl Grip {
     /// For cluster mode, where a worker that is not ready may listen, and would be frozen with a user's request: waits until
     /// PM2 does not wait for `ready` any more, or has given it up.
     pub async fn stop_when_settled(&self) -> Result<(), Stop> {
+        let strays = Strays::before(self)?;
+        self.stop_in_time().await?;
+        strays.end(self).await
+    }
+
+    async fn stop_in_time(&self) -> Result<(), Stop> {
         let waits = self.seen()?.listed.settings.listen_timeout.unwrap_or_default() + KILL_GRACE;
         let until = Instant::now() + waits;
         while !self.is_stopped()? {
@@ -183,6 +190,7 @@ impl Grip {
 
     /// PM2 is to forget it. It must be stopped.
     pub async fn delete(&self) -> Result<(), Stop> {
+        let strays = Strays::before(self)?;
         self.in_hand.expect_end();
         let deleted = time::timeout(KILL_GRACE, self.shared.manager.forget(self.id)).await;
         let late = || {
@@ -190,7 +198,7 @@ impl Grip {
         };
         deleted.map_err(|_| late())??;
         // While it is in hand, so that nobody takes it for somebody else's deed.
-        self.fresh_look().await
+        strays.end(self).await
     }
 
     async fn ask_to_stop(&self) -> Result<(), Stop> {

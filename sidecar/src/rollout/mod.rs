@@ -33,6 +33,7 @@ pub mod replace;
 pub mod spare;
 pub mod stand_in;
 pub mod stop;
+pub mod stray;
 pub mod succession;
 pub mod surplus;
 pub mod teller;

@@ -43,6 +43,14 @@ pub fn table(all: &[Seen]) -> String {
     let visits: usize = all.iter().map(|seen| seen.visits.len()).sum();
     let times: usize = lines.values().map(|line| line.times).sum();
     let twice: usize = all.iter().map(|seen| seen.orders.executed_twice()).sum();
+    let failed = |seen: &'_ Seen| {
+        seen.visits
+            .iter()
+            .filter(|visit| visit.failed())
+            .filter(|visit| seen.excuse(visit) == Some(Excuse::RaceLost))
+            .count()
+    };
+    let races: usize = all.iter().map(failed).sum();
     let mut text = format!(
         "{:<34}{:>6}{:>8}{:>9}{:>12}{:>12}  exits, excuses\n{}",
         "what befalls a deploy",
@@ -70,6 +78,9 @@ pub fn table(all: &[Seen]) -> String {
             line.excuses.iter().map(|(excuse, times)| format!("{excuse:?} {times} ")).collect::<String>(),
         );
     }
-    _ = write!(text, "\n{times} faults, {visits} visits, {twice} orders ran twice");
+    _ = write!(
+        text,
+        "\n{times} faults, {visits} visits, {races} orders cut at L0 by PM2's signal, {twice} orders ran twice"
+    );
     text
 }

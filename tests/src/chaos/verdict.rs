@@ -17,6 +17,12 @@ const LATE: Duration = Duration::from_millis(250);
 /// Of a mark's owner, where nobody serves, and how often nginx looks.
 const SILENCE: Duration = Duration::from_millis(3_250);
 
+/// A worker with the preload finishes what it has before it goes, and writes nothing down: only its end is known.
+const LEAVING: Duration = Duration::from_millis(1_500);
+
+/// Whose end may explain a failure.
+const NEAR: Duration = Duration::from_secs(5);
+
 /// Why a visit could fail, and nobody can be blamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Excuse {
@@ -30,7 +36,14 @@ pub enum Excuse {
     DiedWithNginx,
     /// nginx closed its connection before it came: any client sends it again.
     CrossedAReload,
+    /// One of so many that their worker's death broke at once that the budget of `handoff_retry` was spent.
+    OverBudget,
+    /// At L0, an order that the worker had not taken in when PM2's signal came: on a starved machine PM2's word comes too late.
+    RaceLost,
 }
+
+/// Of the thousands of visits of a round.
+const MOST_RACES: usize = 2;
 
 /// What was promised of a round, and did not hold.
 pub fn broken(seen: &Seen) -> Vec<String> {
@@ -42,7 +55,18 @@ pub fn broken(seen: &Seen) -> Vec<String> {
         let after = ordeal.map(|ordeal| visit.due.since(ordeal.struck).as_secs_f64());
         let begins = format!("{}|", visit.number);
         let logged = seen.lines.lines().find(|line| line.starts_with(&begins)).unwrap_or("nothing");
-        broken.push(format!("{fault}, due {after:?} s after: {visit:?}, nginx logged {logged}"));
+        let ends = seen.lives.iter().filter_map(|life| Some((life.port, life.ended()?)));
+        let is_near = |&(_, end): &(u16, Moment)| end + NEAR >= visit.due && visit.due + NEAR >= end;
+        let ends: Vec<_> = ends.filter(is_near).collect();
+        broken.push(format!(
+            "{fault}, due {after:?} s after: {visit:?}, nginx logged {logged}; of its workers ended {ends:?}"
+        ));
+    }
+    let races =
+        seen.visits.iter().filter(|visit| visit.failed() && seen.excuse(visit) == Some(Excuse::RaceLost));
+    let races = races.count();
+    if races > MOST_RACES {
+        broken.push(format!("{races} orders were cut at L0: no machine is that busy"));
     }
     for (order, executions) in seen.orders.twice() {
         broken.push(format!("{order} ran twice: {executions:?}"));
@@ -74,6 +98,14 @@ impl Seen {
     }
 
     pub fn excuse(&self, visit: &Visit) -> Option<Excuse> {
+        let race_lost = || {
+            let is_possible = self.round.site.level == Level::L0 && visit.kind == Kind::Order;
+            (is_possible && self.died_with_worker(visit)).then_some(Excuse::RaceLost)
+        };
+        self.excuse_by_fault(visit).or_else(race_lost)
+    }
+
+    fn excuse_by_fault(&self, visit: &Visit) -> Option<Excuse> {
         let &Ordeal { fault, anew, .. } = self.ordeal(visit)?;
         let order = |excuse| (self.died_with_worker(visit)).then_some(excuse);
         let untold = || {
@@ -88,7 +120,8 @@ impl Seen {
             | Fault::SocketRemoved
             | Fault::Pm2Dies
             | Fault::AllWorkersDie => untold(),
-            Fault::WorkerDies => order(Excuse::DiedWithWorker).filter(|_| visit.kind == Kind::Order),
+            Fault::WorkerDies if visit.kind == Kind::Order => order(Excuse::DiedWithWorker),
+            Fault::WorkerDies => order(Excuse::OverBudget).filter(|_| self.log.is_over_budget(visit.number)),
             Fault::NginxWorkerDies => {
                 let struck = self.ordeal(visit)?.struck;
                 let was_there = (visit.due..=visit.due + visit.latency + LATE).contains(&(struck + LATE / 2));
@@ -101,8 +134,6 @@ impl Seen {
                 self.crossed_a_reload(visit).or_else(|| order(Excuse::DiedWithWorker))
             }
             Fault::DiskFull if anew => untold(),
-            // An app that closes its server cuts what it has not taken in by then.
-            Fault::WorkerFreezes if self.round.site.level == Level::L0 => order(Excuse::DiedWithWorker),
             Fault::NginxWorkerFreezes
             | Fault::Pm2Freezes
             | Fault::WorkerFreezes
@@ -119,7 +150,8 @@ impl Seen {
     fn died_with_worker(&self, visit: &Visit) -> bool {
         let Some(last) = self.log.tried(visit.number).last() else { return false };
         let may_not_be_repeated = visit.kind == Kind::Order || self.round.site.mode == Mode::Cluster;
-        let lasted = visit.due..=visit.due + visit.latency + LATE + LATE;
+        let leaving = if self.round.site.level == Level::L2 { LEAVING } else { Duration::ZERO };
+        let lasted = visit.due..=visit.due + visit.latency + LATE + LATE + leaving;
         let there = self.lives.iter().filter(|life| life.port == last.port());
         let mut ends = there.flat_map(|life: &Life| life.closed.into_iter().chain(life.died));
         may_not_be_repeated && ends.any(|end| lasted.contains(&(end + LATE)))
@@ -193,6 +225,10 @@ mod tests {
 
     /// One visit of this kind fails from 10 s on, for 100 ms; nginx tried the worker of port 3000, which dies then.
     fn seen(fault: Fault, kind: Kind, due: f64) -> Seen {
+        seen_at(Level::L1, fault, kind, due)
+    }
+
+    fn seen_at(level: Level, fault: Fault, kind: Kind, due: f64) -> Seen {
         let code = StatusCode::BAD_GATEWAY;
         let visit = Visit {
             number: 7,
@@ -213,7 +249,7 @@ mod tests {
         };
         let deploy =
             Deploy { how: How::Pm2, began: at(8.0), ended: at(12.0), exit: Some(0), text: String::new() };
-        let site = Plan { nginx: "1.22.1", mode: Mode::Fork, level: Level::L0, workers: 2, guesses: false };
+        let site = Plan { nginx: "1.22.1", mode: Mode::Fork, level, workers: 2, guesses: false };
         let lines = "7|127.0.0.1:3000|502|0.000\n".to_owned();
         Seen {
             round: Round { number: 0, seed: 0, site, faults: vec![fault], rate: 1 },
@@ -241,18 +277,38 @@ mod tests {
             let seen = seen(fault, Kind::Order, 10.0);
             (broken(&seen).len(), seen.visits.first().and_then(|visit| seen.excuse(visit)))
         };
-        for fault in [
-            Fault::SidecarDies,
-            Fault::SocketRemoved,
-            Fault::WorkerDies,
-            Fault::WorkerFreezes,
-            Fault::NginxIsUpgraded,
-        ] {
+        for fault in [Fault::SidecarDies, Fault::SocketRemoved, Fault::WorkerDies, Fault::NginxIsUpgraded] {
             assert_eq!(excuse(fault), (0, Some(Excuse::DiedWithWorker)), "{fault:?}");
         }
-        for fault in [Fault::NginxReloads, Fault::WallClockBack, Fault::DiskFull, Fault::NginxWorkerDies] {
+        for fault in [
+            Fault::NginxReloads,
+            Fault::WallClockBack,
+            Fault::DiskFull,
+            Fault::NginxWorkerDies,
+            Fault::WorkerFreezes,
+        ] {
             assert_eq!(excuse(fault), (1, None), "{fault:?}");
         }
+    }
+
+    #[test]
+    fn at_l0_a_race_may_be_lost_now_and_then() {
+        let mut seen = seen_at(Level::L0, Fault::WorkerFreezes, Kind::Order, 10.0);
+        let visit = seen.visits[0].clone();
+        assert_eq!((broken(&seen).len(), seen.excuse(&visit)), (0, Some(Excuse::RaceLost)));
+        seen.visits = vec![visit; MOST_RACES + 1];
+        assert_eq!(broken(&seen).len(), 1);
+        let fast = seen_at(Level::L0, Fault::WorkerFreezes, Kind::Fast, 10.0);
+        assert_eq!(broken(&fast).len(), 1, "a GET is sent elsewhere");
+    }
+
+    #[test]
+    fn behind_one_address_a_death_may_break_more_than_the_budget() {
+        let mut seen = seen(Fault::WorkerDies, Kind::Fast, 10.0);
+        seen.round.site.mode = Mode::Cluster;
+        assert_eq!(broken(&seen).len(), 1);
+        seen.log = AccessLog::parse("7|127.0.0.1:3000|502|0.000|budget|changing|0.001\n");
+        assert_eq!(seen.visits.first().and_then(|visit| seen.excuse(visit)), Some(Excuse::OverBudget));
     }
 
     #[test]

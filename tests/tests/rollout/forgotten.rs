@@ -78,3 +78,29 @@ async fn a_worker_that_pm2_forgot_is_named_and_the_mend_ends_it() -> Result<()> 
     stage.reload(&["shop"]).await?.is(0, &["all 2 workers of shop are new"])?;
     stage.end().await
 }
+
+/// PM2 starts a canary again that died, and may do so even while it is told to forget it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_that_dies_is_ended_for_good() -> Result<()> {
+    let stage = Plan::workers(2).cluster().with_sidecar().set().await?;
+    for slow in [0, 50, 200, 500, 1000] {
+        stage.is_whole().await?;
+        stage.release(&format!("good, slow {slow}"))?;
+        let before = stage.workers().await?;
+        let reload = stage.begin(&["shop"])?;
+        let canary = wait::until("a canary", PATIENCE, async || {
+            let workers = stage.workers().await.ok()?;
+            workers.into_iter().find(|(id, worker)| !before.contains_key(id) && worker.pid != 0)
+        });
+        let (_, canary) = canary.await?;
+        process::signal(canary.pid, Signal::KILL);
+        reload.ended().await?.is(10, &["it crashed"])?;
+        wait::until("nobody to be left", PATIENCE, async || {
+            strays(&stage).await.ok()?.is_empty().then_some(())
+        })
+        .await
+        .with_context(|| format!("with one that listens after {slow} ms"))?;
+        stage.kept(&before, &[0, 1]).await?;
+    }
+    stage.end().await
+}
