@@ -87,7 +87,7 @@ fn is_of(process: Process, id: PmId) -> bool {
     env.and_then(|env| serde_json::from_slice::<Env>(env).ok()).is_some_and(|env| env.pm_id == id)
 }
 
-/// It has the number, or nobody has it.
+/// To this very process: by then its number may be somebody else's.
 fn signal(process: Process, signal: Signal) -> io::Result<()> {
     let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
     let fd = pidfd_open(pid, PidfdFlags::empty())?;
@@ -95,4 +95,25 @@ fn signal(process: Process, signal: Signal) -> io::Result<()> {
         pidfd_send_signal(&fd, signal)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_stray_is_known_by_what_pm2_gave_it_and_ended() {
+        let start = |env: &str| Command::new("sleep").arg("60").env("pm2_env", env).spawn().unwrap();
+        let mut one = start(r#"{"name":"shop","pm_id":3,"env":{"SECRET":"x"}}"#);
+        let mut old = start(r#"{"name":"shop","pm_id":"_old_3"}"#);
+        let [of_one, of_old] = [&one, &old].map(|child| Process::find(&Proc::default(), child.id()).unwrap());
+        assert!(is_of(of_one, PmId(3)) && !is_of(of_one, PmId(4)) && !is_of(of_old, PmId(3)));
+        signal(Process { start: of_one.start + 1, ..of_one }, Signal::INT).unwrap();
+        assert!(of_one.is_alive(&Proc::default()), "it has the number of another process");
+        signal(of_one, Signal::INT).unwrap();
+        one.wait().unwrap();
+        old.kill().unwrap();
+        old.wait().unwrap();
+    }
 }

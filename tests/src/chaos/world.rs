@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use std::{
     cell::Cell,
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 /// Debian's libfaketime, for programs with threads.
@@ -25,7 +25,13 @@ pub(super) struct World {
 pub(super) struct Clock {
     file: PathBuf,
     ahead: Cell<i64>,
+    keeper: Keeper,
 }
+
+/// Keeps what libfaketime shares between processes. Without it that is the first process's, and goes with it: one that starts just
+/// then is ended by libfaketime.
+#[derive(Debug)]
+struct Keeper(Child);
 
 /// Small file systems in memory, where `handoff` and PM2 write. Unmounted when it is dropped.
 #[derive(Debug)]
@@ -58,7 +64,7 @@ impl World {
 impl Clock {
     pub(super) fn new(folder: &Path) -> Result<Self> {
         ensure!(Path::new(FAKETIME).exists(), "libfaketime is missing: run `build/setup libfaketime`");
-        let clock = Self { file: folder.join("clock"), ahead: Cell::new(0) };
+        let clock = Self { file: folder.join("clock"), ahead: Cell::new(0), keeper: Keeper::new()? };
         clock.jumps(0)?;
         Ok(clock)
     }
@@ -80,8 +86,7 @@ impl Clock {
             ("LD_PRELOAD", FAKETIME.to_owned()),
             ("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
-            // What it shares with its children stays behind when they are killed.
-            ("FAKETIME_DISABLE_SHM", "1".to_owned()),
+            ("FAKETIME_SHARED", self.keeper.shared()),
         ]
     }
 
@@ -91,6 +96,35 @@ impl Clock {
         fs::write(&new, format!("{:+}\n", self.ahead.get()))?;
         // Nobody reads half of it.
         Ok(fs::rename(&new, &self.file)?)
+    }
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    fn new() -> Result<Self> {
+        let mut cat = Command::new("cat");
+        cat.env("LD_PRELOAD", FAKETIME).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = cat.spawn().context("cannot run cat")?;
+        let (stdin, stdout) =
+            (child.stdin.as_mut().context("no input")?, child.stdout.as_mut().context("no output")?);
+        stdin.write_all(b"-")?;
+        // It has begun, and libfaketime in it before it.
+        stdout.read_exact(&mut [0])?;
+        Ok(Self(child))
+    }
+
+    fn shared(&self) -> String {
+        let pid = self.0.id();
+        format!("/faketime_sem_{pid} /faketime_shm_{pid}")
+    }
+}
+
+impl Drop for Keeper {
+    /// It ends with its input, and libfaketime takes away what it made.
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        _ = self.0.wait();
     }
 }
 

@@ -43,7 +43,7 @@ async fn with_several_peers_it_is_as_in_nginx_alone() -> Result<()> {
             let more = u64::from(lines.is_empty());
             let refused = RefusedView { off: 1, sent: 1 + more, tries: 1 + more, ..RefusedView::default() };
             ensure!((&retry.granted, &retry.refused) == (&granted, &refused), "{retry:?}");
-            ensure!(retry.allowed == if lines.is_empty() { 3 } else { 0 }, "{retry:?}");
+            ensure!(retry.allowed == if lines.is_empty() { 10 } else { 0 }, "{retry:?}");
             stage.end().await?;
         }
     }
