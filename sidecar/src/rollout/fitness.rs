@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub struct Expected {
     old: Option<Process>,
-    asked: Instant,
+    /// None: it is the first with its number, so that whatever is said of this one is said of it, however late we look.
+    asked: Option<Instant>,
     restarts: u32,
     /// PM2 said that it is done.
     answered: Option<Instant>,
@@ -41,7 +42,7 @@ impl Expected {
         let is_counted = matches!(was.listed.status, Status::Online | Status::Launching);
         Self {
             old: was.process,
-            asked: Instant::now(),
+            asked: Some(Instant::now()),
             restarts: was.listed.settings.restarts + u32::from(is_counted),
             answered: None,
             met: None,
@@ -50,7 +51,7 @@ impl Expected {
 
     /// Of a worker that PM2 is asked for anew.
     pub fn anew() -> Self {
-        Self { old: None, asked: Instant::now(), restarts: 0, answered: None, met: None }
+        Self { old: None, asked: None, restarts: 0, answered: None, met: None }
     }
 
     /// PM2 said that it is done, whatever came of it.
@@ -91,7 +92,8 @@ impl Expected {
         if let Some(unknown) = &seen.unknown {
             return Fitness::NotYet(format!("{unknown}; that did not change"));
         }
-        if seen.listed.settings.wait_ready && seen.ready.is_none_or(|ready| ready < self.asked) {
+        let is_ready = seen.ready.is_some_and(|ready| self.asked.is_none_or(|asked| ready >= asked));
+        if seen.listed.settings.wait_ready && !is_ready {
             return match self.answered {
                 Some(answered) if seen.looked > answered + READY_GRACE => {
                     let text = "it did not say `ready` within PM2's listen_timeout: send process.send('ready') when \
@@ -141,7 +143,7 @@ mod tests {
     }
 
     fn answered_long_ago(expected: &mut Expected) {
-        expected.asked -= READY_GRACE * 4;
+        expected.asked = expected.asked.map(|asked| asked - READY_GRACE * 4);
         expected.answered = Instant::now().checked_sub(READY_GRACE * 2);
     }
 
@@ -171,8 +173,12 @@ mod tests {
     #[test]
     fn a_ready_from_before_is_not_its_own() {
         let early = ready(seen(Some(NEW), Status::Online, 4));
-        let mut expected = Expected { asked: Instant::now() + Duration::from_secs(1), ..replacing() };
+        let mut expected = Expected { asked: Some(Instant::now() + Duration::from_secs(1)), ..replacing() };
         assert_eq!(expected.judge(&early, |_| None), Fitness::NotYet("it did not say `ready`".into()));
+        assert_eq!(
+            Expected::anew().judge(&ready(seen(Some(NEW), Status::Online, 0)), |_| None),
+            Fitness::Fit
+        );
     }
 
     #[test]
