@@ -8,7 +8,6 @@ use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
     io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open},
 };
 use std::{
     collections::BTreeMap,
@@ -56,17 +55,7 @@ impl Deaths {
         if processes.get(&process.pid).is_some_and(|(watched, _)| *watched == process) {
             return Ok(Watch::Begun);
         }
-        let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
-            return Ok(Watch::Dead);
-        };
-        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => return Ok(Watch::Dead),
-            pidfd => pidfd?,
-        };
-        // The number may have gone to another process between the look that found it and now.
-        if !process.is_alive(proc) {
-            return Ok(Watch::Dead);
-        }
+        let Some(pidfd) = process.open(proc)? else { return Ok(Watch::Dead) };
         let data = epoll::EventData::new_u64(process.pid.into());
         epoll::add(&self.0.epoll, &pidfd, data, epoll::EventFlags::IN)?;
         processes.insert(process.pid, (process, pidfd));

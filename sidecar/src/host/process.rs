@@ -1,7 +1,13 @@
 //! A process is its number and the moment it began: numbers are used again.
 
 use super::Proc;
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use serde::{Deserialize, Serialize};
+use std::{io, os::fd::OwnedFd};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Process {
     pub pid: u32,
@@ -29,6 +35,16 @@ impl Process {
 
     pub fn is_alive(self, proc: &Proc) -> bool {
         Self::find(proc, self.pid) == Some(self)
+    }
+
+    /// A descriptor of this very process. None: it has ended, and its number may be somebody else's.
+    pub fn open(self, proc: &Proc) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(None),
+            pidfd => pidfd?,
+        };
+        Ok(self.is_alive(proc).then_some(pidfd))
     }
 
     /// Alive and with all its connections. One that ends lets go of its memory, then of its connections, and is dead after

@@ -13,7 +13,7 @@ use crate::{
     pm2::PmId,
     preload::workers::kill_timeout,
 };
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,8 +50,7 @@ impl Strays {
             grip.fresh_look().await?;
             let world = grip.world()?;
             // PM2 lists its pid, too, until the worker is deleted: beside the word `stopped`.
-            let listed =
-                world.listed.iter().find(|listed| listed.id == grip.id).and_then(|listed| listed.pid);
+            let listed = world.workers.get(&grip.id).and_then(|seen| seen.listed.pid);
             let listed = listed.and_then(|pid| Process::find(&Proc::default(), pid));
             let unknown = world.leavers.difference(&self.known).copied().chain(listed);
             let strays: BTreeSet<Process> = unknown.filter(|&stray| is_of(stray, grip.id)).collect();
@@ -87,12 +86,9 @@ fn is_of(process: Process, id: PmId) -> bool {
     env.and_then(|env| serde_json::from_slice::<Env>(env).ok()).is_some_and(|env| env.pm_id == id)
 }
 
-/// To this very process: by then its number may be somebody else's.
 fn signal(process: Process, signal: Signal) -> io::Result<()> {
-    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    let fd = pidfd_open(pid, PidfdFlags::empty())?;
-    if process.is_alive(&Proc::default()) {
-        pidfd_send_signal(&fd, signal)?;
+    if let Some(pidfd) = process.open(&Proc::default())? {
+        pidfd_send_signal(&pidfd, signal)?;
     }
     Ok(())
 }

@@ -43,14 +43,7 @@ pub fn table(all: &[Seen]) -> String {
     let visits: usize = all.iter().map(|seen| seen.visits.len()).sum();
     let times: usize = lines.values().map(|line| line.times).sum();
     let twice: usize = all.iter().map(|seen| seen.orders.executed_twice()).sum();
-    let failed = |seen: &'_ Seen| {
-        seen.visits
-            .iter()
-            .filter(|visit| visit.failed())
-            .filter(|visit| seen.excuse(visit) == Some(Excuse::RaceLost))
-            .count()
-    };
-    let races: usize = all.iter().map(failed).sum();
+    let races: usize = all.iter().map(Seen::races_lost).sum();
     let mut text = format!(
         "{:<34}{:>6}{:>8}{:>9}{:>12}{:>12}  exits, excuses\n{}",
         "what befalls a deploy",

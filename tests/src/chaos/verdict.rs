@@ -62,9 +62,7 @@ pub fn broken(seen: &Seen) -> Vec<String> {
             "{fault}, due {after:?} s after: {visit:?}, nginx logged {logged}; of its workers ended {ends:?}"
         ));
     }
-    let races =
-        seen.visits.iter().filter(|visit| visit.failed() && seen.excuse(visit) == Some(Excuse::RaceLost));
-    let races = races.count();
+    let races = seen.races_lost();
     if races > MOST_RACES {
         broken.push(format!("{races} orders were cut at L0: no machine is that busy"));
     }
@@ -103,6 +101,11 @@ impl Seen {
             (is_possible && self.died_with_worker(visit)).then_some(Excuse::RaceLost)
         };
         self.excuse_by_fault(visit).or_else(race_lost)
+    }
+
+    pub fn races_lost(&self) -> usize {
+        let is_lost = |visit: &&Visit| visit.failed() && self.excuse(visit) == Some(Excuse::RaceLost);
+        self.visits.iter().filter(is_lost).count()
     }
 
     fn excuse_by_fault(&self, visit: &Visit) -> Option<Excuse> {
