@@ -398,9 +398,22 @@ impl Findings {
         self.print("Handoff");
         self.nothing_twice_and_nothing_hung();
         for cost in self.costs() {
-            let unexplained: Vec<&Visit> = cost.failed.iter().filter(|visit| !may(visit)).collect();
-            assert!(unexplained.is_empty(), "{cost}\n{unexplained:#?}");
+            let unexplained: Vec<String> =
+                cost.failed.iter().filter(|visit| !may(visit)).map(|visit| self.story(visit)).collect();
+            assert!(unexplained.is_empty(), "{cost}\n{}", unexplained.join("\n"));
         }
+    }
+
+    /// What became of a visit, and who had been at the peer that it came to last.
+    fn story(&self, visit: &Visit) -> String {
+        let tried = self.log.tried(visit.number);
+        let waited = self.log.waited(visit.number);
+        let executions = visit.order().map(|order| self.orders.executions(&order).len());
+        let there = |life: &&Life| tried.last().is_some_and(|last| last.port() == life.port);
+        let lives: Vec<&Life> = self.lives.iter().filter(there).collect();
+        format!(
+            "{visit:?} waited {waited:?}, tried {tried:?}, executions {executions:?}, at the last {lives:#?}"
+        )
     }
 
     /// An order that was with a worker when this died unasked: it may not be repeated.
@@ -411,19 +424,18 @@ impl Findings {
         visit.kind == Kind::Order && unasked.filter_map(|life| life.died).any(|died| lasted.contains(&died))
     }
 
-    /// An order that had waited, came to a worker that had just begun to listen, with all the others, and lay in its backlog
-    /// when it was stopped: the kernel resets it, and nginx cannot know that nobody has executed it.
+    /// An order that came to a worker that had just begun to listen, with all who had waited, and lay in its backlog when it
+    /// was stopped: the kernel resets it, and nginx cannot know that nobody has executed it.
     pub fn lay_before_a_worker_that_closed(&self, visit: &Visit) -> bool {
         let Some(last) = self.log.tried(visit.number).last() else { return false };
-        let waited = self.log.waited(visit.number);
-        let (came, ended) = (visit.due + waited, visit.due + visit.latency);
+        let (came, ended) = (visit.due + self.log.waited(visit.number), visit.due + visit.latency);
         let has_it = |life: &&Life| {
             life.port == last.port()
                 && life.listened.is_some_and(|listened| listened <= came && came <= listened + SLACK)
                 && life.closed.is_some_and(|closed| came <= closed && closed <= ended)
         };
         let is_untouched = visit.order().is_some_and(|order| self.orders.executions(&order).is_empty());
-        is_untouched && !waited.is_zero() && self.lives.iter().any(|life| has_it(&life))
+        is_untouched && self.lives.iter().any(|life| has_it(&life))
     }
 
     pub fn nobody_listened(&self, visit: &Visit) -> bool {
