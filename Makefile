@@ -149,6 +149,10 @@ chaos: build ## CHAOS_FAULTS (500) at random moments of deploys, each judged, by
 every-case: build ## every broken release, every signal at every step, hundreds of deploys of one app, S9: an hour
 	cargo test $(LOCKED) -p e2e --test rollout --test s1 --test s5 --test s9 -- --ignored --nocapture --test-threads=1
 
+.PHONY: deaths
+deaths: build ## each way in which workers end that is no deploy, with Handoff and with stock and tuned nginx: 15 minutes
+	cargo test $(LOCKED) -p e2e --test deaths -- --include-ignored --nocapture --test-threads=1
+
 .PHONY: fuzz
 fuzz: ## API, directives, PM2's bus and list, configuration, preload, nginx -T: each for FUZZ_SECONDS (60); installs cargo-fuzz
 	build/fuzz $(or $(FUZZ_SECONDS),60)

@@ -123,17 +123,25 @@ impl PeerData {
     /// its process was going.
     #[cold]
     pub(crate) fn breaks(&mut self, pc: PeerConnection) {
-        let (at, last, is_replaced) = (now().mono, self.last().map(|last| last.id), self.is_replaced());
+        let (at, last, is_another) = (now().mono, self.last().map(|last| last.id), self.is_to_another(pc));
         let Some(retry) = self.retrying() else { return };
         let is_old = pc.is_cached() && pc.number().is_some_and(|number| number < retry.broken_before);
         let is_going = retry.broken_at.is_some_and(|(peer, since)| {
-            last == Some(peer) && at.saturating_sub(since) < NEWS && !is_replaced
+            last == Some(peer) && at.saturating_sub(since) < NEWS && !is_another
         });
         if !(is_old || is_going) {
             retry.broke = retry.broke.saturating_add(1);
             retry.broken_at = last.map(|last| (last, at));
         }
         retry.broken_before = connections();
+    }
+
+    /// This connection was opened when nginx had been told that the worker of the one before had gone, or others share its address.
+    fn is_to_another(&self, pc: PeerConnection) -> bool {
+        self.last().is_some_and(|Turnstile { slot, .. }| {
+            let is_shared = slot.gate.state() == State::Changing;
+            is_shared || (self.is_replaced() && slot.may_reuse(pc.number().unwrap_or_else(newest)))
+        })
     }
 
     /// Another worker is behind the address of the last attempt that failed, or others share it.

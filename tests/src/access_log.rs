@@ -2,7 +2,7 @@
 //! only explained.
 
 use anyhow::{Context, Result};
-use std::{collections::HashMap, fs, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::HashMap, fmt, fs, net::SocketAddr, path::Path, time::Duration};
 
 /// By the number of the visit.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +47,11 @@ impl AccessLog {
     /// It was not tried again, for so many others were.
     pub fn is_over_budget(&self, visit: u64) -> bool {
         self.0.get(&visit).is_some_and(|entry| entry.decision == "budget")
+    }
+
+    /// All of it, for the person who looks for what went wrong.
+    pub fn entry(&self, visit: u64) -> impl fmt::Debug + '_ {
+        self.0.get(&visit)
     }
 
     /// Whether the visit ever reached nginx.

@@ -32,7 +32,7 @@ impl Conf {
         TEMPLATE
             .replace("@load_module@", &self.load_module())
             .replace("@upstream@", &self.upstream())
-            .replace("@held@", if self.has_handoff() { "|$handoff_held" } else { "" })
+            .replace("@held@", if self.has_handoff() { "|$handoff_held|$handoff_retry" } else { "" })
             .replace("@control@", &self.control())
             .replace("@non_idempotent@", if self.non_idempotent { " non_idempotent" } else { "" })
             .replace("@tries@", tries)

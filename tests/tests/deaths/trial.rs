@@ -407,13 +407,11 @@ impl Findings {
     /// What became of a visit, and who had been at the peer that it came to last.
     fn story(&self, visit: &Visit) -> String {
         let tried = self.log.tried(visit.number);
-        let waited = self.log.waited(visit.number);
+        let entry = self.log.entry(visit.number);
         let executions = visit.order().map(|order| self.orders.executions(&order).len());
         let there = |life: &&Life| tried.last().is_some_and(|last| last.port() == life.port);
         let lives: Vec<&Life> = self.lives.iter().filter(there).collect();
-        format!(
-            "{visit:?} waited {waited:?}, tried {tried:?}, executions {executions:?}, at the last {lives:#?}"
-        )
+        format!("{visit:?}: {entry:?}, executions: {executions:?}, whom it came to last: {lives:?}")
     }
 
     /// An order that was with a worker when this died unasked: it may not be repeated.
@@ -431,7 +429,7 @@ impl Findings {
         let (came, ended) = (visit.due + self.log.waited(visit.number), visit.due + visit.latency);
         let has_it = |life: &&Life| {
             life.port == last.port()
-                && life.listened.is_some_and(|listened| listened <= came && came <= listened + SLACK)
+                && life.listened.is_some_and(|listened| listened <= came + SLACK && came <= listened + SLACK)
                 && life.closed.is_some_and(|closed| came <= closed && closed <= ended)
         };
         let is_untouched = visit.order().is_some_and(|order| self.orders.executions(&order).is_empty());

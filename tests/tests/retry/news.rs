@@ -136,6 +136,43 @@ async fn who_meets_a_dead_worker_twice_has_not_killed_two() -> Result<()> {
     Ok(())
 }
 
+/// A worker that goes lets one more connection in, and nginx is told before that breaks, too: that is one death.
+#[tokio::test]
+async fn who_comes_to_a_worker_that_goes_and_was_named_has_not_killed_two() -> Result<()> {
+    for version in VERSIONS {
+        let stage = Stage::new(version, 1, "keepalive 4;", "").await?;
+        in_time(async || comes_twice_to_one_that_goes(&stage).await).await?;
+        stage.end().await?;
+    }
+    Ok(())
+}
+
+async fn comes_twice_to_one_that_goes(stage: &Stage) -> Result<Option<()>> {
+    let peer = stage.peer();
+    stage.meets("a connection is kept", Ask::get(""), Outcome::answered(200, 1, "-")).await?;
+    let visit = stage.begin(Ask::get("").held())?;
+    stage.farm.holds_so_many(1).await?;
+    let broke = Moment::now();
+    stage.farm.disconnect(&peer).await?;
+    // The one that broke is held, too, until it is released.
+    stage.farm.holds_so_many(2).await?;
+    stage.says("down", &[&peer]).await?;
+    stage.farm.disconnect(&peer).await?;
+    let is_in_time = Moment::now().since(broke) < Duration::from_millis(150);
+    let waits = stage.rest_within(1, Duration::from_millis(500)).await.is_ok();
+    stage.says("up", &[&peer]).await?;
+    if waits {
+        stage.farm.holds_so_many(3).await?;
+    }
+    stage.farm.release().await?;
+    let met = stage.end_of(visit).await?;
+    if !is_in_time {
+        return Ok(None);
+    }
+    ensure!(met == Outcome::answered(200, 3, "held"), "{met:?}");
+    Ok(Some(()))
+}
+
 /// In cluster mode another worker is there at once; nginx only has to hear that one died.
 #[tokio::test]
 async fn who_was_broken_goes_to_another_worker_when_nginx_is_told() -> Result<()> {
