@@ -14,7 +14,15 @@ use hyper::{
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     spawn,
@@ -72,7 +80,10 @@ pub enum Answer {
 pub struct Load {
     ticking: JoinHandle<()>,
     stop: watch::Sender<()>,
+    sent: Arc<AtomicU64>,
     visits: mpsc::UnboundedReceiver<Visit>,
+    /// Of so many somebody was told.
+    told: u64,
 }
 
 /// Those who come to one address.
@@ -139,13 +150,31 @@ impl Load {
         let visitors = visitors.collect();
         let (stop, stopped) = watch::channel(());
         let (report, visits) = mpsc::unbounded_channel();
-        let ticking = spawn(tick(visitors, rate, stopped, report));
-        Self { ticking, stop, visits }
+        let sent = Arc::<AtomicU64>::default();
+        let ticking = spawn(tick(visitors, rate, sent.clone(), stopped, report));
+        Self { ticking, stop, sent, visits, told: 0 }
     }
 
     /// The visits that ended since this was asked last: who asks often keeps none of them for long.
     pub fn ended(&mut self) -> Vec<Visit> {
-        std::iter::from_fn(|| self.visits.try_recv().ok()).collect()
+        let visits: Vec<Visit> = std::iter::from_fn(|| self.visits.try_recv().ok()).collect();
+        self.told += visits.len() as u64;
+        visits
+    }
+
+    /// The same, when all who were sent so far have ended. Others come meanwhile: a worker that has new ones shows whom it never
+    /// had.
+    pub async fn all_ended(&mut self) -> Vec<Visit> {
+        let sent = self.sent.load(Ordering::Relaxed);
+        let (mut visits, mut waits) = (Vec::new(), sent.saturating_sub(self.told));
+        while waits > 0
+            && let Some(visit) = self.visits.recv().await
+        {
+            waits -= u64::from(visit.number < sent);
+            visits.push(visit);
+        }
+        self.told += visits.len() as u64;
+        visits
     }
 
     /// Sends no more, waits for the answers that are due, and tells of every visit that nobody was told of, in order.
@@ -164,6 +193,7 @@ impl Load {
 async fn tick(
     visitors: Vec<Arc<Visitors>>,
     rate: u32,
+    sent: Arc<AtomicU64>,
     mut stopped: watch::Receiver<()>,
     report: mpsc::UnboundedSender<Visit>,
 ) {
@@ -186,6 +216,7 @@ async fn tick(
             // Nobody listens when the stage was dropped in mid-run.
             _ = report.send(Visit { number, target: visitors.target, kind, due, latency, answer });
         });
+        sent.store(number + 1, Ordering::Relaxed);
         due = due + gap;
     }
 }

@@ -12,7 +12,7 @@ use e2e::{
     conf::{Conf, Tuning},
     http,
     lives::{self, Life},
-    load::{Kind, Load, Visit},
+    load::{Answer, Kind, Load, Visit},
     nginx::{Binary, Nginx},
     orders::Orders,
     peers,
@@ -318,9 +318,11 @@ impl Trial {
     }
 
     /// Ends the load, and takes all down in order.
-    pub async fn end(self) -> Result<Findings> {
+    pub async fn end(mut self) -> Result<Findings> {
         tokio::time::sleep(CALM).await;
-        let visits = self.load.stop().await;
+        let mut visits = self.load.all_ended().await;
+        visits.extend(self.load.stop().await);
+        visits.sort_by_key(|visit| visit.number);
         if let Some(peers) = self.peers {
             peers.finish().await?;
         }
@@ -389,8 +391,9 @@ impl Findings {
     /// Holds everywhere, whatever happened.
     pub fn nothing_twice_and_nothing_hung(&self) {
         assert_eq!(self.orders.executed_twice(), 0, "executed twice");
-        let hung = self.visits.iter().filter(|visit| visit.answer == e2e::load::Answer::Hung).count();
-        assert_eq!(hung, 0, "hung");
+        let hung = self.visits.iter().filter(|visit| visit.answer == Answer::Hung);
+        let hung: Vec<String> = hung.map(|visit| self.story(visit)).collect();
+        assert!(hung.is_empty(), "hung: {}", hung.join("\n"));
     }
 
     /// Every visit that failed is one of these; none hung, and no order was executed twice.
