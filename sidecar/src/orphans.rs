@@ -13,6 +13,9 @@
 //! ones. So nothing counts that was seen while such a worker lived: with each end it begins anew. And what it said last may
 //! not have been read yet: only when somebody has taken a connection that came after its end has the daemon read that, too,
 //! and what is younger than this is behind the one that was given back.
+//!
+//! nginx may have all the connections that it needs, with one worker, and open no more: nobody ever takes a younger one. So
+//! where somebody waits for long the sidecar knocks: it opens some itself, and closes them when it has seen who took them.
 
 use crate::{
     control::Control,
@@ -29,6 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
+    net::TcpStream,
     sync::{Notify, watch},
     task, time,
 };
@@ -72,6 +76,9 @@ struct Suspects {
 
 #[derive(Debug)]
 struct Suspect {
+    /// At which look it was found waiting.
+    found: u64,
+    /// What was first seen later than this is younger.
     since: u64,
     /// When somebody took a younger one after the last end of a worker, so that the daemon has read its last words.
     settled: Option<Instant>,
@@ -93,6 +100,8 @@ pub struct Search {
 const PACE: Duration = Duration::from_millis(150);
 /// So long after a death, and for as long as somebody waits.
 pub const LASTS: Duration = Duration::from_secs(3);
+/// A worker that is only busy has taken what it was handed after so many looks, most of the time.
+const LONG: u64 = 5;
 /// nginx takes so many at once.
 const MAX_ORPHANS: usize = 64;
 
@@ -110,11 +119,16 @@ impl Search {
     }
 
     async fn search(&mut self, log: &mut Changes) -> io::Result<()> {
-        let (until, mut suspects) = (Instant::now() + LASTS, Suspects::default());
+        let (until, mut suspects, mut knocks) = (Instant::now() + LASTS, Suspects::default(), Vec::new());
         while Instant::now() < until || !suspects.suspects.is_empty() {
             let cast = self.cast.borrow().clone();
+            let workers = cast.workers.len();
             let glance = task::spawn_blocking(move || Glance::of(&Proc::default(), &cast));
             let orphans = suspects.look(&glance.await.map_err(io::Error::other)??, Instant::now());
+            knocks.clear();
+            for place in suspects.wait_long_at() {
+                knocks.extend(knock(place, workers).await);
+            }
             if suspects.await_a_look() {
                 self.look.notify_one();
             }
@@ -137,6 +151,17 @@ impl Search {
         };
         OrphanSet { owner: self.owner.clone(), connections: orphans.iter().filter_map(request).collect() }
     }
+}
+
+/// As many connections as there are workers: the daemon hands them out by turns.
+async fn knock(place: SocketAddr, workers: usize) -> Vec<TcpStream> {
+    let mut knocks = Vec::new();
+    while knocks.len() < workers
+        && let Ok(Ok(knock)) = time::timeout(PACE, TcpStream::connect(place)).await
+    {
+        knocks.push(knock);
+    }
+    knocks
 }
 
 // === impl Glance ===
@@ -176,6 +201,12 @@ impl Suspects {
         self.suspects.values().any(|suspect| !suspect.cleared.is_empty())
     }
 
+    /// Where somebody waits for longer than for a busy worker.
+    fn wait_long_at(&self) -> BTreeSet<SocketAddr> {
+        let waits_long = |(_, suspect): &(_, &Suspect)| self.looks - suspect.found >= LONG;
+        self.suspects.iter().filter(waits_long).map(|(&((here, _), _), _)| here).collect()
+    }
+
     /// Those that lead to nobody, for certain.
     fn look(&mut self, glance: &Glance, at: Instant) -> Vec<Ends> {
         self.looks += 1;
@@ -202,7 +233,7 @@ impl Suspects {
             if suspect.settled.is_some() {
                 suspect.cleared.extend(cleared);
             } else if !cleared.is_empty() {
-                *suspect = Suspect { settled: Some(at), ..Suspect::at(now) };
+                *suspect = Suspect { found: suspect.found, settled: Some(at), ..Suspect::at(now) };
             }
         }
         // One that was started meanwhile may have it, too: all are known who were there when it was given back.
@@ -218,7 +249,7 @@ impl Suspects {
 
 impl Suspect {
     fn at(now: u64) -> Self {
-        Self { since: now, settled: None, cleared: BTreeSet::new() }
+        Self { found: now, since: now, settled: None, cleared: BTreeSet::new() }
     }
 }
 
@@ -313,6 +344,20 @@ mod tests {
     fn a_worker_that_is_busy_may_take_it_yet() {
         let busy = |port| glance(&[1], &[(ONE, &[port]), (TWO, &[99])]);
         assert_eq!(orphans(&(2..20).map(busy).collect::<Vec<_>>()), []);
+    }
+
+    #[test]
+    fn who_waits_for_long_is_knocked_for() {
+        let mut suspects = Suspects::default();
+        let mut place = |glance| {
+            suspects.look(&glance, Instant::now());
+            suspects.wait_long_at().into_iter().next()
+        };
+        let waits = |port| glance(&[1], &[(ONE, &[port])]);
+        let places: Vec<_> = (2..9).map(|port| place(waits(port))).collect();
+        let (here, _) = ends(1);
+        assert_eq!(places, [None, None, None, None, None, Some(here), Some(here)]);
+        assert_eq!(place(glance(&[], &[(ONE, &[1])])), None, "it was taken");
     }
 
     #[test]
