@@ -119,9 +119,13 @@ impl Search {
     }
 
     async fn search(&mut self, log: &mut Changes) -> io::Result<()> {
-        let (until, mut suspects, mut knocks) = (Instant::now() + LASTS, Suspects::default(), Vec::new());
+        let (until, mut suspects) = (Instant::now() + LASTS, Suspects::default());
+        let (mut peers, mut knocks) = (BTreeSet::new(), Vec::new());
         while Instant::now() < until || !suspects.suspects.is_empty() {
-            let cast = self.cast.borrow().clone();
+            let mut cast = self.cast.borrow().clone();
+            // When all workers have ended the daemon listens there no longer, and still has what it accepted.
+            peers.append(&mut cast.peers);
+            cast.peers.clone_from(&peers);
             let workers = cast.workers.len();
             let glance = task::spawn_blocking(move || Glance::of(&Proc::default(), &cast));
             let orphans = suspects.look(&glance.await.map_err(io::Error::other)??, Instant::now());
@@ -134,7 +138,7 @@ impl Search {
             }
             for some in orphans.chunks(MAX_ORPHANS) {
                 tracing::info!(count = some.len(), "connections lead to nobody");
-                if let Err(error) = self.control.orphans(&self.set(some)).await {
+                if let Err(error) = self.control.orphans(&self.set(some, &peers)).await {
                     log.warn(format!("nginx was not told of connections that lead to nobody: {error}"));
                 }
             }
@@ -143,8 +147,7 @@ impl Search {
         Ok(())
     }
 
-    fn set(&self, orphans: &[Ends]) -> OrphanSet {
-        let peers = &self.cast.borrow().peers;
+    fn set(&self, orphans: &[Ends], peers: &BTreeSet<Peer>) -> OrphanSet {
         let named = |ours: SocketAddr| peers.iter().find(|peer| peer.place() == Some(Place::Tcp(ours)));
         let request = |&(ours, client): &Ends| {
             Some(OrphanRequest { peer: named(ours)?.address.clone(), port: client.port() })

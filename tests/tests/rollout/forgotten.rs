@@ -23,8 +23,8 @@ async fn stray(stage: &Stage, but: &[u32]) -> Result<u32> {
     .await
 }
 
-/// Replaces the workers, and one dies. Whom PM2 forgot: on a machine that is slow at this moment, nobody.
-async fn one_dies(stage: &Stage) -> Result<Option<u32>> {
+/// Replaces the workers, and one dies.
+async fn one_dies(stage: &Stage) -> Result<()> {
     // The new one is ready before the old one that was started again, and that one is ready before it has gone.
     stage.release("slow 2000")?;
     let dies = async {
@@ -35,39 +35,55 @@ async fn one_dies(stage: &Stage) -> Result<Option<u32>> {
     };
     let (reloaded, again) = tokio::join!(stage.pm2.run(&["reload", "shop"]), dies);
     reloaded?;
-    let again = again?;
-    Ok(strays(stage).await?.into_iter().find(|&pid| pid != again))
+    again.map(drop)
+}
+
+/// Whom PM2 has forgotten, as the sidecar says: on a machine that is slow at the wrong moment, nobody.
+async fn forgotten(stage: &Stage) -> Result<Option<u32>> {
+    wait::until("all to be whole, or one to be named", PATIENCE, async || {
+        let (_, status) = stage.says(&["status"]).await.ok()?;
+        let named = status.split_once("PM2 has forgotten in cluster mode: pid ").map(|(_, rest)| rest);
+        match named.and_then(|rest| rest.split(['.', ',', ' ']).next()?.parse().ok()) {
+            Some(pid) => Some(Some(pid)),
+            None => strays(stage).await.ok()?.is_empty().then_some(None),
+        }
+    })
+    .await
+}
+
+/// As the mend says.
+async fn end(forgotten: u32) -> Result<()> {
+    process::signal(forgotten, Signal::INT);
+    process::death(forgotten).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_pm2_forgot_is_named_and_the_mend_ends_it() -> Result<()> {
     let stage = Plan::workers(2).cluster().with_sidecar().set().await?;
-    let mut forgotten = None;
+    let mut named = None;
     for _ in 0..5 {
         stage.is_whole().await?;
-        forgotten = one_dies(&stage).await?;
-        if forgotten.is_some() {
+        one_dies(&stage).await?;
+        named = forgotten(&stage).await?;
+        if named.is_some() {
             break;
         }
     }
-    let forgotten = forgotten.context("PM2 forgets nobody")?;
-
-    let kill = format!("`kill -INT {forgotten}` ends it");
-    let named = wait::until("the sidecar to name it", PATIENCE, async || {
-        let (_, status) = stage.says(&["status"]).await.ok()?;
-        status.contains(&format!("PM2 has forgotten in cluster mode: pid {forgotten}.")).then_some(status)
-    });
-    let (named, refused) = tokio::join!(named, stage.says(&["reload", "shop"]));
-    let (named, (code, refused)) = (named?, refused?);
-    ensure!(named.contains(&kill), "{named}");
-    ensure!(code == Some(1) && refused.contains(&format!("(pid {forgotten})")), "{code:?}: {refused}");
+    let forgotten = named.context("PM2 forgets nobody")?;
+    let ((_, status), (code, refused)) =
+        tokio::try_join!(stage.says(&["status"]), stage.says(&["reload", "shop"]))?;
+    ensure!(status.contains(&format!("`kill -INT {forgotten}")), "{status}");
+    ensure!(code == Some(1) && refused.contains(&format!("pid {forgotten}")), "{code:?}: {refused}");
     let peer = stage.site.app().await?.pop().context("a peer")?;
     ensure!(peer.state == PeerState::Changing, "{peer:?}");
     let (_, found) = stage.says(&["doctor", "--only", "pm2-worker-forgotten"]).await?;
     ensure!(found.contains(&format!("kill -INT {forgotten}")), "{found}");
 
-    process::signal(forgotten, Signal::INT);
-    process::death(forgotten).await?;
+    end(forgotten).await?;
+    // There may be another one that was not named yet.
+    while let Some(pid) = self::forgotten(&stage).await? {
+        end(pid).await?;
+    }
     stage.is_whole().await?;
     wait::until("nobody to be forgotten", PATIENCE, async || {
         let (_, status) = stage.says(&["status"]).await.ok()?;
