@@ -110,7 +110,8 @@ pub async fn run(mut settings: Settings, shutdown: watch::Receiver<bool>) {
     tracing::info!(control = %settings.control, "handoff {} runs", env!("CARGO_PKG_VERSION"));
     watchers.spawn(service::tell(patients));
     let mut asked = shutdown.clone();
-    watchers.spawn(async move {
+    // Not among those who are ended: they would be before it was their turn.
+    workers.spawn(async move {
         shutdown::requested(&mut asked).await;
         service::leaves();
     });

@@ -439,6 +439,14 @@ impl Findings {
         is_untouched && self.lives.iter().any(|life| has_it(&life))
     }
 
+    /// In cluster mode the daemon accepts for all. It closes what it has handed to nobody when the last worker closes: the same.
+    pub fn lay_with_a_daemon_that_closed(&self, visit: &Visit) -> bool {
+        let (came, ended) = (visit.due + self.log.waited(visit.number), visit.due + visit.latency);
+        let is_untouched = visit.order().is_some_and(|order| self.orders.executions(&order).is_empty());
+        let mut closed = self.lives.iter().filter_map(|life| life.closed);
+        is_untouched && closed.any(|closed| came <= closed && closed <= came + SLACK && closed <= ended)
+    }
+
     pub fn nobody_listened(&self, visit: &Visit) -> bool {
         let (from, to) = (visit.due, visit.due + visit.latency);
         lives::gaps(&self.lives).iter().any(|gap| from <= gap.1 + SLACK && to + SLACK >= gap.0)

@@ -2,11 +2,14 @@
 //! for a sign of life, starts it once more when it has gone, and forgets it.
 
 use crate::stage::{PATIENCE, Plan, Stage};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::{process, wait};
 use handoff_wire::PeerState;
 use rustix::process::Signal;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
+
+/// Longer than `weary` is.
+const SOON: Duration = Duration::from_secs(12);
 
 /// Workers that PM2 does not list.
 async fn strays(stage: &Stage) -> Result<BTreeSet<u32>> {
@@ -23,8 +26,9 @@ async fn stray(stage: &Stage, but: &[u32]) -> Result<u32> {
     .await
 }
 
-/// Replaces the workers, and one dies.
-async fn one_dies(stage: &Stage) -> Result<()> {
+/// Replaces the workers, and one dies. Whom PM2 forgot: on a machine that is slow at the wrong moment, nobody, or the one that it
+/// had started again, for which it starts another one when it ends.
+async fn one_dies(stage: &Stage) -> Result<Option<u32>> {
     // The new one is ready before the old one that was started again, and that one is ready before it has gone.
     stage.release("slow 2000")?;
     let dies = async {
@@ -35,64 +39,61 @@ async fn one_dies(stage: &Stage) -> Result<()> {
     };
     let (reloaded, again) = tokio::join!(stage.pm2.run(&["reload", "shop"]), dies);
     reloaded?;
-    again.map(drop)
-}
-
-/// Whom PM2 has forgotten, as the sidecar says: on a machine that is slow at the wrong moment, nobody.
-async fn forgotten(stage: &Stage) -> Result<Option<u32>> {
-    wait::until("all to be whole, or one to be named", PATIENCE, async || {
-        let (_, status) = stage.says(&["status"]).await.ok()?;
-        let named = status.split_once("PM2 has forgotten in cluster mode: pid ").map(|(_, rest)| rest);
-        match named.and_then(|rest| rest.split(['.', ',', ' ']).next()?.parse().ok()) {
-            Some(pid) => Some(Some(pid)),
-            None => strays(stage).await.ok()?.is_empty().then_some(None),
-        }
-    })
-    .await
-}
-
-/// As the mend says.
-async fn end(forgotten: u32) -> Result<()> {
-    process::signal(forgotten, Signal::INT);
-    process::death(forgotten).await.map(drop)
+    let again = again?;
+    let has_gone = wait::until("the one that was started again to go", SOON, async || {
+        (!process::is_alive(again)).then_some(())
+    });
+    let has_gone = has_gone.await.is_ok();
+    let mut forgotten = strays(stage).await?.into_iter();
+    Ok(forgotten.next().filter(|_| has_gone && forgotten.len() == 0))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_pm2_forgot_is_named_and_the_mend_ends_it() -> Result<()> {
-    let stage = Plan::workers(2).cluster().with_sidecar().set().await?;
-    let mut named = None;
-    for _ in 0..5 {
-        stage.is_whole().await?;
-        one_dies(&stage).await?;
-        named = forgotten(&stage).await?;
-        if named.is_some() {
-            break;
+    for _ in 0..6 {
+        let stage = Plan::workers(2).cluster().with_sidecar().set().await?;
+        if let Some(forgotten) = one_dies(&stage).await?
+            && is_named_and_ended(&stage, forgotten).await?
+        {
+            return stage.end().await;
         }
     }
-    let forgotten = named.context("PM2 forgets nobody")?;
-    let ((_, status), (code, refused)) =
-        tokio::try_join!(stage.says(&["status"]), stage.says(&["reload", "shop"]))?;
-    ensure!(status.contains(&format!("`kill -INT {forgotten}")), "{status}");
-    ensure!(code == Some(1) && refused.contains(&format!("pid {forgotten}")), "{code:?}: {refused}");
+    bail!("PM2 forgets nobody, or goes on with it")
+}
+
+/// False: PM2 has started another one in its place.
+async fn is_named_and_ended(stage: &Stage, forgotten: u32) -> Result<bool> {
+    let named = wait::until("the sidecar to name it", PATIENCE, async || {
+        let (_, status) = stage.says(&["status"]).await.ok()?;
+        status.contains(&format!("PM2 has forgotten in cluster mode: pid {forgotten}.")).then_some(status)
+    });
+    let (named, refused) = tokio::join!(named, stage.says(&["reload", "shop"]));
+    let (named, (code, refused)) = (named?, refused?);
+    ensure!(named.contains(&format!("`kill -INT {forgotten}` ends it")), "{named}");
+    ensure!(code == Some(1) && refused.contains(&format!("(pid {forgotten})")), "{code:?}: {refused}");
     let peer = stage.site.app().await?.pop().context("a peer")?;
     ensure!(peer.state == PeerState::Changing, "{peer:?}");
     let (_, found) = stage.says(&["doctor", "--only", "pm2-worker-forgotten"]).await?;
     ensure!(found.contains(&format!("kill -INT {forgotten}")), "{found}");
 
-    end(forgotten).await?;
-    // There may be another one that was not named yet.
-    while let Some(pid) = self::forgotten(&stage).await? {
-        end(pid).await?;
+    process::signal(forgotten, Signal::INT);
+    process::death(forgotten).await?;
+    let is_alone = wait::until("nobody to be forgotten", PATIENCE, async || {
+        let (_, status) = stage.says(&["status"]).await.ok()?;
+        let is_alone = strays(stage).await.ok()?.is_empty();
+        (!is_alone || !status.contains("forgotten")).then_some(is_alone)
+    });
+    if !is_alone.await? {
+        return Ok(false);
     }
     stage.is_whole().await?;
-    wait::until("nobody to be forgotten", PATIENCE, async || {
-        let (_, status) = stage.says(&["status"]).await.ok()?;
-        (!status.contains("forgotten")).then_some(())
-    })
-    .await?;
     stage.release("good")?;
-    stage.reload(&["shop"]).await?.is(0, &["all 2 workers of shop are new"])?;
-    stage.end().await
+    let reloaded = stage.reload(&["shop"]).await?;
+    if !strays(stage).await?.is_empty() {
+        return Ok(false);
+    }
+    reloaded.is(0, &["all 2 workers of shop are new"])?;
+    Ok(true)
 }
 
 /// PM2 starts a canary again that died, and may do so even while it is told to forget it.
