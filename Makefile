@@ -150,7 +150,7 @@ every-case: build ## every broken release, every signal at every step, hundreds 
 	cargo test $(LOCKED) -p e2e --test rollout --test s1 --test s5 --test s9 -- --ignored --nocapture --test-threads=1
 
 .PHONY: deaths
-deaths: build ## each way in which workers end that is no deploy, with Handoff and with stock and tuned nginx: 15 minutes
+deaths: build ## each way in which workers end that is no deploy, with Handoff, and with stock and tuned nginx
 	cargo test $(LOCKED) -p e2e --test deaths -- --include-ignored --nocapture --test-threads=1
 
 .PHONY: fuzz

@@ -140,7 +140,7 @@ impl PeerData {
     fn is_to_another(&self, pc: PeerConnection) -> bool {
         self.last().is_some_and(|Turnstile { slot, .. }| {
             let is_shared = slot.gate.state() == State::Changing;
-            is_shared || (self.is_replaced() && slot.may_reuse(pc.number().unwrap_or_else(newest)))
+            is_shared || (self.is_replaced() && slot.may_reuse(number(pc)))
         })
     }
 
@@ -222,7 +222,7 @@ impl PeerData {
         // nginx adds one itself, later.
         let is_stale = pc.is_cached() && cause == Cause::Connection;
         let retry = self.retry_mut()?;
-        retry.number = pc.number().unwrap_or_else(newest);
+        retry.number = number(pc);
         retry.stale = retry.stale.saturating_add(is_stale.into());
         let tries_left =
             if self.is_at_the_only_one() { 0 } else { pc.tries().saturating_add(is_stale.into()) };
@@ -244,7 +244,7 @@ impl PeerData {
         }
         let pc = PeerConnection(&raw mut u.peer);
         let Some(retry) = self.retry_mut() else { return };
-        retry.number = pc.number().unwrap_or_else(newest);
+        retry.number = number(pc);
         let is_at_the_only_one = self.is_at_the_only_one();
         let tries_left = if is_at_the_only_one { 0 } else { pc.tries().saturating_sub(1) };
         let Some(failure) = self.failure(u, pc, Cause::Status, reason, tries_left) else { return };
@@ -495,9 +495,9 @@ fn change(r: *mut ngx_http_request_t, change: impl FnOnce(&mut PeerData)) {
     }
 }
 
-/// The youngest connection. That of an attempt whose connection is gone already is no younger.
-fn newest() -> u64 {
-    connections().saturating_sub(1)
+/// That of the attempt's connection; if it is gone already, that of the youngest, than which it was no younger.
+fn number(pc: PeerConnection) -> u64 {
+    pc.number().unwrap_or_else(|| connections().saturating_sub(1))
 }
 
 /// The word of `proxy_next_upstream` for an answer; 0: there is none.

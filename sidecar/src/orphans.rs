@@ -129,10 +129,6 @@ impl Search {
             let workers = cast.workers.len();
             let glance = task::spawn_blocking(move || Glance::of(&Proc::default(), &cast));
             let orphans = suspects.look(&glance.await.map_err(io::Error::other)??, Instant::now());
-            knocks.clear();
-            for place in suspects.wait_long_at() {
-                knocks.extend(knock(place, workers).await);
-            }
             if suspects.await_a_look() {
                 self.look.notify_one();
             }
@@ -141,6 +137,11 @@ impl Search {
                 if let Err(error) = self.control.orphans(&self.set(some, &peers)).await {
                     log.warn(format!("nginx was not told of connections that lead to nobody: {error}"));
                 }
+            }
+            // Who took the last ones was seen.
+            knocks.clear();
+            for place in suspects.wait_long_at() {
+                knocks.extend(knock(place, workers).await);
             }
             time::sleep(PACE).await;
         }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use e2e::{
     alone,
     app::{Mode, NAME},
+    load::Visit,
     scenario::Setup,
     wait,
 };
@@ -21,7 +22,7 @@ const SOON: Duration = Duration::from_secs(10);
 const ALL: [u16; 4] = [0, 1, 2, 3];
 
 /// Between these nobody is there, and nobody is expected.
-pub(crate) const BETWEEN: [&str; 2] = ["kill", "resurrect"];
+const BETWEEN: [&str; 2] = ["kill", "resurrect"];
 
 /// A cron pattern for once a minute, the next time soon.
 pub(crate) fn soon() -> Result<String> {
@@ -75,13 +76,16 @@ pub(crate) async fn play(setup: Setup) -> Result<Findings> {
     trial.end().await
 }
 
+pub(crate) fn nobody_was_expected(findings: &Findings, visit: &Visit) -> bool {
+    BETWEEN.contains(&findings.deed(visit)) && findings.nobody_listened(visit)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_all_die_at_once_requests_fail_only_if_nobody_is_expected() -> Result<()> {
     let _alone = alone::take()?;
     let findings = play(Setup::Handoff).await?;
     findings.only_failed(|visit| {
-        let is_between = BETWEEN.contains(&findings.deed(visit)) && findings.nobody_listened(visit);
-        is_between || findings.lay_before_a_worker_that_closed(visit)
+        nobody_was_expected(&findings, visit) || findings.lay_before_a_worker_that_closed(visit)
     });
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The same in cluster mode, where all workers share an address.
 
-use crate::all_at_once::BETWEEN;
+use crate::all_at_once::nobody_was_expected;
 use crate::trial::{Findings, Plan, Trial, set};
 use anyhow::Result;
 use e2e::{
@@ -117,8 +117,7 @@ async fn where_all_die_at_once_requests_fail_only_if_nobody_is_expected() -> Res
     let _alone = alone::take()?;
     let findings = all_at_once(Setup::Handoff).await?;
     findings.only_failed(|visit| {
-        let is_between = BETWEEN.contains(&findings.deed(visit)) && findings.nobody_listened(visit);
-        is_between || findings.lay_with_a_daemon_that_closed(visit)
+        nobody_was_expected(&findings, visit) || findings.lay_with_a_daemon_that_closed(visit)
     });
     Ok(())
 }

@@ -13,7 +13,7 @@ mod single;
 mod trial;
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "for comparison: five minutes"]
+#[ignore = "five minutes, for comparison: make deaths"]
 async fn fork_mode_without_handoff() -> Result<()> {
     let _alone = alone::take()?;
     for setup in [Setup::Stock, Setup::Tuned] {
@@ -26,7 +26,7 @@ async fn fork_mode_without_handoff() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "for comparison: five minutes"]
+#[ignore = "five minutes, for comparison: make deaths"]
 async fn cluster_mode_without_handoff() -> Result<()> {
     let _alone = alone::take()?;
     for setup in [Setup::Stock, Setup::Tuned] {

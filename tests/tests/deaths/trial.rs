@@ -429,22 +429,26 @@ impl Findings {
     /// was stopped: the kernel resets it, and nginx cannot know that nobody has executed it.
     pub fn lay_before_a_worker_that_closed(&self, visit: &Visit) -> bool {
         let Some(last) = self.log.tried(visit.number).last() else { return false };
-        let (came, ended) = (visit.due + self.log.waited(visit.number), visit.due + visit.latency);
-        let has_it = |life: &&Life| {
+        let Some((came, ended)) = self.untouched(visit) else { return false };
+        self.lives.iter().any(|life| {
             life.port == last.port()
                 && life.listened.is_some_and(|listened| listened <= came + SLACK && came <= listened + SLACK)
                 && life.closed.is_some_and(|closed| came <= closed && closed <= ended)
-        };
-        let is_untouched = visit.order().is_some_and(|order| self.orders.executions(&order).is_empty());
-        is_untouched && self.lives.iter().any(|life| has_it(&life))
+        })
     }
 
     /// In cluster mode the daemon accepts for all. It closes what it has handed to nobody when the last worker closes: the same.
     pub fn lay_with_a_daemon_that_closed(&self, visit: &Visit) -> bool {
-        let (came, ended) = (visit.due + self.log.waited(visit.number), visit.due + visit.latency);
-        let is_untouched = visit.order().is_some_and(|order| self.orders.executions(&order).is_empty());
+        let Some((came, ended)) = self.untouched(visit) else { return false };
         let mut closed = self.lives.iter().filter_map(|life| life.closed);
-        is_untouched && closed.any(|closed| came <= closed && closed <= came + SLACK && closed <= ended)
+        closed.any(|closed| came <= closed && closed <= came + SLACK && closed <= ended)
+    }
+
+    /// Of an order that nobody executed: when it came to a peer, and when it ended.
+    fn untouched(&self, visit: &Visit) -> Option<(Moment, Moment)> {
+        let is_untouched = self.orders.executions(&visit.order()?).is_empty();
+        let came = visit.due + self.log.waited(visit.number);
+        is_untouched.then_some((came, visit.due + visit.latency))
     }
 
     pub fn nobody_listened(&self, visit: &Visit) -> bool {
