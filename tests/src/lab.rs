@@ -154,17 +154,21 @@ impl Lab {
         Ok((hosts, Parts { hosts, edges, etcd, visitors, net, plan }))
     }
 
-    /// Waits until every edge answers.
+    /// Waits until every worker and every edge answers: PM2 says "online" of workers that do not listen yet.
     pub async fn answers(&self) -> Result<()> {
-        for edge in &self.edges {
-            let address = edge.address();
-            wait::until("an edge to answer", PATIENCE, async || {
-                let asked = self.visitors.run(async move { http::status(address, "/health").await });
-                asked.await.ok()?.filter(hyper::StatusCode::is_success)
-            })
-            .await?;
+        let workers = self.hosts.iter().flat_map(AppHost::addresses);
+        for address in workers.chain(self.edges.iter().map(Edge::address)) {
+            self.answers_at(address).await?;
         }
         Ok(())
+    }
+
+    async fn answers_at(&self, address: SocketAddr) -> Result<()> {
+        let answers = wait::until("an answer", PATIENCE, async || {
+            let asked = self.visitors.run(async move { http::status(address, "/health").await });
+            asked.await.ok()?.filter(hyper::StatusCode::is_success)
+        });
+        answers.await.map(drop).with_context(|| address.to_string())
     }
 
     /// Starts the sidecars: those of the edges, and those of the app hosts. Comes back when each host knows every edge, and
