@@ -1,22 +1,36 @@
 //! The least of an HTTP client: one request, one answer, over TCP or a unix socket.
 
+use crate::wait;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, StatusCode, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     spawn,
 };
 
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The status of a GET, if there is an answer.
 pub async fn status(address: SocketAddr, path: &str) -> Option<StatusCode> {
     let stream = TcpStream::connect(address).await.ok()?;
     Some(get(stream, path).await.ok()?.status())
+}
+
+/// Whether an app says that it is well.
+pub async fn is_well(address: SocketAddr) -> bool {
+    status(address, "/health").await.is_some_and(|status| status.is_success())
+}
+
+/// Waits until it does. PM2 says `online` of one that does not listen yet, unless it waits for `ready`.
+pub async fn answers(address: SocketAddr) -> Result<()> {
+    let look = async || is_well(address).await.then_some(());
+    wait::until("an app to answer", PATIENCE, look).await.with_context(|| address.to_string())
 }
 
 /// The JSON that a GET over a unix socket answers.

@@ -154,21 +154,17 @@ impl Lab {
         Ok((hosts, Parts { hosts, edges, etcd, visitors, net, plan }))
     }
 
-    /// Waits until every worker and every edge answers: PM2 says "online" of workers that do not listen yet.
+    /// Waits until every worker and every edge answers: PM2 says `online` of one that does not listen yet.
     pub async fn answers(&self) -> Result<()> {
         let workers = self.hosts.iter().flat_map(AppHost::addresses);
         for address in workers.chain(self.edges.iter().map(Edge::address)) {
-            self.answers_at(address).await?;
+            wait::until("a worker or an edge to answer", PATIENCE, async || {
+                self.visitors.run(http::is_well(address)).await.ok()?.then_some(())
+            })
+            .await
+            .with_context(|| address.to_string())?;
         }
         Ok(())
-    }
-
-    async fn answers_at(&self, address: SocketAddr) -> Result<()> {
-        let answers = wait::until("an answer", PATIENCE, async || {
-            let asked = self.visitors.run(async move { http::status(address, "/health").await });
-            asked.await.ok()?.filter(hyper::StatusCode::is_success)
-        });
-        answers.await.map(drop).with_context(|| address.to_string())
     }
 
     /// Starts the sidecars: those of the edges, and those of the app hosts. Comes back when each host knows every edge, and

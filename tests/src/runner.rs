@@ -25,7 +25,6 @@ use crate::{
     wait,
 };
 use anyhow::{Context, Result, ensure};
-use hyper::StatusCode;
 use rustix::process::Signal;
 use std::{fs, time::Duration};
 use tokio::{sync::Mutex, time::sleep, try_join};
@@ -189,10 +188,7 @@ impl Stage {
         app.preload = has_preload.then(|| place.file("runtime/preload.sock"));
         let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await?;
         for address in app.addresses() {
-            wait::until("every worker to answer", PATIENCE, async || {
-                http::status(address, "/health").await.filter(StatusCode::is_success)
-            })
-            .await?;
+            http::answers(address).await?;
         }
         let front = Self::front(plan, &place, &app).await?;
         let sidecar = match setup {

@@ -17,7 +17,6 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use handoff_wire::{PeerState, UpstreamView, path};
-use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{fmt, fs, ops::RangeInclusive, path::PathBuf, time::Duration};
@@ -116,10 +115,7 @@ impl Plan {
         app.preload = (self.level == Level::L2).then(|| site.file("runtime/preload.sock"));
         let pm2 = Pm2::start_on(realm.clone(), NEWEST, &site.place().pm2_home(), &app).await?;
         for address in app.addresses() {
-            wait::until("every worker to answer", PATIENCE, async || {
-                http::status(address, "/health").await.filter(StatusCode::is_success)
-            })
-            .await?;
+            http::answers(address).await?;
         }
         site.write(&self.conf(&site, &app))?;
         let (realm, sidecar_realm) = (realm.clone(), realm.clone());

@@ -24,7 +24,6 @@ use e2e::{
     wait,
 };
 use handoff_wire::{PeerState, PeerView, QueueView};
-use hyper::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, time::Duration};
@@ -107,10 +106,7 @@ impl Trial {
         adapt(&place, &app, &mut ecosystem);
         let pm2 = Pm2::start_file(NEWEST, &place.pm2_home(), &ecosystem, plan.daemon).await?;
         for address in app.addresses() {
-            wait::until("every worker to answer", PATIENCE, async || {
-                http::status(address, "/health").await.filter(StatusCode::is_success)
-            })
-            .await?;
+            http::answers(address).await?;
         }
         let control = place.control_socket();
         let is_handoff = plan.setup == Setup::Handoff;

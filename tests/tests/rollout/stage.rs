@@ -139,8 +139,7 @@ impl Stage {
         let pm2 = Pm2::start_file(plan.pm2, &site.file("pm2"), &setup.ecosystem, &daemon).await?;
         // PM2 says `online` before one listens that says nothing; nginx would ban it for that.
         for address in (first_port..).take(plan.ports().into()).map(ports::address) {
-            wait::until("every worker to listen", PATIENCE, async || http::status(address, "/health").await)
-                .await?;
+            http::answers(address).await?;
         }
         site.write(&setup.http)?;
         site.start().await?;
