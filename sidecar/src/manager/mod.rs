@@ -41,6 +41,8 @@ pub trait Manager: fmt::Debug + Send + Sync {
     /// Keeps one that it starts again and again from running, until it can be stopped.
     fn freeze(&self, id: PmId) -> Answer<'_, ()>;
 
+    fn thaw(&self, id: PmId) -> Answer<'_, ()>;
+
     /// Knows it no longer. It must be stopped.
     fn forget(&self, id: PmId) -> Answer<'_, ()>;
 

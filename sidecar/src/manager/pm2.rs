@@ -73,6 +73,10 @@ impl Manager for Pm2 {
         Box::pin(async move { Ok(self.connect().await?.signal(id, "SIGSTOP").await?) })
     }
 
+    fn thaw(&self, id: PmId) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(self.connect().await?.signal(id, "SIGCONT").await?) })
+    }
+
     fn forget(&self, id: PmId) -> Answer<'_, ()> {
         Box::pin(async move { Ok(self.connect().await?.delete(id).await?) })
     }

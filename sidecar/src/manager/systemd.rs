@@ -229,6 +229,10 @@ impl Manager for Systemd {
         Box::pin(async { Ok(()) })
     }
 
+    fn thaw(&self, _id: PmId) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn forget(&self, _id: PmId) -> Answer<'_, ()> {
         Box::pin(async { Ok(()) })
     }

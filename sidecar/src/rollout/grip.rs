@@ -11,7 +11,13 @@ use super::{
 };
 use crate::{
     manager::{Manager, ManagerError},
-    pm2::{PmId, home::Home, monitor::Status, orders::Sealed, rpc::RpcError},
+    pm2::{
+        PmId,
+        home::Home,
+        monitor::{KILL_TIMEOUT, LISTEN_TIMEOUT, Status},
+        orders::Sealed,
+        rpc::RpcError,
+    },
 };
 use std::{
     future::Future,
@@ -60,6 +66,8 @@ pub struct Call<T = ()> {
 
 /// How much longer than its kill_timeout PM2 may need to end a process.
 pub const KILL_GRACE: Duration = Duration::from_secs(15);
+/// How much longer than its listen_timeout PM2 may need to say that it waits no longer.
+const READY_GRACE: Duration = Duration::from_secs(2);
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 // === impl Grip ===
@@ -145,26 +153,51 @@ impl Grip {
     /// PM2 7 says that it stopped a worker that was not ready yet, and starts it again. One that is frozen until PM2 no
     /// longer waits for `ready` stays stopped.
     pub async fn stop(&self) -> Result<(), Stop> {
-        let waits = self.seen()?.listed.settings.listen_timeout.unwrap_or_default() + KILL_GRACE;
+        let stopped = self.stop_frozen().await;
+        if stopped.is_err() {
+            _ = self.shared.manager.thaw(self.id).await;
+        }
+        stopped
+    }
+
+    async fn stop_frozen(&self) -> Result<(), Stop> {
+        let (listens, dies) = self.timeouts()?;
+        // What is frozen ends by SIGKILL.
+        let waits = (listens + dies) * 2 + KILL_GRACE;
         let until = Instant::now() + waits;
+        let mut frozen = None;
         self.ask_to_stop().await?;
         while !self.is_stopped()? {
+            let seen = self.seen()?;
             if Instant::now() >= until {
-                return Err(Stop::Refused(format!(
-                    "{} could not stop {} within {waits:?}",
-                    self.manager(),
-                    self.name
-                )));
+                let (manager, name) = (self.manager(), &self.name);
+                let status = format!("{:?}", seen.listed.status).to_lowercase();
+                let text = format!("{manager} could not stop {name} within {waits:?}: it is {status}");
+                return Err(Stop::Refused(text));
             }
-            if self.seen()?.listed.status == Status::Online {
+            if seen.listed.status == Status::Online {
                 self.ask_to_stop().await?;
                 continue;
             }
-            // Refused between two of its lives.
-            _ = self.shared.manager.freeze(self.id).await;
+            let held = frozen.filter(|&(process, _)| process == seen.process);
+            if held.is_none() {
+                // Refused between two of its lives.
+                let is_frozen = self.shared.manager.freeze(self.id).await.is_ok();
+                frozen = is_frozen.then(|| (seen.process, Instant::now()));
+            } else if held.is_some_and(|(_, since)| since.elapsed() > listens + READY_GRACE) {
+                // In cluster mode PM2 waits for `ready` from when Node says that the worker is online: this one was frozen before.
+                _ = self.shared.manager.thaw(self.id).await;
+                frozen = None;
+            }
             self.fresh_look().await?;
         }
         Ok(())
+    }
+
+    /// How long PM2 waits for its `ready`, and for its end.
+    fn timeouts(&self) -> Result<(Duration, Duration), Stop> {
+        let settings = self.seen()?.listed.settings;
+        Ok((settings.listen_timeout.unwrap_or(LISTEN_TIMEOUT), settings.kill_timeout.unwrap_or(KILL_TIMEOUT)))
     }
 
     /// For cluster mode, where a worker that is not ready may listen, and would be frozen with a user's request: waits until
@@ -176,8 +209,8 @@ impl Grip {
     }
 
     async fn stop_in_time(&self) -> Result<(), Stop> {
-        let waits = self.seen()?.listed.settings.listen_timeout.unwrap_or_default() + KILL_GRACE;
-        let until = Instant::now() + waits;
+        let (listens, _) = self.timeouts()?;
+        let until = Instant::now() + listens + KILL_GRACE;
         while !self.is_stopped()? {
             match self.seen()?.listed.status {
                 _ if Instant::now() >= until => return self.stop().await,
@@ -202,7 +235,8 @@ impl Grip {
     }
 
     async fn ask_to_stop(&self) -> Result<(), Stop> {
-        let patience = self.seen()?.listed.settings.kill_timeout.unwrap_or_default() + KILL_GRACE;
+        let (_, dies) = self.timeouts()?;
+        let patience = dies + KILL_GRACE;
         self.in_hand.expect_stop();
         let stopped = time::timeout(patience, self.shared.manager.stop(self.id)).await;
         let late =

@@ -76,7 +76,7 @@ impl Succession {
     async fn replaced(&mut self, window: &mut Window) -> Result<u64, Stop> {
         self.grip.in_hand.is_moving(true);
         if !self.serves {
-            self.grip.stop().await?;
+            self.grip.stop_when_settled().await?;
         }
         let was = self.grip.seen()?;
         let since = Answers::of(&window.views().await?);

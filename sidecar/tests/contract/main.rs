@@ -64,6 +64,12 @@ macro_rules! contract {
 
                 #[tokio::test(flavor = "multi_thread")]
                 $(#[$attribute])*
+                async fn in_cluster_mode_what_is_frozen_before_it_is_online_waits_to_go_on() {
+                    limit(rpc::waits_for_what_was_frozen_too_early(&start())).await;
+                }
+
+                #[tokio::test(flavor = "multi_thread")]
+                $(#[$attribute])*
                 async fn a_second_reload_is_refused_on_pm2_7_alone() {
                     limit(rpc::refuses_a_second_reload(&start())).await;
                 }

@@ -165,3 +165,31 @@ pub async fn stops_what_was_frozen(pm2: &Pm2) {
     assert_eq!((stopped.status, stopped.pid), (Status::Stopped, None));
     assert!(pm2.facts("start").len() <= starts + 1, "at most the life that was just beginning");
 }
+
+/// In cluster mode PM2 waits for `ready` from when Node says that the worker is online: one that is frozen before that neither
+/// becomes online nor can be stopped, until it goes on.
+pub async fn waits_for_what_was_frozen_too_early(pm2: &Pm2) {
+    let shop = json!({ "name": "shop", "exec_mode": "cluster", "wait_ready": true, "listen_timeout": 500, "env": {} });
+    pm2.start_apps(json!([shop])).await;
+    let signal = |pid: u32, signal| kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+    let shop = async || pm2.list().await.remove(0);
+    let mut frozen = shop().await.pid.unwrap();
+    loop {
+        signal(frozen, Signal::KILL);
+        let before = frozen;
+        while frozen == before {
+            frozen = shop().await.pid.unwrap_or(before);
+        }
+        signal(frozen, Signal::STOP);
+        if timeout(Duration::from_secs(2), pm2.rpc().await.stop(PmId(0))).await.is_err() {
+            break;
+        }
+        // Node was faster, and PM2 could end it, or gave it up.
+        pm2.rpc().await.reload(PmId(0), None).await.unwrap();
+        frozen = shop().await.pid.unwrap();
+    }
+    let waits = shop().await;
+    assert_eq!((waits.status, waits.pid), (Status::Launching, Some(frozen)));
+    signal(frozen, Signal::CONT);
+    while shop().await.status == Status::Launching {}
+}

@@ -8,11 +8,12 @@ use crate::{
     visits::Account,
 };
 use anyhow::{Context, Result, ensure};
-use e2e::{alone, site::Site, wait};
+use e2e::{alone, process, site::Site, wait};
 use handoff_wire::DEFAULT_LEASE;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, time::Duration};
+use tokio::time::sleep;
 
 const WORKERS: u16 = 4;
 const ALL: [u32; 4] = [0, 1, 2, 3];
@@ -290,6 +291,39 @@ async fn a_later_worker_that_is_broken_ends_the_roll_out() -> Result<()> {
     stage.is_as_before(&before).await?;
     stage.is_whole().await?;
     visits.end_well().await?;
+    stage.end().await
+}
+
+/// Until Node says that it is online, PM2 does not wait for the `ready` of one that it has just started again: frozen then, it could
+/// not be stopped any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_just_starting_is_waited_for_and_not_frozen() -> Result<()> {
+    let stage = Plan::workers(2).cluster().with_sidecar().set().await?;
+    let before = stage.workers().await?;
+    stage.release("only 1, slow 2500")?;
+    let dies = before.get(&1).context("worker 1")?.pid;
+    process::signal(dies, Signal::KILL);
+    wait::until("PM2 to start it again", PATIENCE, async || {
+        let again = stage.workers().await.ok()?.remove(&1)?;
+        (again.pid != 0 && again.pid != dies).then_some(())
+    })
+    .await?;
+    let daemon = stage.pm2.daemon()?;
+    let is_frozen = async || -> Result<()> {
+        loop {
+            let frozen = process::children(daemon).into_iter().find(|&pid| process::is_stopped(pid));
+            ensure!(frozen.is_none(), "{frozen:?} is frozen");
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reload = stage.begin(&["shop"])?;
+    let ended = tokio::select! {
+        ended = reload.ended() => ended?,
+        frozen = is_frozen() => return frozen,
+    };
+    ended.is(0, &["all 2 workers of shop are new"])?;
+    stage.is_as_before(&before).await?;
+    stage.is_whole().await?;
     stage.end().await
 }
 
