@@ -242,7 +242,7 @@ bench: speed ## all that is measured of speed: the next one, then what a request
 	cargo run --release $(LOCKED) --bin cost -- --table
 
 .PHONY: speed
-speed: build ## the tables of docs/speed.md: drains, deaths, deploys beside HAProxy and Caddy, 10 000 peers, the preload, the sidecar: 25 minutes
+speed: build ## the tables of docs/speed.md: drains, deaths, deploys beside HAProxy and Caddy, 10 000 peers, the preload, the sidecar: half an hour
 	build/setup haproxy
 	build/caddy
 	cargo run --release $(LOCKED) --bin speed

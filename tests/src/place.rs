@@ -23,8 +23,13 @@ pub fn root() -> PathBuf {
 }
 
 pub fn server_js() -> Result<PathBuf> {
-    installed("tests/apps", "node_modules/express")?;
+    express()?;
     Ok(root().join("tests/apps/server.js"))
+}
+
+/// The package, as the sample application has it.
+pub fn express() -> Result<PathBuf> {
+    installed("tests/apps", "node_modules/express")
 }
 
 /// PM2's command line of a package in tests/pm2: `pm2` (the newest), `pm2-6` or `pm2-5`.

@@ -1,7 +1,7 @@
 //! What the preload costs an app: its requests, and its start.
 //!
-//! The smallest server there is, so that nothing of the app's own hides what the preload adds. For requests it runs three times
-//! under a real PM2, beside a real sidecar: without the preload, without it again, and with it. What it takes to start is told
+//! The smallest server there is, so that nothing of the app's own hides what the preload adds, and the smallest of Express, which is
+//! the least that an app of today does. For requests each runs three times under a real PM2, beside a real sidecar: without the preload, without it again, and with it. What it takes to start is told
 //! without PM2, whose own start-up would hide it.
 
 use super::figures::{Table, median};
@@ -49,6 +49,7 @@ pub struct Report(Vec<Row>);
 
 struct Row {
     node: String,
+    app: &'static str,
     /// Of each app.
     rounds: [Vec<Round>; 3],
     /// In milliseconds, of each way to start.
@@ -67,12 +68,25 @@ struct App {
     visitors: Vec<SendRequest<Empty<Bytes>>>,
 }
 
-const APP: &str = "
+const APPS: [(&str, &str); 2] = [
+    (
+        "`node:http`",
+        "
 require('node:http').createServer((request, response) => {
   response.statusCode = 204;
   response.end();
 }).listen(process.env.PORT, '127.0.0.1', () => require('node:fs').writeSync(1, 'listens\\n'));
-";
+",
+    ),
+    (
+        "Express",
+        "
+const app = require('@express@')();
+app.get('/', (request, response) => response.status(204).end());
+app.listen(process.env.PORT, '127.0.0.1', () => require('node:fs').writeSync(1, 'listens\\n'));
+",
+    ),
+];
 const NAMES: [&str; 3] = ["plain", "again", "preload"];
 const CONNECTIONS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,13 +104,15 @@ impl Plan {
         nodes.sort();
         ensure!(!nodes.is_empty(), "no Node in {}: run `build/setup`", folder.display());
         let mut rows = Vec::new();
-        for node in nodes {
-            rows.push(self.row(&node).await?);
+        for (app, text) in APPS {
+            for node in &nodes {
+                rows.push(self.row(node, app, text).await?);
+            }
         }
         Ok(Report(rows))
     }
 
-    async fn row(&self, node: &Path) -> Result<Row> {
+    async fn row(&self, node: &Path, app: &'static str, text: &str) -> Result<Row> {
         let version = command::succeed(command::clean(node).arg("--version")).await?;
         let port = ports::row(NAMES.len().try_into()?)?;
         let addresses: Vec<SocketAddr> = (port..).take(NAMES.len()).map(ports::address).collect();
@@ -109,15 +125,15 @@ impl Plan {
         site.start().await?;
         let place = site.place();
         let (script, door) = (place.file("app.js"), place.file("runtime/preload.sock"));
-        fs::write(&script, APP)?;
-        let app = |(name, address): (&&str, &SocketAddr)| {
+        fs::write(&script, text.replace("@express@", &place::express()?.display().to_string()))?;
+        let listed = |(name, address): (&&str, &SocketAddr)| {
             let args = if *name == "preload" { format!("-r {}", preload().display()) } else { String::new() };
             json!({
                 "name": name, "script": script, "exec_mode": "fork", "interpreter": node, "node_args": args,
                 "env": { "PORT": address.port(), "HANDOFF_PRELOAD_SOCKET": door },
             })
         };
-        let apps: Vec<_> = NAMES.iter().zip(&addresses).map(app).collect();
+        let apps: Vec<_> = NAMES.iter().zip(&addresses).map(listed).collect();
         let pm2 = Pm2::start_file(NEWEST, &place.pm2_home(), &json!({ "apps": apps }), &[]).await?;
         let sidecar = Sidecar::start(place, &addresses).await?;
         sidecar.protects("preload", "L2").await?;
@@ -127,7 +143,7 @@ impl Plan {
         sidecar.stop()?;
         drop(pm2);
         site.end().await?;
-        Ok(Row { node: version.trim().trim_start_matches('v').to_owned(), rounds, starts })
+        Ok(Row { node: version.trim().trim_start_matches('v').to_owned(), app, rounds, starts })
     }
 
     /// Each round visits every app once, each time in another order.
@@ -252,6 +268,7 @@ impl Row {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
+            "app",
             "Node",
             "requests/s",
             "again",
@@ -271,7 +288,7 @@ impl fmt::Display for Report {
             let mid = |of: fn(&Round) -> f64| median(&plain.iter().map(of).collect::<Vec<_>>());
             let starts = row.starts.each_ref().map(|starts| median(starts));
             let [start, more @ ..] = starts;
-            let mut cells = vec![row.node.clone(), format!("{:.0}", mid(rate))];
+            let mut cells = vec![row.app.to_owned(), row.node.clone(), format!("{:.0}", mid(rate))];
             cells.extend([1, 2].map(|app| format!("{:.3} ×", row.ratio(app, rate))));
             cells.push(format!("{:.1}", mid(cpu)));
             cells.extend([1, 2].map(|app| format!("{:.3} ×", row.ratio(app, cpu))));
