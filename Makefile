@@ -237,7 +237,7 @@ endif
 	cargo run --release $(LOCKED) --bin scenario -- --scenario $(S) --runs $(RUNS) --level $(LEVEL) $(if $(filter L1,$(LEVEL)),--control)
 
 .PHONY: bench
-bench: speed ## all that is measured of speed: the next one, then what a request costs, under every balancer; installs valgrind; two hours
+bench: speed ## all that is measured of speed: the next one, then what a request costs, under every balancer; installs valgrind; three quarters of an hour
 	build/setup valgrind libjemalloc2
 	cargo run --release $(LOCKED) --bin cost -- --table
 
