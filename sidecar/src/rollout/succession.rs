@@ -77,6 +77,8 @@ impl Succession {
         self.grip.in_hand.is_moving(true);
         if !self.serves {
             self.grip.stop_when_settled().await?;
+            // Even one that PM2 has given up: as long as it says so, the next one seems to have crashed.
+            self.grip.stop().await?;
         }
         let was = self.grip.seen()?;
         let since = Answers::of(&window.views().await?);

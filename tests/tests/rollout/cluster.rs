@@ -285,6 +285,12 @@ async fn a_later_worker_that_is_broken_ends_the_roll_out() -> Result<()> {
     ensure!(["stopped", "errored"].contains(&broken.status.as_str()) && broken.pid == 0, "{broken:?}");
     ensure!(stage.marked().await?.is_empty(), "its mark is not lifted");
 
+    // Somebody tries again, until PM2 gives it up.
+    _ = stage.pm2.attempt(&["restart", "1"], PATIENCE).await?;
+    wait::until("PM2 to give it up", PATIENCE, async || {
+        stage.workers().await.ok()?.remove(&1).filter(|worker| worker.status == "errored")
+    })
+    .await?;
     stage.release("good")?;
     let ended = stage.reload(&OPTIONS).await?.is(0, &["all 4 workers of shop are new"])?;
     ensure!(ended.planned() == [1, 0, 2, 3], "who does not serve goes first: {:?}", ended.planned());

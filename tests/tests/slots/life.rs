@@ -51,7 +51,12 @@ async fn a_peer_that_is_added_is_a_peer_like_any_other() -> Result<()> {
         // It is marked as any other.
         let operator = Marker::operator(&site, "app");
         operator.says(State::Draining, &[&v6]).await?;
-        assert_eq!(shares(&site, 20).await?, [&v4, &unix].map(|peer| (peer.clone(), 10)).into());
+        // A choice that is refused is made again, and another process may have chosen in between.
+        let served = shares(&site, 20).await?;
+        assert!(
+            served.keys().eq([&v4, &unix]) && served.values().all(|share| (8..=12).contains(share)),
+            "{served:?}"
+        );
         let queue = peers.view().await?.queue.context("a queue")?;
         assert_eq!((queue.held, queue.resumed), (0, 0), "nobody waits while others are up");
         operator.says(State::Up, &[&v6]).await?;
@@ -60,7 +65,8 @@ async fn a_peer_that_is_added_is_a_peer_like_any_other() -> Result<()> {
         // To say it otherwise changes it.
         let heavy = PeerAdd { weight: 3, ..PeerAdd::new(Owner::operator(), &v4) };
         assert!(peers.adds(&heavy).await?.json::<handoff_wire::PeerAck>()?.changed);
-        assert_eq!(shares(&site, 50).await?[&v4], 30);
+        let served = shares(&site, 50).await?;
+        assert!((28..=32).contains(&served[&v4]), "{served:?}");
 
         for peer in all {
             let ack = peers.remove(peer, "?timeout=5s").await?;
