@@ -16,10 +16,18 @@ use std::{
 pub struct Clusters {
     /// Whose processes these are, and were.
     apps: BTreeMap<Process, String>,
-    /// Those that PM2 lists no longer, and since when.
-    leavers: BTreeMap<Process, Instant>,
+    /// Those that PM2 lists no longer.
+    leavers: BTreeMap<Process, Leaver>,
+    has_looked: bool,
     /// Until when PM2's word stands, that it replaces a worker of an app. By then it can be seen.
     heard: BTreeMap<String, Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leaver {
+    since: Instant,
+    /// It was a worker, or may have been one before we came. Else PM2 has just started it, and does not list it yet.
+    may_serve: bool,
 }
 
 /// Longer than PM2 takes to do what it says.
@@ -40,9 +48,11 @@ impl Clusters {
 
     /// These are children of the daemon, and no workers that it lists.
     pub fn left(&mut self, leavers: &BTreeSet<Process>, now: Instant) {
+        let is_first = !std::mem::replace(&mut self.has_looked, true);
         self.leavers.retain(|leaver, _| leavers.contains(leaver));
         for &leaver in leavers {
-            self.leavers.entry(leaver).or_insert(now);
+            let may_serve = is_first || self.apps.contains_key(&leaver);
+            self.leavers.entry(leaver).or_insert(Leaver { since: now, may_serve });
         }
     }
 
@@ -63,18 +73,24 @@ impl Clusters {
 
     /// Somebody goes, as far as that is not to be seen in the workers that PM2 lists.
     pub fn is_leaving(&self, app: &str) -> bool {
-        self.heard.contains_key(app) || self.has_leavers(app)
+        self.heard.contains_key(app) || self.leavers_of(app).next().is_some()
     }
 
-    /// Somebody is there whom PM2 lists no longer. One that we never met may be anybody's.
-    pub fn has_leavers(&self, app: &str) -> bool {
-        self.leavers.keys().any(|leaver| self.apps.get(leaver).is_none_or(|of| of == app))
+    /// Somebody whom PM2 lists no longer is there, and nobody knows that it has stopped.
+    pub fn is_served_by_leavers(&self, app: &str) -> bool {
+        self.leavers_of(app).any(|leaver| leaver.may_serve)
+    }
+
+    /// One that we never met may be anybody's.
+    fn leavers_of(&self, app: &str) -> impl Iterator<Item = &Leaver> {
+        let is_its = move |leaver: &Process| self.apps.get(leaver).is_none_or(|of| of == app);
+        self.leavers.iter().filter(move |(leaver, _)| is_its(leaver)).map(|(_, leaver)| leaver)
     }
 
     /// Those whom PM2 should have ended in this time, and has not: it has lost sight of them.
     pub fn forgotten(&self, patience: Duration, now: Instant) -> impl Iterator<Item = Process> {
         let is_forgotten = move |since: Instant| now.saturating_duration_since(since) > patience;
-        self.leavers.iter().filter(move |&(_, &since)| is_forgotten(since)).map(|(&leaver, _)| leaver)
+        self.leavers.iter().filter(move |(_, leaver)| is_forgotten(leaver.since)).map(|(&leaver, _)| leaver)
     }
 
     /// How often to look, because somebody goes.
@@ -106,6 +122,32 @@ mod tests {
         let mut clusters = Clusters::default();
         clusters.left(&[OLD].into(), Instant::now());
         assert!(clusters.is_leaving("shop") && clusters.is_leaving("blog"));
+    }
+
+    #[test]
+    fn who_was_a_worker_serves_until_it_ends_and_who_is_not_listed_yet_does_not() {
+        let now = Instant::now();
+        let (mut clusters, new) = (Clusters::default(), Process { pid: 8, start: 2 });
+        clusters.meet("shop", OLD);
+        clusters.left(&BTreeSet::new(), now);
+        clusters.left(&[new].into(), now);
+        assert!(clusters.is_leaving("shop") && !clusters.is_served_by_leavers("shop"));
+        clusters.left(&[OLD, new].into(), now);
+        assert!(clusters.is_served_by_leavers("shop") && !clusters.is_served_by_leavers("blog"));
+        clusters.died(OLD);
+        assert!(!clusters.is_served_by_leavers("shop"));
+        // Listed, and then no longer.
+        clusters.meet("shop", new);
+        clusters.left(&BTreeSet::new(), now);
+        clusters.left(&[new].into(), now);
+        assert!(clusters.is_served_by_leavers("shop"));
+    }
+
+    #[test]
+    fn who_had_left_before_we_came_may_serve() {
+        let mut clusters = Clusters::default();
+        clusters.left(&[OLD].into(), Instant::now());
+        assert!(clusters.is_served_by_leavers("shop"));
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl Roster {
                 let shared = behind_many.entry(peer).or_default();
                 shared.meet(peer, worker, self.needed.contains_key(&id));
                 if self.clusters.is_leaving(worker.app()) {
-                    shared.leaves(self.clusters.has_leavers(worker.app()));
+                    shared.leaves(self.clusters.is_served_by_leavers(worker.app()));
                 }
             }
         }
