@@ -11,8 +11,8 @@ use e2e::{
 };
 use std::time::Duration;
 
-/// From PM2's notice until the worker closes, and from `ready` until all who waited are with the new one.
-/// Until nginx is told, and has sent on whoever waited, on a machine that has other things to do.
+/// From PM2's notice until the worker closes, and from `ready` until all who waited are with the new one; on a machine that has other
+/// things to do, too.
 const SLACK: Duration = Duration::from_millis(500);
 
 async fn two_deploys(scenario: Scenario, version: &str) -> Result<Run> {
