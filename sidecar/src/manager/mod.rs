@@ -41,6 +41,7 @@ pub trait Manager: fmt::Debug + Send + Sync {
     /// Keeps one that it starts again and again from running, until it can be stopped.
     fn freeze(&self, id: PmId) -> Answer<'_, ()>;
 
+    /// It runs on.
     fn thaw(&self, id: PmId) -> Answer<'_, ()>;
 
     /// Knows it no longer. It must be stopped.
