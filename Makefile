@@ -168,7 +168,7 @@ regression: build ## nginx's own test suite, with the module and without, over e
 SANITIZED = untouched same_bytes smuggling access api answers hold in_flight orphans plus reload retry reuse slots \
 	slow_start trial worker_variable control_socket
 .PHONY: sanitize
-sanitize: build ## nginx and the module with AddressSanitizer and UndefinedBehaviorSanitizer, under stress; or NGINX_SOURCES=/path…: half an hour
+sanitize: build ## nginx and the module with AddressSanitizer and UndefinedBehaviorSanitizer, under stress; or NGINX_SOURCES=/path…: ten minutes
 	build/sanitize $(NGINX_SOURCES) -- $(LOCKED) --no-fail-fast $(addprefix --test ,$(SANITIZED))
 
 .PHONY: valgrind
