@@ -1,6 +1,6 @@
 //! The sample application, as an ecosystem file describes it to PM2.
 
-use crate::{orders, place, ports};
+use crate::{http, orders, place, ports};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::{
@@ -68,6 +68,14 @@ impl App {
             Mode::Cluster => 1,
         };
         (self.first_port..).take(ports.into()).map(|port| (self.host, port).into()).collect()
+    }
+
+    /// Waits until something answers at each of them.
+    pub async fn answers(&self) -> Result<()> {
+        for address in self.addresses() {
+            http::answers(address).await?;
+        }
+        Ok(())
     }
 
     pub fn script(&self) -> &Path {

@@ -9,7 +9,6 @@ use crate::{
     control, drain_script,
     front::Front,
     haproxy::{self, Haproxy},
-    http,
     lives::{self, Life},
     load::{Load, Visit},
     nginx::{Binary, Nginx},
@@ -187,9 +186,7 @@ impl Stage {
         let has_preload = scenario.level == Level::L2 && *setup == Setup::Handoff;
         app.preload = has_preload.then(|| place.file("runtime/preload.sock"));
         let pm2 = Pm2::start(pm2::NEWEST, &place.pm2_home(), &app).await?;
-        for address in app.addresses() {
-            http::answers(address).await?;
-        }
+        app.answers().await?;
         let front = Self::front(plan, &place, &app).await?;
         let sidecar = match setup {
             Setup::Stock | Setup::Tuned | Setup::Haproxy | Setup::Caddy => None,

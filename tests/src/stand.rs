@@ -4,7 +4,6 @@
 use crate::{
     app::{App, Behaviour, Mode, NAME},
     clock::Moment,
-    http,
     load::Load,
     net::Realm,
     place::{self, Place},
@@ -114,9 +113,7 @@ impl Plan {
         let mut app = App::new(self.behaviour(), self.mode, self.workers, site.place().path())?;
         app.preload = (self.level == Level::L2).then(|| site.file("runtime/preload.sock"));
         let pm2 = Pm2::start_on(realm.clone(), NEWEST, &site.place().pm2_home(), &app).await?;
-        for address in app.addresses() {
-            http::answers(address).await?;
-        }
+        app.answers().await?;
         site.write(&self.conf(&site, &app))?;
         let (realm, sidecar_realm) = (realm.clone(), realm.clone());
         let mut stand = Stand { load: None, sidecar: None, pm2, app, site, realm, sidecar_realm, plan: self };

@@ -10,7 +10,6 @@ use e2e::{
     clock::Moment,
     command,
     conf::{Conf, Tuning},
-    http,
     lives::{self, Life},
     load::{Answer, Kind, Load, Visit},
     nginx::{Binary, Nginx},
@@ -105,9 +104,7 @@ impl Trial {
         set(&mut ecosystem, "/apps/0/node_args", json!(["-r", preload]));
         adapt(&place, &app, &mut ecosystem);
         let pm2 = Pm2::start_file(NEWEST, &place.pm2_home(), &ecosystem, plan.daemon).await?;
-        for address in app.addresses() {
-            http::answers(address).await?;
-        }
+        app.answers().await?;
         let control = place.control_socket();
         let is_handoff = plan.setup == Setup::Handoff;
         let tuning = if is_handoff {

@@ -8,7 +8,6 @@ use e2e::{
     app::{App, Behaviour, Mode},
     command,
     etcd::{Etcd, Tls},
-    http,
     load::{Load, Visit},
     orders::Orders,
     place,
@@ -103,9 +102,7 @@ impl Fleet {
         let mut app = App::new(behaviour, plan.mode, plan.workers, &first.file(""))?;
         app.preload = plan.preload.then(|| first.file("runtime/preload.sock"));
         let pm2 = Pm2::start(NEWEST, &first.file("pm2"), &app).await?;
-        for address in app.addresses() {
-            http::answers(address).await?;
-        }
+        app.answers().await?;
         let servers: String = app.addresses().iter().map(|address| format!("server {address}; ")).collect();
         for site in &mut sites {
             site.write(&site.usual_with(&plan.upstream.replace("@servers@", &servers)))?;
