@@ -14,10 +14,11 @@ use crate::{
     pm2::{
         PmId,
         home::Home,
-        monitor::{KILL_TIMEOUT, LISTEN_TIMEOUT, Status},
+        monitor::{LISTEN_TIMEOUT, Status},
         orders::Sealed,
         rpc::RpcError,
     },
+    preload::workers::kill_timeout,
 };
 use std::{
     future::Future,
@@ -197,7 +198,7 @@ impl Grip {
     /// How long PM2 waits for its `ready`, and for its end.
     fn timeouts(&self) -> Result<(Duration, Duration), Stop> {
         let settings = self.seen()?.listed.settings;
-        Ok((settings.listen_timeout.unwrap_or(LISTEN_TIMEOUT), settings.kill_timeout.unwrap_or(KILL_TIMEOUT)))
+        Ok((settings.listen_timeout.unwrap_or(LISTEN_TIMEOUT), kill_timeout(&settings)))
     }
 
     /// For cluster mode, where a worker that is not ready may listen, and would be frozen with a user's request: waits until
